@@ -1,0 +1,28 @@
+# `make demo` and `make test` each work as the first command in a fresh clone.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint
+
+demo: $(VENV)/installed
+	$(BIN)/flashu generate "a red circle" "two blue squares" "a green star above a yellow ring" -o demo
+	@echo "The pictures are in demo/. The built-in model is small and untrained so far: expect coloured noise."
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(INSTALL) -e '.[test]'
+	@touch $@

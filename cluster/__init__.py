@@ -1,0 +1,1 @@
+"""Running sharded work on Ray: the shard queue, the worker pool, storage, metrics."""

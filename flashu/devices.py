@@ -1,0 +1,42 @@
+"""Which device and number format to run in: names from a user to torch objects, with errors that help."""
+
+from __future__ import annotations
+
+import torch
+
+from flashu.errors import InputError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """A device that exists. None picks CUDA where there is one, else the CPU. Raises `InputError`."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"unknown device {device!r}; there is: {_available()}") from None
+    if resolved.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device {device!r} is not supported; there is: {_available()}")
+    missing = (resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count()) or (
+        resolved.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise InputError(f"device {str(device)!r} is not there; there is: {_available()}")
+    return resolved
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """A number format to run in. None picks bfloat16 on CUDA and float32 elsewhere. Raises `InputError`."""
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    named = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if named not in DTYPES.values():
+        raise InputError(f"dtype {dtype} is not supported; choose one of: {', '.join(DTYPES)}")
+    return named
+
+
+def _available() -> str:
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return ", ".join(names + (["mps"] if torch.backends.mps.is_available() else []))

@@ -1,0 +1,1 @@
+"""Files of the small model that ships with the package."""

@@ -1,0 +1,259 @@
+"""The shapes of every network: what a checkpoint's `config.json` says, and the sizes that are known by name.
+
+Numbers and (de)serialisation only; no tensors. The geometry of the embedded default model stands here and
+nowhere else, as `PRESETS["embedded"]`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from flashu.errors import CheckpointError, InputError
+
+PATCH_SIZE = 2  # latent pixels per side of an image token
+VAE_STRIDE = 8  # image pixels per side of a latent pixel
+PIXELS_PER_TOKEN = PATCH_SIZE * VAE_STRIDE
+
+DEFAULT_VOCAB_SIZE = 151669  # Qwen2.5's 151665 tokens and the four that Show-o2 adds
+
+
+@dataclass(frozen=True)
+class LlmGeometry:
+    """A Qwen2.5 decoder, under the key names of its own `config.json`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    tie_word_embeddings: bool = False
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class VisionGeometry:
+    """A SigLIP encoder as Show-o2 keeps it: `num_hidden_layers` counts the layers that are *run*."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 16
+    grid: int = 27  # side of the token grid that the learned position embedding was trained on
+    layer_norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class HeadGeometry:
+    """The diffusion head's attention blocks."""
+
+    hidden_size: int = 2048
+    intermediate_size: int = 8192
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int = 64
+
+
+@dataclass(frozen=True)
+class VaeGeometry:
+    """The Wan 2.1 VAE. `latent_mean` and `latent_std` normalise its latents, one number a channel."""
+
+    dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    latent_mean: tuple[float, ...] = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )  # fmt: skip
+    latent_std: tuple[float, ...] = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"_class_name": "WanImageVAE", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: str) -> VaeGeometry:
+        return _from_dict(cls, data, where)
+
+
+@dataclass(frozen=True)
+class Showo2Config:
+    """The whole unified model."""
+
+    llm: LlmGeometry
+    llm_vocab_size: int = DEFAULT_VOCAB_SIZE
+    llm_model_path: str = ""
+    image_latent_dim: int = 16
+    image_latent_height: int = 27  # the native token grid; other sizes can be asked for
+    image_latent_width: int = 27
+    num_diffusion_layers: int = 10
+    vision: VisionGeometry = field(default_factory=VisionGeometry)
+    head: HeadGeometry = field(default_factory=HeadGeometry)
+
+    @property
+    def native_grid(self) -> tuple[int, int]:
+        """(height, width) of the token grid that the checkpoint was made for."""
+        return self.image_latent_height, self.image_latent_width
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of Show-o2's own `config.json`, and the nested geometries that it leaves to hub ids."""
+        return {
+            "_class_name": "Showo2Qwen2_5",
+            "llm_vocab_size": self.llm_vocab_size,
+            "llm_model_path": self.llm_model_path,
+            "load_from_showo": True,
+            "image_latent_dim": self.image_latent_dim,
+            "image_latent_height": self.image_latent_height,
+            "image_latent_width": self.image_latent_width,
+            "video_latent_height": self.vision.grid,
+            "video_latent_width": self.vision.grid,
+            "patch_size": PATCH_SIZE,
+            "hidden_size": self.llm.hidden_size,
+            "clip_latent_dim": self.vision.hidden_size,
+            "num_diffusion_layers": self.num_diffusion_layers,
+            "add_time_embeds": True,
+            "add_qk_norm": True,
+            "llm_config": asdict(self.llm),
+            "vision_config": asdict(self.vision),
+            "head_config": asdict(self.head),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], llm: LlmGeometry, where: str) -> Showo2Config:
+        """Read Show-o2's `config.json`.
+
+        `llm` is the geometry that `llm_model_path` names, already looked up. `where` names the file in errors.
+        Raises `CheckpointError` when the file describes something that this network cannot be.
+        """
+        if data.get("_class_name", "Showo2Qwen2_5") != "Showo2Qwen2_5":
+            raise CheckpointError(f"{where} describes a {data['_class_name']!r}, not a Show-o2 (Showo2Qwen2_5) model")
+        if not data.get("add_time_embeds", True):
+            raise CheckpointError(f"{where}: add_time_embeds is false; only models with a time token are supported")
+        if data.get("patch_size", PATCH_SIZE) != PATCH_SIZE:
+            raise CheckpointError(f"{where}: patch_size is {data['patch_size']}; only {PATCH_SIZE} is supported")
+        if data.get("hidden_size", llm.hidden_size) != llm.hidden_size:
+            raise CheckpointError(
+                f"{where}: hidden_size is {data['hidden_size']}, but its LLM "
+                f"({data.get('llm_model_path')!r}) has hidden size {llm.hidden_size}"
+            )
+        vision = _from_dict(VisionGeometry, data.get("vision_config", {}), where)
+        if data.get("clip_latent_dim", vision.hidden_size) != vision.hidden_size:
+            raise CheckpointError(
+                f"{where}: clip_latent_dim is {data['clip_latent_dim']}, "
+                f"but the semantic layers have hidden size {vision.hidden_size}"
+            )
+        known = {"image_latent_dim", "image_latent_height", "image_latent_width", "num_diffusion_layers"}
+        return cls(
+            llm=llm,
+            llm_vocab_size=data.get("llm_vocab_size") or DEFAULT_VOCAB_SIZE,
+            llm_model_path=data.get("llm_model_path") or "",
+            vision=vision,
+            head=_from_dict(HeadGeometry, data.get("head_config", {}), where),
+            **{key: data[key] for key in known & data.keys()},
+        )
+
+
+def _from_dict(cls: type, data: dict[str, Any], where: str) -> Any:
+    """A geometry from the keys it knows; other keys of a Hugging Face config are none of its business."""
+    known = {f.name: f for f in fields(cls)}
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key in known}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise CheckpointError(f"{where}: incomplete {cls.__name__}: {error}") from None
+
+
+def read_llm_geometry(config_file: Path) -> LlmGeometry:
+    """The geometry in a Qwen2.5 folder's `config.json`. Raises `CheckpointError` for another architecture."""
+    data = read_json(config_file)
+    if data.get("model_type", "qwen2") != "qwen2":
+        raise CheckpointError(f"{config_file} is a {data['model_type']!r} model; Show-o2's LLM is a qwen2 (Qwen2.5)")
+    rope = data.get("rope_parameters") or {}  # where transformers 5 keeps rope_theta
+    return _from_dict(LlmGeometry, {**rope, **data}, str(config_file))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises `CheckpointError` when it is not one."""
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} holds a JSON {type(data).__name__}, not an object")
+    return data
+
+
+QWEN2_5_1_5B = LlmGeometry(1536, 8960, 28, 12, 2, tie_word_embeddings=True)
+QWEN2_5_7B = LlmGeometry(3584, 18944, 28, 28, 4)
+
+BUILT_IN_LLMS = {
+    "Qwen/Qwen2.5-1.5B-Instruct": QWEN2_5_1_5B,
+    "Qwen/Qwen2.5-7B-Instruct": QWEN2_5_7B,
+}
+
+_SHOWO2_1_5B = Showo2Config(llm=QWEN2_5_1_5B, llm_model_path="Qwen/Qwen2.5-1.5B-Instruct")
+
+PRESETS = {
+    "show-o2-1.5b": _SHOWO2_1_5B,
+    "show-o2-1.5b-hq-512": replace(_SHOWO2_1_5B, image_latent_height=32, image_latent_width=32),
+    "show-o2-1.5b-hq-1024": replace(_SHOWO2_1_5B, image_latent_height=64, image_latent_width=64),
+    "show-o2-7b": Showo2Config(llm=QWEN2_5_7B, llm_model_path="Qwen/Qwen2.5-7B-Instruct"),
+    # The small model that ships with the package: 128x128 pixels, 64 image tokens, about 10 million parameters.
+    "embedded": Showo2Config(
+        llm=LlmGeometry(192, 512, 10, 6, 2, tie_word_embeddings=True),
+        llm_vocab_size=1024,
+        image_latent_height=8,
+        image_latent_width=8,
+        num_diffusion_layers=4,
+        vision=VisionGeometry(128, 384, 4, 4, grid=8),
+        head=HeadGeometry(256, 768, 8, 2, 32),
+    ),
+}
+
+VAE_PRESETS = {name: VaeGeometry() for name in PRESETS} | {"embedded": VaeGeometry(dim=16)}
+
+
+def preset(name: str) -> tuple[Showo2Config, VaeGeometry]:
+    """The model and VAE geometry known by `name`. Raises `InputError` with the list of names."""
+    if name not in PRESETS:
+        raise InputError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+    return PRESETS[name], VAE_PRESETS[name]
+
+
+def parse_size(size: int | tuple[int, int] | None, native_grid: tuple[int, int]) -> tuple[int, int]:
+    """Pixels to a token grid (height, width).
+
+    `size` is pixels per side, or (height, width) in pixels, or None for the native size.
+    Raises `InputError` unless each side is a positive multiple of 16.
+    """
+    if size is None:
+        return native_grid
+    height, width = (size, size) if isinstance(size, int) else size
+    for side in (height, width):
+        if side <= 0 or side % PIXELS_PER_TOKEN:
+            lower = max(side // PIXELS_PER_TOKEN, 1) * PIXELS_PER_TOKEN
+            raise InputError(
+                f"image size {height}x{width}: each side must be a multiple of {PIXELS_PER_TOKEN} pixels; "
+                f"next to {side} are {lower} and {lower + PIXELS_PER_TOKEN}"
+            )
+    return height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
+
+
+def max_text_tokens(image_tokens: int) -> int:
+    """How many prompt tokens fit beside `image_tokens` in the rows that Show-o2 was trained on.
+
+    The released row lengths (1024, 1280 and 4352 positions for 729, 1024 and 4096 image tokens) are the image
+    tokens plus 256, rounded up to 128; time token, bos, boi, eoi and eos take five of them.
+    """
+    row_length = -(-(image_tokens + 256) // 128) * 128
+    return row_length - image_tokens - 5

@@ -1,0 +1,262 @@
+"""Show-o2: one network that turns text and a noisy image latent into that image's velocity.
+
+    text ──► embed ──► LLM ──────────────► head ───────► keys and values     `encode_prefix`, once per prompt
+                        ▲                    ▲
+    latent ─► und ─► SigLIP ─┐               │
+           └► gen ───────────┴► fusion ──► LLM ──► head ──► velocity         `velocity`, every step
+                                             ▲       ▲
+    time ────────────────────────────────────┴───────┘                       `embed_times`, once per time grid
+
+A row of the released model is `[bos] text [boi] [time] [image × N] [eoi] [eos] [pad]…`, run whole at every step, and
+twice for guidance. Its velocity is reproduced here from less: nothing before the image span sees the image or the
+time, so those keys and values are made once; nothing in the span sees what follows it, so that is not run; the rows
+of one image share its latent, so the image path runs once for both; and no logits are made.
+
+Parameter names and shapes are those of the released checkpoints. No sampling, no tokens' meaning, no files here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flashu.models import checkpoint
+from flashu.models.diffusion_head import DiffusionHead, FinalLayer
+from flashu.models.geometry import PATCH_SIZE, Showo2Config
+from flashu.models.layers import KeyValue, Rotary, rotary_frequencies, rotary_table
+from flashu.models.qwen2 import Qwen2ForCausalLM
+from flashu.models.siglip import SiglipEncoder
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class PatchEmbed(nn.Module):
+    """(images, channels, height, width) latents to (images, tokens, hidden), tokens row-major."""
+
+    def __init__(self, channels: int, hidden_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, hidden_size, PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.proj(latents).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    FREQUENCIES = 256
+    MAX_PERIOD = 10_000
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(self.FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Times (steps,) in [0, 1] to (steps, hidden): sinusoids of t itself, cosines first, then an MLP."""
+        half = self.FREQUENCIES // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angles = t.float()[:, None] * torch.exp(-math.log(self.MAX_PERIOD) * exponents)
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.mlp[0].weight.dtype))
+
+
+@dataclass
+class Times:
+    """What the network takes from a time grid; the first dimension of each tensor is the step."""
+
+    token: Tensor  # (steps, llm hidden): first token of the span
+    blocks: Tensor  # (steps, blocks, 6, head hidden): modulations of diffusion_head_a
+    final: Tensor  # (steps, 2, head hidden): modulation of diffusion_head_b
+
+    def at(self, step: int) -> Times:
+        return Times(self.token[step], self.blocks[step], self.final[step])
+
+
+@dataclass
+class Prefix:
+    """Everything about a batch of rows that the steps need and do not change.
+
+    Rows come in CFG order: all conditional rows, then (with guidance) all unconditional ones, images in one order.
+    """
+
+    grid: tuple[int, int]  # token grid of the image, (height, width)
+    llm: list[KeyValue]
+    head: list[KeyValue]
+    llm_rotary: Rotary  # of the span's positions, which start where each row's text ends
+    head_rotary: Rotary
+    mask: Tensor | None  # (rows, 1, 1, prefix + span); None when all prefixes are of one length
+    semantic_positions: Tensor  # (tokens, vision hidden): SigLIP's position embedding, resized to the grid
+
+
+class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
+    def __init__(self, config: Showo2Config):
+        super().__init__()
+        self.config = config
+        self.source: str | Path | None = None  # the folder it was loaded from, or the name "embedded"
+        llm, vision, head = config.llm.hidden_size, config.vision.hidden_size, config.head.hidden_size
+
+        self.image_embedder_und = PatchEmbed(config.image_latent_dim, vision)
+        self.image_embedder_gen = PatchEmbed(config.image_latent_dim, llm)
+        self.position_embedding = nn.Embedding(config.vision.grid**2, vision)
+        self.und_trans = SiglipEncoder(config.vision)
+        self.fusion_proj = nn.Sequential(
+            nn.RMSNorm(vision + llm, eps=1e-6), nn.Linear(vision + llm, llm), nn.GELU(), nn.Linear(llm, llm)
+        )
+        self.showo = Qwen2ForCausalLM(config.llm, config.llm_vocab_size)
+        self.time_embed = TimestepEmbedder(head)
+        # The released code leaves both projections out where the two hidden sizes agree.
+        if llm != head:
+            self.time_embed_proj = nn.Linear(head, llm)
+            self.diff_proj = nn.Sequential(nn.Linear(llm, head), nn.GELU(), nn.Linear(head, head))
+        else:
+            self.time_embed_proj = self.diff_proj = nn.Identity()
+        self.diffusion_head_a = DiffusionHead(config.head, config.num_diffusion_layers)
+        self.diffusion_head_b = FinalLayer(head, PATCH_SIZE**2 * config.image_latent_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.showo.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.showo.model.embed_tokens.weight.dtype
+
+    def embed_times(self, t: Tensor) -> Times:
+        """Everything that depends on time alone, for times `t` (steps,) at once."""
+        embeds = self.time_embed(t.to(self.device))
+        return Times(
+            token=self.time_embed_proj(embeds),
+            blocks=self.diffusion_head_a.modulations(embeds),
+            final=self.diffusion_head_b.modulations(embeds),
+        )
+
+    def encode_prefix(self, rows: Sequence[Sequence[int]], grid: tuple[int, int]) -> Prefix:
+        """Run what stands before the image: for each row its token ids, from bos to boi.
+
+        `grid` is the image's (height, width) in tokens. Rows may differ in length.
+        """
+        lengths = [len(row) for row in rows]
+        longest = max(lengths)
+        padded = [[*row, *([0] * (longest - len(row)))] for row in rows]  # padding is run, and never seen
+        x = self.showo.model.embed_tokens(torch.tensor(padded, device=self.device))
+
+        text_positions = torch.arange(longest, device=self.device)[None]
+        span = torch.arange(1 + grid[0] * grid[1], device=self.device)
+        starts = torch.tensor(lengths, device=self.device)[:, None]
+        mask = None
+        if len(set(lengths)) > 1:
+            mask = torch.cat((text_positions < starts, torch.ones_like(starts + span, dtype=torch.bool)), dim=1)
+            mask = mask[:, None, None]
+
+        config = self.config.llm
+        llm_frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
+        head_frequencies = self.diffusion_head_a.rotary_frequencies(self.device)
+        x, llm = self.showo.model(x, rotary_table(llm_frequencies, text_positions, self.dtype))
+        head = self.diffusion_head_a.encode_prefix(
+            self.diff_proj(x), rotary_table(head_frequencies, text_positions, self.dtype)
+        )
+        return Prefix(
+            grid=grid,
+            llm=llm,
+            head=head,
+            llm_rotary=rotary_table(llm_frequencies, starts + span, self.dtype),
+            head_rotary=rotary_table(head_frequencies, starts + span, self.dtype),
+            mask=mask,
+            semantic_positions=self.semantic_positions(grid),
+        )
+
+    def semantic_positions(self, grid: tuple[int, int]) -> Tensor:
+        """SigLIP's learned positions, resized (bicubic) from their own grid to `grid`: (tokens, hidden)."""
+        side = self.config.vision.grid
+        weight = self.position_embedding.weight
+        if grid == (side, side):
+            return weight
+        planes = weight.float().T.reshape(1, -1, side, side)
+        resized = F.interpolate(planes, size=grid, mode="bicubic", align_corners=False)
+        return resized.flatten(2)[0].T.to(weight.dtype)
+
+    def embed_images(self, latents: Tensor, semantic_positions: Tensor) -> Tensor:
+        """Latents (images, channels, height, width) to LLM embeddings (images, tokens, hidden)."""
+        semantic = self.und_trans(self.image_embedder_und(latents) + semantic_positions)
+        return self.fusion_proj(torch.cat((semantic, self.image_embedder_gen(latents)), dim=-1))
+
+    def run_llm(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
+        """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
+        rows = prefix.llm[0].key.shape[0]
+        images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions)
+        span = torch.cat((time.token.expand(len(images), 1, -1), images), dim=1)
+        span = span.repeat(rows // len(images), 1, 1)
+        return self.showo.model(span, prefix.llm_rotary, prefix.llm, prefix.mask)[0]
+
+    def run_head(self, hidden: Tensor, time: Times, prefix: Prefix) -> Tensor:
+        """The diffusion head over the LLM's span output: (rows, tokens, head hidden), without the time token."""
+        x = self.diff_proj(hidden)
+        return self.diffusion_head_a(x, prefix.head_rotary, time.blocks, prefix.head, prefix.mask)[:, 1:]
+
+    def run_final(self, hidden: Tensor, time: Times, grid: tuple[int, int]) -> Tensor:
+        """Head output (rows, tokens, head hidden) to velocity (rows, channels, height, width)."""
+        return unpatchify(self.diffusion_head_b(hidden, time.final), grid)
+
+    def velocity(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
+        """One evaluation: the velocity that each row of `prefix` gives `latents` at one `time`.
+
+        latents: (images, channels, height, width); `prefix` has one row an image, or two.
+        Returns (rows, channels, height, width).
+        """
+        hidden = self.run_llm(latents, time, prefix)
+        return self.run_final(self.run_head(hidden, time, prefix), time, prefix.grid)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Showo2Qwen2_5:
+        """Load a checkpoint folder, a hub id, or the model that ships with this package (`"embedded"`).
+
+        Reads `pytorch_model.bin` or `.safetensors`, single or sharded, memory-mapped, so that loading needs no more
+        memory than the model itself. `dtype=None` keeps the stored one.
+        Raises `CheckpointError` (missing, damaged, unsafe, or another model) or `InputError` (device, dtype).
+        """
+        return checkpoint.load_showo2(cls, path_or_hub_id, dtype, device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and safetensors weights (sharded over 5 GB) that `from_pretrained` reads."""
+        checkpoint.save_showo2(self, Path(folder))
+
+    def t2i_generate(
+        self, prompts: str | Sequence[str], *, vae: Any = None, tokenizer: Any = None, **options: Any
+    ) -> list[Image.Image]:
+        """Text to images in one call: builds a `TextToImagePipeline` around this model and calls it.
+
+        `vae` and `tokenizer` are objects or paths; without them they are found beside the model's checkpoint, or on
+        the hub. `options` are those of `TextToImagePipeline.__call__`. Returns a list of PIL images.
+        """
+        from flashu.pipeline import TextToImagePipeline
+
+        if vae is not None or tokenizer is not None or self._pipeline is None:
+            self._pipeline = TextToImagePipeline.from_model(self, vae=vae, tokenizer=tokenizer)
+        self._pipeline.vae.to(self.device, self.dtype)  # the model may have moved since
+        return self._pipeline(prompts, **options)
+
+    _pipeline: Any = None
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(rows, tokens, patch · patch · channels) to (rows, channels, height, width), as the weights expect it.
+
+    The released model lays its patches out token by token and reads the result as rows of pixels, with no transpose
+    between a patch's rows and the grid's columns. Its weights were trained so; a usual unpatchify scrambles them.
+    """
+    rows, tokens, features = patches.shape
+    channels = features // PATCH_SIZE**2
+    pixels = patches.reshape(rows, tokens * PATCH_SIZE**2, channels)
+    return pixels.transpose(1, 2).reshape(rows, channels, grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)

@@ -1,0 +1,101 @@
+"""From a prompt to token ids, and where they stand in a row: Qwen2.5's tokenizer with Show-o2's added tokens.
+
+Works on a `tokenizer.json` alone (the Rust tokenizer that transformers wraps), so that nothing else is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from flashu.errors import CheckpointError
+from flashu.models import checkpoint
+
+ADDED_TOKENS = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # the order fixes their ids
+
+BOS, EOS = "<|im_start|>", "<|im_end|>"
+BOI, EOI = "<|vision_start|>", "<|vision_end|>"
+IMAGE_PLACEHOLDER, PAD = "<|image_pad|>", "[PAD]"
+
+EMBEDDED_FOLDER = Path(__file__).parent.parent / "embedded" / "tokenizer"
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The ids that frame text and image in a row."""
+
+    bos: int
+    eos: int
+    boi: int
+    eoi: int
+    image_placeholder: int
+    pad: int
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    prefix: list[int]  # bos, text, boi
+    truncated: bool
+
+
+class PromptTokenizer:
+    def __init__(self, tokenizer: Tokenizer):
+        """Wrap a Qwen2.5 tokenizer; Show-o2's four tokens are added where they are missing."""
+        self.tokenizer = tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        for token in ADDED_TOKENS:
+            if tokenizer.token_to_id(token) is None:
+                tokenizer.add_tokens([AddedToken(token, normalized=False, special=token == PAD)])
+        ids = {token: tokenizer.token_to_id(token) for token in (BOS, EOS, BOI, EOI, IMAGE_PLACEHOLDER, PAD)}
+        absent = [token for token, token_id in ids.items() if token_id is None]
+        if absent:
+            raise CheckpointError(f"not a Qwen2.5 tokenizer: it lacks {', '.join(absent)}")
+        self.ids = TokenIds(*ids.values())
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode_prompt(self, prompt: str, max_text_tokens: int) -> EncodedPrompt:
+        """`[bos] text [boi]`, the text cut after `max_text_tokens`; an empty prompt has no text at all."""
+        text = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        return EncodedPrompt(
+            prefix=[self.ids.bos, *text[:max_text_tokens], self.ids.boi], truncated=len(text) > max_text_tokens
+        )
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> PromptTokenizer:
+        """Load `tokenizer.json` from a folder, its `tokenizer/` subfolder, or a hub repository.
+
+        Raises `CheckpointError` when there is none or it cannot be read.
+        """
+        if str(path_or_hub_id) == checkpoint.EMBEDDED:
+            folder = EMBEDDED_FOLDER
+        else:
+            folder = checkpoint.resolve_folder(path_or_hub_id, ["tokenizer.json"])
+        file = find_tokenizer(folder)
+        if file is None:
+            raise CheckpointError(f"{folder} holds no tokenizer.json")
+        try:
+            return cls(Tokenizer.from_file(str(file)))
+        except CheckpointError as error:
+            raise CheckpointError(f"{file}: {error}") from None
+        except Exception as error:  # the Rust side raises bare Exception
+            raise CheckpointError(f"{file} cannot be read as a tokenizer: {error}") from None
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `tokenizer.json`, and a `tokenizer_config.json` with which transformers' AutoTokenizer reads it."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": PAD}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """A checkpoint folder's `tokenizer.json`, in it or in its `tokenizer/` subfolder."""
+    candidates = (folder / "tokenizer.json", folder / "tokenizer" / "tokenizer.json")
+    return next((file for file in candidates if file.exists()), None)

@@ -1,0 +1,1 @@
+"""What a person runs: the `flashu` command and, behind it, the jobs."""

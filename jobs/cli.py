@@ -1,0 +1,186 @@
+"""The `flashu` command. Commands import what they need when they run, so that `flashu --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flashu.errors import InputError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="""Text to images with Show-o2.
+
+    Try it, with no download and no GPU:
+
+        flashu generate "a red circle" -o out.png
+
+    With the released model:
+
+        flashu generate "a red fox" -o fox.png --model showlab/show-o2-1.5B
+    """,
+)
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", help="Checkpoint: a folder, a hub id such as showlab/show-o2-1.5B, or 'embedded', the built-in one."
+    ),
+]
+VaeOption = Annotated[
+    str | None,
+    typer.Option("--vae", help="Wan 2.1 VAE: a file, folder or hub id.", show_default="beside the model, else the hub"),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Tokenizer: a folder or hub id.", show_default="beside the model, else the hub"),
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="bfloat16 or float32.", show_default="bfloat16 on CUDA, else float32")
+]
+
+
+@app.callback()
+def flashu() -> None:
+    """Keeps `flashu` a command with subcommands."""
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT…")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="An image file (one prompt), or a folder for numbered ones.")
+    ] = Path("images"),
+    model: ModelOption = "embedded",
+    vae: VaeOption = None,
+    tokenizer: TokenizerOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; each next one gets the next number.")] = 0,
+    steps: Annotated[int, typer.Option(help="Inference steps: points of the time grid.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 0 or 1 for none.")] = 7.5,
+    negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
+    size: Annotated[
+        str | None,
+        typer.Option(help="Pixels per side, or WIDTHxHEIGHT; multiples of 16.", show_default="the model's own"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images made at once.")] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:1, cpu, …", show_default="CUDA if there is one")
+    ] = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Make images from prompts.
+
+    PNG files carry prompt, seed and settings as text, in the chunk "flashu".
+    """
+    pixels = _parse_size(size)
+    files = _output_files(output, len(prompts))
+    from flashu.pipeline import TextToImagePipeline
+
+    pipe = TextToImagePipeline.from_pretrained(model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device)
+    pictures = pipe.stream(
+        prompts,
+        seeds=seed,
+        negative_prompts=negative,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        size=pixels,
+        batch_size=batch_size,
+        progress=True,
+    )
+    start = time.perf_counter()
+    for picture, file in zip(pictures, files, strict=True):
+        _save(picture, file)
+    seconds = time.perf_counter() - start
+    shown = str(files[0]) if len(files) == 1 else f"{files[0]} … {files[-1].name}"
+    typer.echo(f"{len(files)} image{'s'[: len(files) > 1]} in {seconds:.1f} s: {shown}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Checkpoint: a folder or a hub id.", metavar="SRC")],
+    destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.", metavar="DST")],
+    dtype: Annotated[str, typer.Option(help="Number format to store: bfloat16 or float32.")] = "bfloat16",
+    vae: VaeOption = None,
+    tokenizer: TokenizerOption = None,
+) -> None:
+    """Write model, VAE, tokenizer and config as one folder of safetensors.
+
+    The folder needs no hub and no pickle, so it can go on a cluster's disk or into a bucket as it is.
+    """
+    if destination.exists():
+        raise InputError(f"{destination} exists already; name a new folder, or remove it first")
+    from flashu.pipeline import TextToImagePipeline
+
+    pipe = TextToImagePipeline.from_pretrained(source, vae=vae, tokenizer=tokenizer, dtype=dtype, device="cpu")
+    pipe.save_pretrained(destination)
+    size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
+    typer.echo(f"{destination}: {size / 1e9:.2f} GB. Use it with: flashu generate … --model {destination}")
+
+
+def _parse_size(size: str | None) -> int | tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = size.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise InputError(f"--size {size}: give pixels per side (432), or WIDTHxHEIGHT (512x384)")
+    if len(sides) == 1:
+        return int(size)
+    width, height = map(int, sides)
+    return height, width
+
+
+def _output_files(output: Path, count: int) -> list[Path]:
+    """Where the images go, with the folders made. Numbers in a folder go on from those already there."""
+    suffix = output.suffix.lower()
+    is_file = bool(suffix) and not output.is_dir()
+    if is_file and suffix not in IMAGE_SUFFIXES:
+        raise InputError(f"-o {output}: cannot write {suffix} files; use {', '.join(IMAGE_SUFFIXES)}, or a folder")
+    if is_file and count > 1:
+        raise InputError(f"-o {output}: {count} prompts make {count} images; give a folder instead of a file")
+    try:
+        (output.parent if is_file else output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"-o {output}: the folder cannot be made: {error.strerror}") from None
+    if is_file:
+        return [output]
+    taken = [int(file.stem) for file in output.iterdir() if file.stem.isdecimal()]
+    first = max(taken, default=-1) + 1
+    return [output / f"{first + index:05d}.png" for index in range(count)]
+
+
+def _save(picture: Image.Image, file: Path) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    options = {}
+    if file.suffix.lower() == ".png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("flashu", json.dumps(picture.info, ensure_ascii=False))
+    try:
+        picture.save(file, **options)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror or error}") from None
+
+
+def main() -> None:
+    """Run the command; what a user can mend is told in one line, without a traceback."""
+    try:
+        app()
+    except (InputError, OutOfMemoryError) as error:
+        typer.echo(f"flashu: {error}", err=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+if __name__ == "__main__":
+    main()
