@@ -38,7 +38,7 @@ def fill_random(model: nn.Module, seed: int) -> None:
                 parameter.zero_()
             elif parameter.ndim == 1 or name == "gamma":
                 parameter.fill_(1)
-            elif isinstance(module, nn.Embedding):
-                parameter.normal_(std=0.02, generator=generator)
             else:
-                parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+                std = 0.02 if isinstance(module, nn.Embedding) else parameter[0].numel() ** -0.5
+                # Drawn in float32 whatever the parameter's format, so that both formats hold one model.
+                parameter.copy_(std * torch.randn(parameter.shape, generator=generator, device=parameter.device))

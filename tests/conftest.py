@@ -1,0 +1,38 @@
+"""Options and fixtures that every test folder may use."""
+
+from pathlib import Path
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="a folder of reference numbers, or of such folders; may be repeated (default: tests/golden)",
+    )
+
+
+def pytest_generate_tests(metafunc):
+    """`golden_model` and `golden_vae` run once for every reference folder of their kind."""
+    for fixture, marker in (("golden_model", "noise"), ("golden_vae", "latents")):
+        if fixture in metafunc.fixturenames:
+            folders = [folder for folder in _golden_folders(metafunc.config) if _holds(folder, marker)]
+            metafunc.parametrize(fixture, folders, ids=lambda folder: folder.name, scope="module")
+
+
+def _golden_folders(config):
+    given = config.getoption("--golden") or [GOLDEN]
+    folders = [meta.parent for top in given for meta in sorted(top.glob("**/meta.json"))]
+    if not folders:
+        raise SystemExit(f"no reference folders (with a meta.json) under {', '.join(map(str, given))}")
+    return folders
+
+
+def _holds(folder, tensor):
+    from safetensors import safe_open
+
+    with safe_open(folder / "expected.safetensors", framework="pt") as opened:
+        return tensor in set(opened.keys())
