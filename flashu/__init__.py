@@ -1,4 +1,4 @@
-"""FlashU: Show-o2, from a prompt to a picture, at the least exact cost.
+"""FlashU: Show-o2, from a prompt to a picture, as it was released and accelerated.
 
 One process, one device. Names below are imported on first use, so that `import flashu` costs nothing.
 """
@@ -9,19 +9,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashu.acceleration.wanda import WandaScores
+    from flashu.calibration import calibrate
+    from flashu.config import FLASHU_PRESETS, FlashUConfig
     from flashu.errors import CheckpointError, InputError, OutOfMemoryError
     from flashu.models import Showo2Qwen2_5
+    from flashu.patch import apply_flashu_patch, remove_flashu_patch
     from flashu.pipeline import TextToImagePipeline
 
 _HOMES = {
     "CheckpointError": "flashu.errors",
+    "FLASHU_PRESETS": "flashu.config",
+    "FlashUConfig": "flashu.config",
     "InputError": "flashu.errors",
     "OutOfMemoryError": "flashu.errors",
     "Showo2Qwen2_5": "flashu.models",
     "TextToImagePipeline": "flashu.pipeline",
+    "WandaScores": "flashu.acceleration.wanda",
+    "apply_flashu_patch": "flashu.patch",
+    "calibrate": "flashu.calibration",
+    "remove_flashu_patch": "flashu.patch",
 }
 
-__all__ = ["CheckpointError", "InputError", "OutOfMemoryError", "Showo2Qwen2_5", "TextToImagePipeline"]
+__all__ = [
+    "FLASHU_PRESETS",
+    "CheckpointError",
+    "FlashUConfig",
+    "InputError",
+    "OutOfMemoryError",
+    "Showo2Qwen2_5",
+    "TextToImagePipeline",
+    "WandaScores",
+    "apply_flashu_patch",
+    "calibrate",
+    "remove_flashu_patch",
+]
 __version__ = "0.1.0"
 
 

@@ -37,6 +37,12 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
     return named
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on a GPU or in the CPU's allocator."""
+    signs = ("can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+
+
 def _available() -> str:
     names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     return ", ".join(names + (["mps"] if torch.backends.mps.is_available() else []))

@@ -7,15 +7,20 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from flashu import sampler
-from flashu.devices import resolve_device, resolve_dtype
+from flashu import arguments, sampler
+from flashu.acceleration.plan import Plan, make_plan
+from flashu.config import BATCH_SIZE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from flashu.devices import is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.models import checkpoint, geometry
 from flashu.models.geometry import PATCH_SIZE
@@ -23,9 +28,15 @@ from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer, find_tokenizer
 from flashu.models.wan_vae import RELEASED_FILE, RELEASED_REPOSITORY, WanImageVAE
 
-NUM_INFERENCE_STEPS = 50
-GUIDANCE_SCALE = 7.5
-BATCH_SIZE = 8
+
+@dataclass
+class _Request:
+    """One picture to make: its text as rows, its seed, and what its `.info` will say."""
+
+    encoded: EncodedPrompt
+    negative: EncodedPrompt
+    seed: int
+    info: dict[str, Any]
 
 
 class TextToImagePipeline:
@@ -36,6 +47,11 @@ class TextToImagePipeline:
             raise InputError(
                 f"the tokenizer has {len(tokenizer)} tokens, the model's vocabulary only "
                 f"{model.config.llm_vocab_size}; they do not belong together"
+            )
+        if vae.geometry.z_dim != model.config.image_latent_dim:
+            raise InputError(
+                f"the VAE's latents have {vae.geometry.z_dim} channels, the model's "
+                f"{model.config.image_latent_dim}; they do not belong together"
             )
         self.model, self.vae, self.tokenizer = model, vae, tokenizer
 
@@ -55,12 +71,19 @@ class TextToImagePipeline:
         folder, then where the release has them (the Wan 2.1 repository; the LLM that the config names). The name
         `"embedded"` is the small model that ships with this package. `device=None` takes CUDA if it is there;
         `dtype=None` is bfloat16 on CUDA and float32 elsewhere.
-        Raises `CheckpointError` and `InputError` naming what cannot be loaded.
+        Raises `CheckpointError` and `InputError` naming what cannot be loaded, `OutOfMemoryError` when it does not fit.
         """
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        model = Showo2Qwen2_5.from_pretrained(path_or_hub_id, dtype=dtype, device=device)
-        return cls.from_model(model, vae=vae, tokenizer=tokenizer)
+        try:
+            model = Showo2Qwen2_5.from_pretrained(path_or_hub_id, dtype=dtype, device=device)
+            return cls.from_model(model, vae=vae, tokenizer=tokenizer)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        raise OutOfMemoryError(
+            f"{path_or_hub_id} does not fit into the memory of {device}; try dtype bfloat16, or a device with more"
+        )
 
     @classmethod
     def from_model(
@@ -72,7 +95,7 @@ class TextToImagePipeline:
     ) -> TextToImagePipeline:
         """A pipeline around a model that is loaded already; `vae` and `tokenizer` may be objects too."""
         if not isinstance(tokenizer, PromptTokenizer):
-            tokenizer = PromptTokenizer.from_pretrained(tokenizer or _tokenizer_beside(model))
+            tokenizer = PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(model))
         if not isinstance(vae, WanImageVAE):
             vae = WanImageVAE.from_pretrained(vae or _vae_beside(model), dtype=model.dtype, device=model.device)
         return cls(model, vae, tokenizer)
@@ -80,24 +103,28 @@ class TextToImagePipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, VAE, tokenizer and config as one folder that `from_pretrained` reads with no download.
 
-        The folder appears whole or not at all. Raises `InputError` when it exists already.
+        The folder appears whole or not at all. Raises `InputError` when it exists already or cannot be written.
         """
         folder = Path(folder)
         if folder.exists():
             raise InputError(f"{folder} exists already; name a new folder, or remove it first")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made: {error.strerror}") from None
         try:
             self.model.save_pretrained(partial)
             self.vae.save_pretrained(partial / "vae")
             self.tokenizer.save_pretrained(partial / "tokenizer")
             partial.chmod(0o755)
             os.replace(partial, folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{folder} cannot be written: {error}") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # gone already where all went well
 
-    def __call__(self, prompts: str | Sequence[str], **options) -> list[Image.Image]:
+    def __call__(self, prompts: str | Sequence[str], **options: Any) -> list[Image.Image]:
         """All pictures of `prompts` as a list; see `stream` for the options and for what each picture carries."""
         return list(self.stream(prompts, **options))
 
@@ -107,7 +134,7 @@ class TextToImagePipeline:
         *,
         seeds: int | Sequence[int] | None = None,
         negative_prompts: str | Sequence[str] = "",
-        num_inference_steps: int = NUM_INFERENCE_STEPS,
+        num_inference_steps: int | None = None,
         guidance_scale: float = GUIDANCE_SCALE,
         time_shift: float | None = sampler.TIME_SHIFT,
         size: int | tuple[int, int] | None = None,
@@ -119,111 +146,104 @@ class TextToImagePipeline:
         seeds: one per prompt; or one number, which the first prompt gets, and each next one a number higher; or None
             for seeds from torch's global generator. A picture depends on its own seed only, not on its batch.
         negative_prompts: what guidance leads away from; one for all, or one per prompt.
-        num_inference_steps: grid points, so one more than the evaluations made.
-        guidance_scale: 0 or 1 follow the prompt alone, at half the cost.
+        num_inference_steps: grid points, so one more than the steps made. None is 50, or what FlashU is set to.
+        guidance_scale: 0 or 1 follow the prompt alone, at half the cost. A FlashU guidance schedule goes before it.
         time_shift: see `sampler.time_grid`.
         size: pixels per side, or (height, width); multiples of 16. None is the checkpoint's own.
         batch_size: pictures made at once.
 
-        A picture's `.info` holds its prompt, seed and settings, and `truncated`: whether the prompt was longer than
-        the model reads and was cut, of which a warning is given too. An empty prompt is allowed.
+        A picture's `.info` holds its prompt, seed and settings, and `truncated`: whether its prompt or negative prompt
+        was longer than the model reads and was cut, of which a warning is given too. An empty prompt is allowed.
         Raises `InputError` before any work for settings that cannot be used; `OutOfMemoryError` names a batch size.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = arguments.texts("prompts", prompts)
         count = len(prompts)
-        negative_prompts = [negative_prompts] * count if isinstance(negative_prompts, str) else list(negative_prompts)
-        seeds = _spread_seeds(seeds, count)
-        for name, values, kind in (
-            ("prompts", prompts, str), ("negative_prompts", negative_prompts, str), ("seeds", seeds, int)
-        ):  # fmt: skip
-            if len(values) != count:
-                raise InputError(f"{len(values)} {name} for {count} prompts; give one for each")
-            wrong = next((value for value in values if not isinstance(value, kind)), None)
-            if wrong is not None:
-                raise InputError(f"{name} holds {wrong!r}, which is no {kind.__name__}")
-        if any(not 0 <= seed < 2**64 for seed in seeds):
-            raise InputError("a seed must be a whole number from 0 to 2**64 - 1")
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-        sampler.check_guidance(guidance_scale)
+        negative_prompts = arguments.texts("negative_prompts", negative_prompts, count)
+        seeds = arguments.seeds(seeds, count)
+        batch_size = arguments.whole("batch_size", batch_size, least=1)
+        flashu = self.model.acceleration and self.model.acceleration.config
+        if num_inference_steps is None:
+            num_inference_steps = flashu.total_steps if flashu else NUM_INFERENCE_STEPS
         time_points = sampler.time_grid(num_inference_steps, time_shift)
+        plan = make_plan(flashu, num_inference_steps, arguments.finite("guidance_scale", guidance_scale, zero=True))
         token_grid = geometry.parse_size(size, self.model.config.native_grid)
-
         max_tokens = geometry.max_text_tokens(token_grid[0] * token_grid[1])
-        encoded = [self.tokenizer.encode_prompt(prompt, max_tokens) for prompt in prompts]
-        negative = [self.tokenizer.encode_prompt(prompt, max_tokens) for prompt in negative_prompts]
-        cut = [index for index in range(count) if encoded[index].truncated or negative[index].truncated]
+
+        requests = []
+        for prompt, negative_prompt, seed in zip(prompts, negative_prompts, seeds, strict=True):
+            encoded, negative = (self.tokenizer.encode_prompt(text, max_tokens) for text in (prompt, negative_prompt))
+            info = {
+                "prompt": prompt,
+                "negative_prompt": negative_prompt,
+                "seed": seed,
+                "num_inference_steps": num_inference_steps,
+                "guidance_scale": flashu.schedule if flashu and flashu.schedule else guidance_scale,
+                "time_shift": time_shift,
+                "flashu": flashu and flashu.describe(),
+                "truncated": encoded.truncated or negative.truncated,
+            }
+            requests.append(_Request(encoded, negative, seed, info))
+        cut = [index for index, request in enumerate(requests) if request.info["truncated"]]
         if cut:
             warnings.warn(
                 f"{len(cut)} of {count} prompts are longer than the {max_tokens} tokens that fit and were cut "
                 f"(the first is number {cut[0]}, counted from 0)",
                 stacklevel=2,
             )
+        return self._generate(requests, batch_size, time_points, token_grid, plan, progress)
 
-        def generate() -> Iterator[Image.Image]:
-            batches = range(0, count, batch_size)
-            with tqdm(
-                total=len(batches) * (num_inference_steps - 1), unit="step", disable=not progress, leave=False
-            ) as bar:
-                for first in batches:
-                    batch = slice(first, first + batch_size)
-                    pictures = self._generate_batch(
-                        encoded[batch], negative[batch], seeds[batch], time_points, token_grid, guidance_scale, bar
-                    )
-                    for index, picture in enumerate(pictures, start=first):
-                        picture.info = {
-                            "prompt": prompts[index],
-                            "negative_prompt": negative_prompts[index],
-                            "seed": seeds[index],
-                            "num_inference_steps": num_inference_steps,
-                            "guidance_scale": guidance_scale,
-                            "time_shift": time_shift,
-                            "truncated": index in cut,
-                        }
-                        yield picture
-
-        return generate()
+    def _generate(
+        self,
+        requests: Sequence[_Request],
+        batch_size: int,
+        time_points: Tensor,
+        token_grid: tuple[int, int],
+        plan: Plan,
+        progress: bool,
+    ) -> Iterator[Image.Image]:
+        starts = range(0, len(requests), batch_size)
+        hidden = None if progress else True  # None: shown on a terminal only
+        with tqdm(total=len(starts) * len(plan.rows), unit="step", disable=hidden, leave=False) as bar:
+            for start in starts:
+                batch = requests[start : start + batch_size]
+                pictures = None
+                try:
+                    pictures = self._generate_batch(batch, time_points, token_grid, plan, bar)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                if pictures is None:  # outside the handler, whose traceback would hold on to the batch's tensors
+                    if self.model.device.type == "cuda":
+                        torch.cuda.empty_cache()
+                    raise OutOfMemoryError(_out_of_memory_advice(len(batch), token_grid, self.model.device))
+                for request, picture in zip(batch, pictures, strict=True):
+                    picture.info = request.info
+                    yield picture
 
     @torch.no_grad()
     def _generate_batch(
-        self,
-        encoded: Sequence[EncodedPrompt],
-        negative: Sequence[EncodedPrompt],
-        seeds: Sequence[int],
-        time_points: Tensor,
-        token_grid: tuple[int, int],
-        guidance_scale: float,
-        bar: tqdm,
+        self, batch: Sequence[_Request], time_points: Tensor, token_grid: tuple[int, int], plan: Plan, bar: tqdm
     ) -> list[Image.Image]:
         height, width = (side * PATCH_SIZE for side in token_grid)
-        rows = [prompt.prefix for prompt in encoded]
-        if sampler.needs_unconditional(guidance_scale):
-            rows += [prompt.prefix for prompt in negative]
-        try:
-            noise = sampler.initial_noise(seeds, self.model.config.image_latent_dim, height, width)
-            prefix = self.model.encode_prefix(rows, token_grid)
-            states = sampler.trajectory(self.model, noise, prefix, time_points, guidance_scale)
-            latents = next(states)
-            for state in states:
-                latents = state
-                bar.update()
-            return to_pictures(self.vae.decode(latents.to(self.vae.device)))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the handler, so that the failed batch's tensors, held by its traceback, are free already.
-        raise OutOfMemoryError(_out_of_memory_advice(len(encoded), token_grid, self.model.device))
+        texts = [request.encoded for request in batch]
+        if plan.guided:
+            texts += [request.negative for request in batch]
+        rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], token_grid)
+        seeds = [request.seed for request in batch]
+        noise = sampler.initial_noise(seeds, self.model.config.image_latent_dim, height, width)
+        states = sampler.trajectory(self.model, noise, rows, time_points, plan)
+        latents = next(states)
+        for state in states:
+            latents = state
+            bar.update()
+        # One by one: decoding takes by far the most memory per image, and gains nothing from a batch.
+        return [to_picture(self.vae.decode(one[None].to(self.vae.device))[0]) for one in latents]
 
 
-def to_pictures(images: Tensor) -> list[Image.Image]:
-    """Images (n, 3, height, width) in [-1, 1] to RGB pictures, rounded to the nearest of 256 levels."""
-    pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on a GPU or in the CPU's allocator."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def to_picture(image: Tensor) -> Image.Image:
+    """An image (3, height, width) in [-1, 1] to an RGB picture, rounded to the nearest of 256 levels."""
+    pixels = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def _out_of_memory_advice(images: int, token_grid: tuple[int, int], device: torch.device) -> str:
@@ -234,13 +254,7 @@ def _out_of_memory_advice(images: int, token_grid: tuple[int, int], device: torc
     return f"{what}; try a smaller size, dtype bfloat16, or a device with more memory"
 
 
-def _spread_seeds(seeds: int | Sequence[int] | None, count: int) -> list[int]:
-    if seeds is None:
-        return torch.randint(2**63 - 1, (count,)).tolist()
-    return [seeds + index for index in range(count)] if isinstance(seeds, int) else list(seeds)
-
-
-def _tokenizer_beside(model: Showo2Qwen2_5) -> str | Path:
+def tokenizer_beside(model: Showo2Qwen2_5) -> str | Path:
     """Where the tokenizer of a loaded model is: in its folder, or with the LLM that its config names."""
     if model.source == checkpoint.EMBEDDED:
         return checkpoint.EMBEDDED

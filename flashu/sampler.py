@@ -1,21 +1,35 @@
 """Flow matching, as plain functions over tensors: the time grid, the noise, guidance, and the Euler loop.
 
 Time runs from 0 (noise) to 1 (image). "n inference steps" are n grid points, so n - 1 evaluations (Show-o2, §3 and
-its released sampler). Nothing here knows of prompts or of pictures.
+its released sampler). What each step runs stands in a plan (`flashu.acceleration.plan`); the loop executes its rows and
+knows of no settings. Nothing here knows of prompts or of pictures.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flashu.errors import InputError
+from flashu import arguments
+from flashu.acceleration import layer_skipping
+from flashu.acceleration.layer_skipping import SkipSets
+from flashu.acceleration.plan import Head, Llm, Plan, PlanRow
+from flashu.models.qwen2 import WHOLE, Variant
 from flashu.models.showo2 import Prefix, Showo2Qwen2_5
 
 TIME_SHIFT = 3.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch's text, as token ids: a conditional row per image, then, if guided, an unconditional one per image."""
+
+    prefixes: Sequence[Sequence[int]]  # bos to boi
+    suffixes: Sequence[Sequence[int]]  # eoi to padding; looked at by measuring steps only
+    grid: tuple[int, int]  # the images' (height, width) in tokens
 
 
 def time_grid(num_inference_steps: int, shift: float | None = TIME_SHIFT) -> Tensor:
@@ -23,28 +37,11 @@ def time_grid(num_inference_steps: int, shift: float | None = TIME_SHIFT) -> Ten
 
     `shift=None` leaves them even. Raises `InputError` for fewer than 2 points or a shift that is not positive.
     """
-    if num_inference_steps < 2:
-        raise InputError(
-            f"num_inference_steps is {num_inference_steps}; it counts the grid's points, so at least 2 are needed"
-        )
-    t = torch.linspace(0, 1, num_inference_steps)
+    t = torch.linspace(0, 1, arguments.whole("num_inference_steps", num_inference_steps, least=2))
     if shift is None:
         return t
-    if not (math.isfinite(shift) and shift > 0):
-        raise InputError(f"time_shift is {shift}; it must be a positive number, or None for an even grid")
+    shift = arguments.finite("time_shift", shift, zero=False)
     return t / (t + shift - shift * t)
-
-
-def check_guidance(scale: float) -> float:
-    """Returns `scale`. Raises `InputError` unless it is a finite number ≥ 0."""
-    if not (math.isfinite(scale) and scale >= 0):
-        raise InputError(f"guidance_scale is {scale}; it must be 0 (prompt only) or more")
-    return scale
-
-
-def needs_unconditional(scale: float) -> bool:
-    """Whether guidance at `scale` takes an unconditional row: 0 means none by convention, and at 1 it cancels out."""
-    return scale not in (0, 1)
 
 
 def initial_noise(seeds: Sequence[int], channels: int, height: int, width: int) -> Tensor:
@@ -56,26 +53,82 @@ def initial_noise(seeds: Sequence[int], channels: int, height: int, width: int) 
     return torch.stack([torch.randn(channels, height, width, generator=generator) for generator in generators])
 
 
-def guide(velocity: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance in float32: rows (conditional, then unconditional) to one velocity an image."""
-    if not needs_unconditional(scale):
-        return velocity.float()
-    conditional, unconditional = velocity.float().chunk(2)
+def guide(velocity: Tensor, scale: float, images: int) -> Tensor:
+    """Classifier-free guidance in float32: rows (conditional, then unconditional, if any) to one velocity an image.
+
+    At scale 0 by convention, and at 1 because the other row cancels out, it is the conditional row alone.
+    """
+    conditional, unconditional = velocity[:images].float(), velocity[images:].float()
+    if scale in (0, 1):
+        return conditional
     return unconditional + scale * (conditional - unconditional)
 
 
 @torch.no_grad()
-def trajectory(
-    model: Showo2Qwen2_5, noise: Tensor, prefix: Prefix, grid: Tensor, guidance_scale: float
-) -> Iterator[Tensor]:
+def trajectory(model: Showo2Qwen2_5, noise: Tensor, rows: Rows, time_points: Tensor, plan: Plan) -> Iterator[Tensor]:
     """Integrate from `noise` (images, channels, height, width), yielding the float32 state at every grid point.
 
-    `prefix` has a conditional row per image, and an unconditional one where `needs_unconditional(guidance_scale)`.
+    `rows` has unconditional rows where `plan.guided`; `plan` has a row for every interval of `time_points`.
     """
+    images = len(noise)
     state = noise.to(model.device, torch.float32)
     yield state
-    times = model.embed_times(grid[:-1])
-    for step, interval in enumerate(grid.diff().tolist()):
-        velocity = guide(model.velocity(state, times.at(step), prefix), guidance_scale)
-        state = state + interval * velocity
+    times = model.embed_times(time_points[:-1])
+    prefixes = _Prefixes(model, rows, images, plan)
+    stored = None
+    for index, (row, interval) in enumerate(zip(plan.rows, time_points.diff().tolist(), strict=True)):
+        time = times.at(index)
+        if row.llm is not Llm.NONE:
+            prefix = prefixes.of(row)
+            if row.measure:
+                hidden, similarity = model.measure_llm(state, time, prefix)
+                prefixes.skip_least_important(similarity)
+            else:
+                hidden = model.run_llm(state, time, prefix)
+        features = stored if row.head is Head.REUSE else model.run_head(hidden, time, prefix)
+        stored = None if row.head is Head.COMPUTE else features
+        velocity = model.run_final(features, time, rows.grid)
+        state = state + interval * guide(velocity, row.guidance, images)
         yield state
+
+
+class _Prefixes:
+    """The batch's prefix under each variant of the LLM, made when a row first needs it, dropped after the last."""
+
+    def __init__(self, model: Showo2Qwen2_5, rows: Rows, images: int, plan: Plan):
+        self.model, self.rows, self.images = model, rows, images
+        self.skipped: SkipSets | None = None
+        self.made: dict[tuple[Llm, bool], Prefix] = {}
+        self.measures_left = sum(row.measure for row in plan.rows)
+
+    def of(self, row: PlanRow) -> Prefix:
+        kind = (row.llm, row.skip)
+        if kind not in self.made:
+            if row.llm is Llm.FULL and not row.skip and not self.measures_left:
+                self.made.clear()  # full steps come last
+            suffixes = self.rows.suffixes if self.measures_left and not row.skip else None
+            self.made[kind] = self.model.encode_prefix(self.rows.prefixes, self.rows.grid, self._variant(row), suffixes)
+        return self.made[kind]
+
+    def skip_least_important(self, similarity: Tensor) -> None:
+        """Choose anew which layers each image skips, from a measurement (rows, layers)."""
+        importances = layer_skipping.importance(similarity, self.images)
+        self.skipped = layer_skipping.least_important(importances, self.model.acceleration.layers_to_skip)
+        self.measures_left -= 1
+        for kind in [kind for kind in self.made if kind[1] or not self.measures_left]:
+            del self.made[kind]
+
+    def _variant(self, row: PlanRow) -> Variant:
+        acceleration = self.model.acceleration
+        if acceleration is None:
+            return WHOLE
+        ran_by = None
+        if row.skip:
+            layers = len(self.model.showo.model.layers)
+            per_image = len(self.rows.prefixes) // self.images
+            ran_by = layer_skipping.rows_that_run(self.skipped, layers, per_image, self.model.device)
+        return Variant(
+            ffn_width=acceleration.ffn_width if row.llm is Llm.PRUNED else None,
+            kv_heads=acceleration.kv_heads,
+            rows=ran_by,
+        )

@@ -22,17 +22,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from flashu.devices import resolve_device, resolve_dtype
+from flashu.devices import DTYPES, resolve_device, resolve_dtype
 from flashu.errors import CheckpointError
 from flashu.models.geometry import (
     BUILT_IN_LLMS,
     PRESETS,
     LlmGeometry,
     Showo2Config,
-    _from_dict,
+    check_class,
+    geometry_from_dict,
     read_json,
     read_llm_geometry,
 )
+from flashu.models.random_weights import random_model
 
 if TYPE_CHECKING:
     from flashu.models.showo2 import Showo2Qwen2_5
@@ -52,6 +54,7 @@ WEIGHT_NAMES = (
 )
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"
 MAX_SHARD_SIZE = "5GB"
 
 
@@ -64,10 +67,14 @@ def resolve_folder(path_or_hub_id: str | Path, patterns: Iterable[str]) -> Path:
     Raises `CheckpointError` when it is neither.
     """
     name = str(path_or_hub_id)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError):  # too long for a path; the home of a user that does not exist
+        is_folder = exists = False
+    if is_folder:
         return folder
-    if folder.exists():
+    if exists:
         raise CheckpointError(f"{name} is a file; give the checkpoint's folder")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(f"no such checkpoint folder: {name}")
@@ -76,20 +83,34 @@ def resolve_folder(path_or_hub_id: str | Path, patterns: Iterable[str]) -> Path:
 
 def _download(repo: str, patterns: list[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
+    superseded: list[str] | None = ["*.bin"]  # a repository with both formats is fetched, and cached, in one
     try:
         files = HfApi().list_repo_files(repo)
+        if not any(name in files for name in WEIGHT_NAMES if "safetensors" in name):
+            superseded = None
     except Exception:  # offline: the cache may still have it, and if not, the call below says why
-        files = []
-    # A repository with both formats is fetched in one.
-    superseded = ["*.bin"] if any(name in files for name in WEIGHT_NAMES if "safetensors" in name) else None
+        pass
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=superseded))
+    except HFValidationError:
+        raise CheckpointError(f"no such checkpoint folder: {repo}") from None
+    except GatedRepoError:
+        reason = "access to it must be asked for on its page; then log in with `hf auth login`"
     except RepositoryNotFoundError:
         reason = "the hub has no such repository (if it is private, log in with `hf auth login`)"
     except LocalEntryNotFoundError:
         reason = "the hub cannot be reached and the files are not in the local cache"
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        reason = f"the hub answered {status}" + ("; log in again with `hf auth login`" if status in (401, 403) else "")
     except OSError as error:  # connections, proxies, full disks; the class name carries no URL and no token
         reason = f"the download failed ({type(error).__name__})"
     except Exception as error:  # httpx's transport errors are no OSErrors
@@ -108,10 +129,12 @@ def weight_files(folder: Path) -> list[Path]:
         if not name.endswith(".index.json"):
             return [file]
         shards = read_json(file).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{file} has no weight_map; it is not the index of a sharded checkpoint")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(
+                f"{file} has no weight_map from tensors to files; it is not the index of a sharded checkpoint"
+            )
         names = sorted(set(shards.values()))
-        outside = [shard for shard in names if Path(shard).name != shard]
+        outside = [shard for shard in names if Path(shard).name != shard or shard in ("", "..")]
         if outside:
             raise CheckpointError(f"{file} names files outside its own folder: {', '.join(outside[:3])}")
         missing = [shard for shard in names if not (folder / shard).exists()]
@@ -148,17 +171,24 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
             if "mmap can only be used" not in str(error):
                 raise
             data = torch.load(file, map_location="cpu", weights_only=True)  # the format of torch < 1.6
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        if not _asks_for_code(error):
+            raise CheckpointError(f"{file} is damaged or not a PyTorch file (was it copied whole?)") from None
         raise CheckpointError(
             f"{file} holds more than tensors: loading it could run code, so it is refused. "
             "Ask its publisher for a .safetensors file"
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{file} is damaged or not a PyTorch file (was it copied whole?): {reason}") from None
-    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
+    if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise CheckpointError(f"{file} does not hold a flat dictionary of tensors")
     return data
+
+
+def _asks_for_code(error: pickle.UnpicklingError) -> bool:
+    """Whether a pickle was read, and asked for a function or class that no tensor needs."""
+    return any(sign in str(error) for sign in ("GLOBAL", "reduce"))
 
 
 def assign_weights(
@@ -183,9 +213,17 @@ def assign_weights(
         for key, value in wanted.items()
         if key in found and found[key].shape != value.shape
     ]
+    not_floating = [
+        f"{key} is {found[key].dtype}" for key in wanted if key in found and not found[key].is_floating_point()
+    ]
     problems = [
         f"{len(keys)} {kind} ({'; '.join(keys[:4])}{'; …' if len(keys) > 4 else ''})"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        for kind, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("misshapen", misshapen),
+            ("not floating", not_floating),
+        )
         if keys
     ]
     if problems:
@@ -210,8 +248,6 @@ def load_showo2(
     device = resolve_device(device)
     dtype = None if dtype is None else resolve_dtype(dtype, device)
     if str(path_or_hub_id) == EMBEDDED:
-        from flashu.models.random_weights import random_model
-
         model = random_model(cls, PRESETS[EMBEDDED], 0, dtype or torch.float32, device)
         model.source = EMBEDDED
         return model
@@ -223,23 +259,40 @@ def load_showo2(
     config = read_config(config_file)
     with torch.device("meta"):
         model = cls(config)
-    # A tied lm_head is the embedding under a second name, which safetensors files leave out.
-    optional = ["showo.lm_head.weight"] if config.llm.tie_word_embeddings else []
-    assign_weights(model, read_tensors(weight_files(folder)), folder, dtype, device, optional)
+    tensors = read_tensors(weight_files(folder))
+    optional = []
+    if config.llm.tie_word_embeddings:  # one tensor under two names, of which a file may hold either, or both
+        optional.append(HEAD)
+        if HEAD in tensors:
+            tensors.setdefault(EMBEDDING, tensors.pop(HEAD))
+    if dtype is None and EMBEDDING in tensors:
+        dtype = _stored_dtype(tensors[EMBEDDING], folder)
+    assign_weights(model, tensors, folder, dtype, device, optional)
     model.showo.tie_weights()
     model.source = folder
     return model.eval()
 
 
+def _stored_dtype(embedding: Tensor, folder: Path) -> torch.dtype:
+    """The format to run a checkpoint in that does not ask for one: its embedding's, as files may mix formats."""
+    if embedding.dtype not in DTYPES.values():
+        raise CheckpointError(
+            f"{folder} is stored as {str(embedding.dtype).removeprefix('torch.')}; "
+            f"load it with dtype set to one of: {', '.join(DTYPES)}"
+        )
+    return embedding.dtype
+
+
 def read_config(config_file: Path) -> Showo2Config:
     """A Show-o2 `config.json`, its LLM's geometry looked up. Raises `CheckpointError`."""
     data = read_json(config_file)
+    check_class(data, config_file)
     return Showo2Config.from_dict(data, _llm_geometry(data, config_file), str(config_file))
 
 
 def _llm_geometry(data: dict, config_file: Path) -> LlmGeometry:
     if "llm_config" in data:
-        return _from_dict(LlmGeometry, data["llm_config"], str(config_file))
+        return geometry_from_dict(LlmGeometry, data["llm_config"], f"{config_file}: llm_config")
     name = data.get("llm_model_path")
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"{config_file} names no LLM (llm_model_path); it is not a Show-o2 config")
@@ -247,19 +300,30 @@ def _llm_geometry(data: dict, config_file: Path) -> LlmGeometry:
         return BUILT_IN_LLMS[name]
     # Released folders built elsewhere may name a local copy of the LLM, relative to themselves or to here.
     local = config_file.parent / name
-    llm_folder = local if local.is_dir() else resolve_folder(name, ["config.json"])
+    try:
+        llm_folder = local if len(name) < 256 and local.is_dir() else resolve_folder(name, ["config.json"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{config_file} names an LLM (llm_model_path) that is not there: {error}") from None
     return read_llm_geometry(llm_folder / "config.json")
 
 
 def save_showo2(model: Showo2Qwen2_5, folder: Path) -> None:
     """See `Showo2Qwen2_5.save_pretrained`."""
-    save_weights(model, folder, model.config.to_dict())
+    from flashu.patch import unpatched
+
+    with unpatched(model):
+        tensors = dict(model.state_dict())
+        if model.config.llm.tie_word_embeddings:
+            del tensors[HEAD]
+        save_weights(tensors, folder, model.config.to_dict())
 
 
-def save_weights(model: nn.Module, folder: Path, config: dict) -> None:
-    """Write a model's `config.json` and safetensors weights into `folder`."""
+def save_weights(tensors: dict[str, Tensor], folder: Path, config: dict) -> None:
+    """Write `config.json` and safetensors weights into `folder`."""
     from huggingface_hub import save_torch_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_torch_state_dict(model.state_dict(), folder, max_shard_size=MAX_SHARD_SIZE)
+    save_torch_state_dict(tensors, folder, max_shard_size=MAX_SHARD_SIZE)
+    for file in folder.glob("*.safetensors"):  # which are made readable by their owner alone
+        file.chmod((folder / "config.json").stat().st_mode)

@@ -83,7 +83,7 @@ class VaeGeometry:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str) -> VaeGeometry:
-        return _from_dict(cls, data, where)
+        return geometry_from_dict(cls, data, where)
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,6 @@ class Showo2Config:
         `llm` is the geometry that `llm_model_path` names, already looked up. `where` names the file in errors.
         Raises `CheckpointError` when the file describes something that this network cannot be.
         """
-        if data.get("_class_name", "Showo2Qwen2_5") != "Showo2Qwen2_5":
-            raise CheckpointError(f"{where} describes a {data['_class_name']!r}, not a Show-o2 (Showo2Qwen2_5) model")
         if not data.get("add_time_embeds", True):
             raise CheckpointError(f"{where}: add_time_embeds is false; only models with a time token are supported")
         if data.get("patch_size", PATCH_SIZE) != PATCH_SIZE:
@@ -146,31 +144,48 @@ class Showo2Config:
                 f"{where}: hidden_size is {data['hidden_size']}, but its LLM "
                 f"({data.get('llm_model_path')!r}) has hidden size {llm.hidden_size}"
             )
-        vision = _from_dict(VisionGeometry, data.get("vision_config", {}), where)
+        vision = geometry_from_dict(VisionGeometry, data.get("vision_config", {}), f"{where}: vision_config")
         if data.get("clip_latent_dim", vision.hidden_size) != vision.hidden_size:
             raise CheckpointError(
                 f"{where}: clip_latent_dim is {data['clip_latent_dim']}, "
                 f"but the semantic layers have hidden size {vision.hidden_size}"
             )
         known = {"image_latent_dim", "image_latent_height", "image_latent_width", "num_diffusion_layers"}
+        _check_sizes({key: data[key] for key in (known | {"llm_vocab_size"}) & data.keys()}, where)
         return cls(
             llm=llm,
             llm_vocab_size=data.get("llm_vocab_size") or DEFAULT_VOCAB_SIZE,
             llm_model_path=data.get("llm_model_path") or "",
             vision=vision,
-            head=_from_dict(HeadGeometry, data.get("head_config", {}), where),
+            head=geometry_from_dict(HeadGeometry, data.get("head_config", {}), f"{where}: head_config"),
             **{key: data[key] for key in known & data.keys()},
         )
 
 
-def _from_dict(cls: type, data: dict[str, Any], where: str) -> Any:
+def check_class(data: dict[str, Any], where: str | Path) -> None:
+    """Raises `CheckpointError` when a config says that it is of another kind of model."""
+    if data.get("_class_name", "Showo2Qwen2_5") != "Showo2Qwen2_5":
+        raise CheckpointError(f"{where} describes a {data['_class_name']!r}, not a Show-o2 (Showo2Qwen2_5) model")
+
+
+def geometry_from_dict(cls: type, data: dict[str, Any], where: str) -> Any:
     """A geometry from the keys it knows; other keys of a Hugging Face config are none of its business."""
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{where} is a JSON {type(data).__name__}, not an object")
     known = {f.name: f for f in fields(cls)}
+    _check_sizes({key: value for key, value in data.items() if key in known and known[key].type == "int"}, where)
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key in known}
     try:
         return cls(**values)
     except TypeError as error:
         raise CheckpointError(f"{where}: incomplete {cls.__name__}: {error}") from None
+
+
+def _check_sizes(sizes: dict[str, Any], where: str) -> None:
+    """Raises `CheckpointError` naming the first size that is no positive whole number."""
+    for key, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{where}: {key} is {value!r}; it must be a positive whole number")
 
 
 def read_llm_geometry(config_file: Path) -> LlmGeometry:
@@ -179,7 +194,9 @@ def read_llm_geometry(config_file: Path) -> LlmGeometry:
     if data.get("model_type", "qwen2") != "qwen2":
         raise CheckpointError(f"{config_file} is a {data['model_type']!r} model; Show-o2's LLM is a qwen2 (Qwen2.5)")
     rope = data.get("rope_parameters") or {}  # where transformers 5 keeps rope_theta
-    return _from_dict(LlmGeometry, {**rope, **data}, str(config_file))
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{config_file}: rope_parameters is a JSON {type(rope).__name__}, not an object")
+    return geometry_from_dict(LlmGeometry, {**rope, **data}, str(config_file))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -238,7 +255,10 @@ def parse_size(size: int | tuple[int, int] | None, native_grid: tuple[int, int])
     """
     if size is None:
         return native_grid
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise InputError(f"size is {size!r}; give pixels per side, or (height, width)")
+    height, width = sides
     for side in (height, width):
         if side <= 0 or side % PIXELS_PER_TOKEN:
             lower = max(side // PIXELS_PER_TOKEN, 1) * PIXELS_PER_TOKEN

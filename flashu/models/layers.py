@@ -20,12 +20,20 @@ class KeyValue(NamedTuple):
     key: Tensor
     value: Tensor
 
+    def rows(self, index: Tensor) -> KeyValue:
+        """Those of some rows only."""
+        return KeyValue(self.key[index], self.value[index])
+
 
 class Rotary(NamedTuple):
     """Cosines and sines of the positions being run, each (rows or 1, 1, positions, head_dim)."""
 
     cos: Tensor
     sin: Tensor
+
+    def rows(self, index: Tensor) -> Rotary:
+        """The table of some rows only; one that all rows share stays as it is."""
+        return self if self.cos.shape[0] == 1 else Rotary(self.cos[index], self.sin[index])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate (rows, heads, positions, head_dim), halves paired as in Qwen2 and Llama."""
@@ -57,6 +65,11 @@ def rotary_table(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> 
     return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
+def embedding(count: int, hidden_size: int) -> nn.Embedding:
+    """An `nn.Embedding` left uninitialised. Its own initialiser imports torch's compiler on `meta`, which takes 2 s."""
+    return nn.Embedding.from_pretrained(torch.empty(count, hidden_size), freeze=False)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions; optional q/k/v biases and per-head q/k norms."""
 
@@ -70,33 +83,66 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
 
-    def key_value(self, x: Tensor, rotary: Rotary) -> KeyValue:
-        """The keys and values of `x` (rows, positions, hidden) alone."""
-        key, value = (self._heads(projection(x)) for projection in (self.k_proj, self.v_proj))
+    def key_value(self, x: Tensor, rotary: Rotary, kv_heads: int | None = None) -> KeyValue:
+        """The keys and values of `x` (rows, positions, hidden) alone; of the first `kv_heads` heads, if given."""
+        width = kv_heads and kv_heads * self.head_dim
+        key, value = (self._heads(leading(projection, x, width)) for projection in (self.k_proj, self.v_proj))
         return KeyValue(rotary(self.k_norm(key)), value)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, prefix: KeyValue | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        prefix: KeyValue | None = None,
+        mask: Tensor | None = None,
+        tail: Tensor | None = None,
+        kv_heads: int | None = None,
     ) -> tuple[Tensor, KeyValue]:
         """Attend from `x` (rows, positions, hidden).
 
-        Without `prefix`, causally within `x`. With it, from every position of `x` to the prefix and to all of `x`;
-        `mask` (rows, 1, 1, prefix + positions), true where a key may be seen, hides the prefix's padding.
+        Without `prefix` and `mask`, causally within `x`. With `prefix`, from every position of `x` to the prefix and
+        to all of `x`. `mask` (rows, 1, 1 or positions, prefix + positions) is true where a key may be seen.
+        `tail` (rows, 1, tail, prefix + positions) says what the last positions of `x` see; the others, and `mask`, then
+        know nothing of them.
+        `kv_heads` runs only the first key-value heads, with the query heads that belong to them.
         Returns the output, shaped like `x`, and the keys and values of `x`.
         """
-        query = rotary(self.q_norm(self._heads(self.q_proj(x))))
-        own = self.key_value(x, rotary)
+        width = kv_heads and kv_heads * (self.q_proj.out_features // self.k_proj.out_features) * self.head_dim
+        query = rotary(self.q_norm(self._heads(leading(self.q_proj, x, width))))
+        own = self.key_value(x, rotary, kv_heads)
         key, value = own
         if prefix is not None:
             key = torch.cat((prefix.key, key), dim=2)
             value = torch.cat((prefix.value, value), dim=2)
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=prefix is None, enable_gqa=query.shape[1] != key.shape[1]
-        )
-        return self.o_proj(out.transpose(1, 2).flatten(2)), own
+        if prefix is None and mask is None:
+            grouped = query.shape[1] != key.shape[1]
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        elif tail is None:
+            out = _grouped_attention(query, key, value, mask)
+        else:
+            span = -tail.shape[2]
+            out = _grouped_attention(query[:, :, :span], key[:, :, :span], value[:, :, :span], mask)
+            out = torch.cat((out, _grouped_attention(query[:, :, span:], key, value, tail)), dim=2)
+        return leading(self.o_proj, out.transpose(1, 2).flatten(2), inputs=width), own
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention in which several query heads share a key-value head, in a form that every fused kernel takes.
+
+    Not all of them take grouped heads together with a mask. Where all positions see alike, the heads that share a
+    key-value head are laid end to end along the positions; otherwise keys and values are repeated.
+    """
+    kv_heads, positions = key.shape[1], query.shape[2]
+    group = query.shape[1] // kv_heads
+    if mask is not None and mask.shape[2] > 1:
+        key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    folded = query.unflatten(1, (kv_heads, group)).flatten(2, 3)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
+    return out.unflatten(2, (group, positions)).flatten(1, 2)
 
 
 class GatedMlp(nn.Module):
@@ -108,5 +154,15 @@ class GatedMlp(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, width: int | None = None) -> Tensor:
+        """Run the whole FFN, or its first `width` neurons."""
+        gated = F.silu(leading(self.gate_proj, x, width)) * leading(self.up_proj, x, width)
+        return leading(self.down_proj, gated, inputs=width)
+
+
+def leading(linear: nn.Linear, x: Tensor, outputs: int | None = None, inputs: int | None = None) -> Tensor:
+    """`linear(x)`, made with a leading slice of its outputs or of its inputs: a view, not a copy of its weight."""
+    if outputs is None and inputs is None:
+        return linear(x)
+    bias = None if linear.bias is None else linear.bias[:outputs]
+    return F.linear(x, linear.weight[:outputs, :inputs], bias)

@@ -1,17 +1,35 @@
 """Show-o2's language model: a Qwen2.5 decoder that is run over prefixes and image spans.
 
 Parameter names are those of a Hugging Face `Qwen2ForCausalLM`. It never sees token ids while generating: the
-caller embeds the text, and puts the image's own embeddings into the span.
+caller embeds the text, and puts the image's own embeddings into the span. A `Variant` says how much of it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from flashu.models.geometry import LlmGeometry
-from flashu.models.layers import Attention, GatedMlp, KeyValue, Rotary
+from flashu.models.layers import Attention, GatedMlp, KeyValue, Rotary, embedding
+
+Observer = Callable[[int, Tensor, Tensor], None]  # layer number, its input, its output: (rows, positions, hidden) each
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How much of the LLM runs. The default is all of it."""
+
+    ffn_width: int | None = None  # leading neurons of every FFN
+    kv_heads: int | None = None  # leading key-value heads of every attention
+    rows: tuple[Tensor | None, ...] | None = None  # per layer, the rows that run it; None for all of them
+
+    def rows_of(self, layer: int) -> Tensor | None:
+        return self.rows and self.rows[layer]
+
+
+WHOLE = Variant()
 
 
 class DecoderLayer(nn.Module):
@@ -26,33 +44,59 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMlp(g.hidden_size, g.intermediate_size)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, prefix: KeyValue | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        prefix: KeyValue | None,
+        mask: Tensor | None,
+        tail: Tensor | None,
+        variant: Variant,
     ) -> tuple[Tensor, KeyValue]:
-        attended, own = self.self_attn(self.input_layernorm(x), rotary, prefix, mask)
+        attended, own = self.self_attn(self.input_layernorm(x), rotary, prefix, mask, tail, variant.kv_heads)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), own
+        return x + self.mlp(self.post_attention_layernorm(x), variant.ffn_width), own
 
 
 class Qwen2Model(nn.Module):
     def __init__(self, geometry: LlmGeometry, vocab_size: int):
         super().__init__()
-        self.embed_tokens = nn.Embedding(vocab_size, geometry.hidden_size)
+        self.embed_tokens = embedding(vocab_size, geometry.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(geometry) for _ in range(geometry.num_hidden_layers))
         self.norm = nn.RMSNorm(geometry.hidden_size, eps=geometry.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, prefix: Sequence[KeyValue] | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Run embeddings (rows, positions, hidden) through every layer and the final norm.
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        prefix: Sequence[KeyValue | None] | None = None,
+        mask: Tensor | None = None,
+        tail: Tensor | None = None,
+        variant: Variant = WHOLE,
+        observe: Observer | None = None,
+    ) -> tuple[Tensor, list[KeyValue | None]]:
+        """Run embeddings (rows, positions, hidden) through the layers and the final norm.
 
-        See `layers.Attention.forward` for `prefix` (one entry a layer) and `mask`.
-        Returns the normed output and each layer's keys and values.
+        See `layers.Attention.forward` for `prefix` (one entry a layer, made by the same variant), `mask` and `tail`,
+        which needs all rows. `observe` is shown every layer that all rows run; the last one's output as the final norm
+        leaves it.
+        Returns the normed output and each layer's keys and values, of the rows that ran it.
         """
-        seen = []
+        seen: list[KeyValue | None] = []
         for index, layer in enumerate(self.layers):
-            x, own = layer(x, rotary, prefix[index] if prefix else None, mask)
+            before, rows, own = x, variant.rows_of(index), None
+            past = prefix[index] if prefix else None
+            if rows is None:
+                x, own = layer(x, rotary, past, mask, tail, variant)
+            elif len(rows):
+                seen_by_rows = None if mask is None else mask[rows]
+                some, own = layer(x[rows], rotary.rows(rows), past, seen_by_rows, None, variant)
+                x = x.index_copy(0, rows, some)
             seen.append(own)
-        return self.norm(x), seen
+            if index == len(self.layers) - 1:
+                x = self.norm(x)
+            if observe and rows is None:
+                observe(index, before, x)
+        return x, seen
 
 
 class Qwen2ForCausalLM(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -16,29 +16,34 @@ def random_model(
     seed: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    *,
+    draw_on_device: bool = False,
 ) -> Model:
-    """`cls(config)` with weights drawn from `seed`, ready to run. One seed gives one model on one device type."""
+    """`cls(config)` with weights drawn from `seed`, ready to run.
+
+    One seed gives one model, whatever the device and `dtype`. With `draw_on_device` it is quicker to make at full size,
+    but another on every kind of device.
+    """
     with torch.device("meta"):
         model = cls(config)
-    model.to(dtype).to_empty(device=device)
+    generator = torch.Generator(device if draw_on_device else "cpu").manual_seed(seed)
+    weights = {
+        f"{path}.{name}".removeprefix("."): _draw(module, name, parameter, generator).to(device, dtype)
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+    model.load_state_dict(weights, assign=True)
     if hasattr(model, "showo"):
         model.showo.tie_weights()
-    fill_random(model, seed)
     return model.eval()
 
 
-@torch.no_grad()
-def fill_random(model: nn.Module, seed: int) -> None:
-    """Fill every parameter in place: gains 1, biases 0, embeddings N(0, 0.02), the rest N(0, 1 / fan_in)."""
-    generator = None
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            generator = generator or torch.Generator(parameter.device).manual_seed(seed)
-            if name == "bias":
-                parameter.zero_()
-            elif parameter.ndim == 1 or name == "gamma":
-                parameter.fill_(1)
-            else:
-                std = 0.02 if isinstance(module, nn.Embedding) else parameter[0].numel() ** -0.5
-                # Drawn in float32 whatever the parameter's format, so that both formats hold one model.
-                parameter.copy_(std * torch.randn(parameter.shape, generator=generator, device=parameter.device))
+def _draw(module: nn.Module, name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
+    """Gains 1, biases 0, embeddings N(0, 0.02²), the rest N(0, 1 / fan_in); float32."""
+    device = generator.device
+    if name == "bias":
+        return torch.zeros(parameter.shape, device=device)
+    if parameter.ndim == 1 or name == "gamma":
+        return torch.ones(parameter.shape, device=device)
+    std = 0.02 if isinstance(module, nn.Embedding) else parameter[0].numel() ** -0.5
+    return std * torch.randn(parameter.shape, generator=generator, device=device)

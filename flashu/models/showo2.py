@@ -27,15 +27,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashu.acceleration.layer_skipping import SimilaritySum
 from flashu.models import checkpoint
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
-from flashu.models.layers import KeyValue, Rotary, rotary_frequencies, rotary_table
-from flashu.models.qwen2 import Qwen2ForCausalLM
+from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
+from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, Variant
 from flashu.models.siglip import SiglipEncoder
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from flashu.patch import Acceleration
 
 
 class PatchEmbed(nn.Module):
@@ -86,13 +89,31 @@ class Prefix:
     Rows come in CFG order: all conditional rows, then (with guidance) all unconditional ones, images in one order.
     """
 
+    rows: int
     grid: tuple[int, int]  # token grid of the image, (height, width)
-    llm: list[KeyValue]
+    variant: Variant  # of the LLM that made it and goes on from it
+    llm: list[KeyValue | None]
     head: list[KeyValue]
     llm_rotary: Rotary  # of the span's positions, which start where each row's text ends
     head_rotary: Rotary
     mask: Tensor | None  # (rows, 1, 1, prefix + span); None when all prefixes are of one length
     semantic_positions: Tensor  # (tokens, vision hidden): SigLIP's position embedding, resized to the grid
+    suffix: Suffix | None = None  # where whole rows are to be measured
+
+
+@dataclass
+class Suffix:
+    """What a measuring step runs beside the span: the positions after it, which no velocity depends on.
+
+    Suffixes complete their rows to one common length; shorter ones are padded.
+    """
+
+    embeds: Tensor  # (rows, suffix, llm hidden)
+    rotary: Rotary  # of span and suffix together
+    mask: Tensor  # (rows, 1, suffix, prefix + span + suffix): what the suffix sees
+    valid: Tensor  # (rows, span + suffix): false on padding
+    row_length: int
+    prefix_similarity: Tensor  # (rows, layers): summed over the prefix, which no step changes
 
 
 class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
@@ -100,11 +121,13 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         super().__init__()
         self.config = config
         self.source: str | Path | None = None  # the folder it was loaded from, or the name "embedded"
+        self.acceleration: Acceleration | None = None  # set by `flashu.apply_flashu_patch`
+        self._companions: Any = None  # VAE and tokenizer of the last `t2i_generate`, by what was asked for
         llm, vision, head = config.llm.hidden_size, config.vision.hidden_size, config.head.hidden_size
 
         self.image_embedder_und = PatchEmbed(config.image_latent_dim, vision)
         self.image_embedder_gen = PatchEmbed(config.image_latent_dim, llm)
-        self.position_embedding = nn.Embedding(config.vision.grid**2, vision)
+        self.position_embedding = embedding(config.vision.grid**2, vision)
         self.und_trans = SiglipEncoder(config.vision)
         self.fusion_proj = nn.Sequential(
             nn.RMSNorm(vision + llm, eps=1e-6), nn.Linear(vision + llm, llm), nn.GELU(), nn.Linear(llm, llm)
@@ -137,15 +160,21 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             final=self.diffusion_head_b.modulations(embeds),
         )
 
-    def encode_prefix(self, rows: Sequence[Sequence[int]], grid: tuple[int, int]) -> Prefix:
+    def encode_prefix(
+        self,
+        rows: Sequence[Sequence[int]],
+        grid: tuple[int, int],
+        variant: Variant = WHOLE,
+        suffixes: Sequence[Sequence[int]] | None = None,
+    ) -> Prefix:
         """Run what stands before the image: for each row its token ids, from bos to boi.
 
-        `grid` is the image's (height, width) in tokens. Rows may differ in length.
+        `grid` is the image's (height, width) in tokens. Rows may differ in length. `variant` is how much of the LLM
+        runs, here and over the span. With `suffixes` (what follows the span, eoi to padding) `measure_llm` can run.
         """
         lengths = [len(row) for row in rows]
         longest = max(lengths)
-        padded = [[*row, *([0] * (longest - len(row)))] for row in rows]  # padding is run, and never seen
-        x = self.showo.model.embed_tokens(torch.tensor(padded, device=self.device))
+        x = self._embed_padded(rows)
 
         text_positions = torch.arange(longest, device=self.device)[None]
         span = torch.arange(1 + grid[0] * grid[1], device=self.device)
@@ -158,19 +187,45 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         config = self.config.llm
         llm_frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
         head_frequencies = self.diffusion_head_a.rotary_frequencies(self.device)
-        x, llm = self.showo.model(x, rotary_table(llm_frequencies, text_positions, self.dtype))
+        similarity = SimilaritySum(text_positions < starts) if suffixes else None
+        x, llm = self.showo.model(
+            x, rotary_table(llm_frequencies, text_positions, self.dtype), variant=variant, observe=similarity
+        )
         head = self.diffusion_head_a.encode_prefix(
             self.diff_proj(x), rotary_table(head_frequencies, text_positions, self.dtype)
         )
+        suffix = None
+        if suffixes:
+            suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
+            past_span = torch.arange(max(map(len, suffixes)), device=self.device)
+            suffix = Suffix(
+                embeds=self._embed_padded(suffixes),
+                rotary=rotary_table(
+                    llm_frequencies, starts + torch.arange(len(span) + len(past_span), device=self.device), self.dtype
+                ),
+                mask=_suffix_mask(text_positions < starts, len(span), len(past_span)),
+                valid=torch.cat((torch.ones_like(starts + span, dtype=torch.bool), past_span < suffix_lengths), dim=1),
+                row_length=lengths[0] + len(span) + len(suffixes[0]),
+                prefix_similarity=similarity.total(),
+            )
         return Prefix(
+            rows=len(rows),
             grid=grid,
+            variant=variant,
             llm=llm,
             head=head,
             llm_rotary=rotary_table(llm_frequencies, starts + span, self.dtype),
             head_rotary=rotary_table(head_frequencies, starts + span, self.dtype),
             mask=mask,
             semantic_positions=self.semantic_positions(grid),
+            suffix=suffix,
         )
+
+    def _embed_padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Embeddings (rows, longest, hidden); what pads a shorter row is run, and never seen."""
+        longest = max(map(len, rows))
+        padded = [[*row, *([0] * (longest - len(row)))] for row in rows]
+        return self.showo.model.embed_tokens(torch.tensor(padded, device=self.device))
 
     def semantic_positions(self, grid: tuple[int, int]) -> Tensor:
         """SigLIP's learned positions, resized (bicubic) from their own grid to `grid`: (tokens, hidden)."""
@@ -189,11 +244,48 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
 
     def run_llm(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
-        rows = prefix.llm[0].key.shape[0]
+        span = self._embed_span(latents, time, prefix)
+        return self.showo.model(span, prefix.llm_rotary, prefix.llm, prefix.mask, variant=prefix.variant)[0]
+
+    def measure_llm(self, latents: Tensor, time: Times, prefix: Prefix) -> tuple[Tensor, Tensor]:
+        """`run_llm` over whole rows, up to their padding.
+
+        Returns its output over the span, and each layer's cosine similarity of input and output, (rows, layers),
+        averaged over every position of a row. `prefix` needs its suffix.
+        """
+        span = self._embed_span(latents, time, prefix)
+        hidden, similarity = self.run_rows(span, prefix)
+        return hidden, (prefix.suffix.prefix_similarity + similarity) / prefix.suffix.row_length
+
+    def run_rows(self, span: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor]:
+        """The LLM over span embeddings (rows, span, hidden) and the suffixes after them.
+
+        Returns its normed output over the span, and the layers' similarities summed over span and suffix, (rows,
+        layers). Rows are run a part at a time, so that their length takes no more memory than a step without suffixes.
+        """
+        suffix = prefix.suffix
+        length = span.shape[1] + suffix.embeds.shape[1]
+        hidden, similarities = [], []
+        for rows in torch.arange(len(span), device=span.device).chunk(-(-length // span.shape[1])):
+            similarity = SimilaritySum(suffix.valid[rows])
+            part, _ = self.showo.model(
+                torch.cat((span[rows], suffix.embeds[rows]), dim=1),
+                suffix.rotary.rows(rows),
+                [layer.rows(rows) for layer in prefix.llm],
+                None if prefix.mask is None else prefix.mask[rows],
+                suffix.mask[rows],
+                prefix.variant,
+                similarity,
+            )
+            hidden.append(part[:, : span.shape[1]])
+            similarities.append(similarity.total())
+        return torch.cat(hidden), torch.cat(similarities)
+
+    def _embed_span(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
+        """Time token and image tokens as the LLM gets them, (rows, 1 + tokens, hidden)."""
         images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions)
         span = torch.cat((time.token.expand(len(images), 1, -1), images), dim=1)
-        span = span.repeat(rows // len(images), 1, 1)
-        return self.showo.model(span, prefix.llm_rotary, prefix.llm, prefix.mask)[0]
+        return span.repeat(prefix.rows // len(images), 1, 1)
 
     def run_head(self, hidden: Tensor, time: Times, prefix: Prefix) -> Tensor:
         """The diffusion head over the LLM's span output: (rows, tokens, head hidden), without the time token."""
@@ -228,6 +320,9 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         """
         return checkpoint.load_showo2(cls, path_or_hub_id, dtype, device)
 
+    def extra_repr(self) -> str:
+        return f"FlashU: {self.acceleration.config.describe()}" if self.acceleration else ""
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and safetensors weights (sharded over 5 GB) that `from_pretrained` reads."""
         checkpoint.save_showo2(self, Path(folder))
@@ -242,12 +337,23 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         """
         from flashu.pipeline import TextToImagePipeline
 
-        if vae is not None or tokenizer is not None or self._pipeline is None:
-            self._pipeline = TextToImagePipeline.from_model(self, vae=vae, tokenizer=tokenizer)
-        self._pipeline.vae.to(self.device, self.dtype)  # the model may have moved since
-        return self._pipeline(prompts, **options)
+        key = (vae, tokenizer, self.device, self.dtype)
+        if self._companions is None or self._companions[0] != key:
+            pipe = TextToImagePipeline.from_model(self, vae=vae, tokenizer=tokenizer)
+            self._companions = key, pipe.vae, pipe.tokenizer
+        _, vae, tokenizer = self._companions
+        return TextToImagePipeline(self, vae, tokenizer)(prompts, **options)
 
-    _pipeline: Any = None
+
+def _suffix_mask(prefix: Tensor, span: int, suffix: int) -> Tensor:
+    """What the positions after the span see, (rows, 1, suffix, prefix + span + suffix): all before, and themselves.
+
+    `prefix` (rows, prefix) is false on padding.
+    """
+    rows = len(prefix)
+    before = torch.cat((prefix, prefix.new_ones(rows, span)), dim=1)[:, None, None].expand(-1, -1, suffix, -1)
+    causal = torch.ones(suffix, suffix, dtype=torch.bool, device=prefix.device).tril().expand(rows, 1, -1, -1)
+    return torch.cat((before, causal), dim=3)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:

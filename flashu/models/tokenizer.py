@@ -35,9 +35,22 @@ class TokenIds:
     pad: int
 
 
+SYSTEM = "system\nYou are a helpful assistant.<|im_end|>"
+USER, ASSISTANT = "\n<|im_start|>user\n", "\n<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True)
+class EncodedQuestion:
+    """A row around an image that is asked about."""
+
+    before: list[int]  # bos, system, user, boi
+    after: list[int]  # eoi, question, assistant
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
     prefix: list[int]  # bos, text, boi
+    suffix: list[int]  # what follows the image: eoi, eos, padding up to the row's length
     truncated: bool
 
 
@@ -60,11 +73,23 @@ class PromptTokenizer:
         return self.tokenizer.get_vocab_size()
 
     def encode_prompt(self, prompt: str, max_text_tokens: int) -> EncodedPrompt:
-        """`[bos] text [boi]`, the text cut after `max_text_tokens`; an empty prompt has no text at all."""
+        """A row around an image: the text, cut after `max_text_tokens`, or padded to as many after the image."""
+        ids = self.ids
         text = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        kept = text[:max_text_tokens]
         return EncodedPrompt(
-            prefix=[self.ids.bos, *text[:max_text_tokens], self.ids.boi], truncated=len(text) > max_text_tokens
+            prefix=[ids.bos, *kept, ids.boi],
+            suffix=[ids.eoi, ids.eos, *[ids.pad] * (max_text_tokens - len(kept))],
+            truncated=len(text) > max_text_tokens,
         )
+
+    def encode_question(self, question: str) -> EncodedQuestion:
+        """The chat layout in which Show-o2 was taught to answer."""
+        system, user, asked, assistant = (
+            self.tokenizer.encode(text, add_special_tokens=False).ids for text in (SYSTEM, USER, question, ASSISTANT)
+        )
+        ids = self.ids
+        return EncodedQuestion([ids.bos, *system, *user, ids.boi], [ids.eoi, *asked, *assistant])
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> PromptTokenizer:

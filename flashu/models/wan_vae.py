@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from flashu.devices import resolve_device, resolve_dtype
 from flashu.errors import CheckpointError
 from flashu.models import checkpoint
-from flashu.models.geometry import VAE_STRIDE, VaeGeometry, read_json
+from flashu.models.geometry import VAE_PRESETS, VAE_STRIDE, VaeGeometry, read_json
+from flashu.models.random_weights import random_model
 
 RELEASED_REPOSITORY = "Wan-AI/Wan2.1-T2V-14B"
 RELEASED_FILE = "Wan2.1_VAE.pth"
@@ -63,7 +64,9 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        # Contiguous, or the fused attention kernels refuse it and all scores are held in memory.
+        qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].contiguous()
+        query, key, value = qkv.chunk(3, dim=-1)
         out = F.scaled_dot_product_attention(query, key, value)
         return x + self.proj(out[:, 0].transpose(1, 2).reshape(x.shape))
 
@@ -189,9 +192,6 @@ class WanImageVAE(nn.Module):
         device = resolve_device(device)
         dtype = None if dtype is None else resolve_dtype(dtype, device)
         if str(path_or_hub_id) == checkpoint.EMBEDDED:
-            from flashu.models.geometry import VAE_PRESETS
-            from flashu.models.random_weights import random_model
-
             return random_model(cls, VAE_PRESETS[checkpoint.EMBEDDED], 0, dtype or torch.float32, device)
 
         path = Path(path_or_hub_id).expanduser()
@@ -203,7 +203,13 @@ class WanImageVAE(nn.Module):
         tensors = fold(checkpoint.read_tensors(files))
         config_file = files[0].parent / "config.json"
         if path.is_dir() and config_file.exists() and files[0].name != RELEASED_FILE:
-            geometry = VaeGeometry.from_dict(read_json(config_file), str(config_file))
+            config = read_json(config_file)
+            if config.get("_class_name", cls.__name__) != cls.__name__:
+                raise CheckpointError(
+                    f"{config_file} describes a {config['_class_name']!r}, not a {cls.__name__}; "
+                    f"give the released {RELEASED_FILE}, or a folder that flashu convert wrote"
+                )
+            geometry = VaeGeometry.from_dict(config, str(config_file))
         else:
             geometry = _infer_geometry(tensors, path)
         with torch.device("meta"):
@@ -213,7 +219,7 @@ class WanImageVAE(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folded weights as safetensors, and the geometry as `config.json`."""
-        checkpoint.save_weights(self, Path(folder), self.geometry.to_dict())
+        checkpoint.save_weights(dict(self.state_dict()), Path(folder), self.geometry.to_dict())
 
 
 def fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

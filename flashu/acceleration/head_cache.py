@@ -1,0 +1,36 @@
+"""Diffusion-head cache (FlashU §3.4): between two stores, the head's last stored output stands in for the head.
+
+Only `diffusion_head_b` runs on a reuse step, with that step's own time, so the LLM is not needed there either.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Head(str, Enum):
+    """What a step does about `diffusion_head_a`."""
+
+    COMPUTE = "compute"
+    STORE = "store"  # compute, and keep the output
+    REUSE = "reuse"
+
+
+def actions(full: list[bool], interval: int | None) -> list[Head]:
+    """One action a step; `full[i]` tells whether step i + 1 is full.
+
+    A step whose number is a multiple of `interval` stores; others reuse what is stored. A full step never reuses and
+    drops the store. Nothing is stored that no later step reuses.
+    """
+    result = []
+    stored_at: int | None = None
+    for index, is_full in enumerate(full):
+        result.append(Head.COMPUTE)
+        if is_full or interval is None:
+            stored_at = None
+        elif (index + 1) % interval == 0:
+            stored_at = index
+        elif stored_at is not None:
+            result[stored_at] = Head.STORE
+            result[index] = Head.REUSE
+    return result

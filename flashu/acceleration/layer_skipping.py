@@ -1,0 +1,69 @@
+"""Dynamic layer skipping (FlashU §3.3): layers that hardly change what passes through them are left out for a while.
+
+A layer's importance is one minus the mean cosine similarity of its input and output, over every position of an
+image's rows. The release measures one prompt at a time; here each image of a batch is measured on its own rows and
+gets its own set, so that an image does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SkipSets = tuple[tuple[int, ...], ...]  # per image, the numbers of the layers it leaves out, ascending
+
+
+class SimilaritySum:
+    """An observer for `Qwen2Model.forward`: adds up each layer's input-output similarity over valid positions."""
+
+    def __init__(self, valid: Tensor | None = None):
+        """`valid` (rows, positions): which positions count; all of them without it."""
+        self.valid = valid
+        self._layers: list[Tensor] = []
+
+    def __call__(self, layer: int, before: Tensor, after: Tensor) -> None:
+        similarity = F.cosine_similarity(before.float(), after.float(), dim=-1)
+        if self.valid is not None:
+            similarity = similarity.masked_fill(~self.valid, 0)
+        self._layers.append(similarity.sum(dim=1))
+
+    def total(self) -> Tensor:
+        """(rows, layers), float32."""
+        return torch.stack(self._layers, dim=1)
+
+
+def importance(similarity: Tensor, images: int) -> Tensor:
+    """Mean similarity (rows, layers), rows in CFG order, to each image's layer importances (images, layers)."""
+    return 1 - similarity.unflatten(0, (-1, images)).mean(dim=0)
+
+
+def least_important(importances: Tensor, count: int) -> SkipSets:
+    """The `count` least important layers of each image (images, layers). Waits for the device once."""
+    if importances.is_meta:  # counting operations: any set costs the same
+        return tuple(tuple(range(count)) for _ in importances)
+    order = importances.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
+    return tuple(map(tuple, order.tolist()))
+
+
+def rows_that_run(
+    skipped: SkipSets, num_layers: int, rows_per_image: int, device: torch.device
+) -> tuple[Tensor | None, ...]:
+    """Per layer, the rows (CFG order) whose image does not skip it; None where all run it."""
+    images = len(skipped)
+    result: list[Tensor | None] = []
+    for layer in range(num_layers):
+        rows = [
+            row * images + image
+            for row in range(rows_per_image)
+            for image in range(images)
+            if layer not in skipped[image]
+        ]
+        everyone = len(rows) == images * rows_per_image
+        result.append(None if everyone else torch.tensor(rows, dtype=torch.long, device=device))
+    return tuple(result)
+
+
+def count_to_skip(num_layers: int, ratio: float) -> int:
+    """How many layers a ratio r_LS skips."""
+    return int(num_layers * ratio)

@@ -1,0 +1,104 @@
+"""The plan: what every step of a run does, as a table, before anything runs.
+
+`make_plan` is a pure function of settings; the sampler executes its rows and knows no settings. Dead work never enters
+a plan: no LLM on a step that reuses the head's output, no measurement that no later step uses, no store without reuse.
+Steps are counted from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from flashu.acceleration import guidance_schedule, head_cache, hybrid
+from flashu.acceleration.head_cache import Head
+from flashu.config import FLASHU_PRESETS, FlashUConfig
+
+__all__ = ["Head", "Llm", "Plan", "PlanRow", "make_plan"]
+
+
+class Llm(str, Enum):
+    """Which LLM a step runs."""
+
+    NONE = "-"
+    FULL = "full"  # whole FFNs
+    PRUNED = "pruned"  # the leading slice of each FFN
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    step: int
+    llm: Llm
+    skip: bool  # leave out the layers that the last measurement found least important
+    measure: bool  # run every layer over whole rows, and find the least important ones
+    head: Head
+    guidance: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def num_inference_steps(self) -> int:
+        return len(self.rows) + 1
+
+    @property
+    def guided(self) -> bool:
+        """Whether any step needs unconditional rows: at 0 there are none by convention, at 1 they cancel out."""
+        return any(row.guidance not in (0, 1) for row in self.rows)
+
+    @property
+    def measures(self) -> bool:
+        return any(row.measure for row in self.rows)
+
+
+def make_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_scale: float) -> Plan:
+    """The steps of a run over `num_inference_steps` grid points, one fewer than points.
+
+    `config=None` is the unaccelerated run. `guidance_scale` holds where the config has no schedule.
+    Raises `InputError` when the config does not fit the number of steps.
+    """
+    (config or FLASHU_PRESETS["off"]).check_steps(num_inference_steps)
+    count = num_inference_steps - 1
+    if config is None:
+        row = (Llm.FULL, False, False, Head.COMPUTE, guidance_scale)
+        return Plan(tuple(PlanRow(step, *row) for step in range(1, count + 1)))
+
+    steps = range(1, count + 1)
+    full = [hybrid.is_full(step, num_inference_steps, config.tau) for step in steps]
+    heads = head_cache.actions(full, config.T_cache)
+    # A step that is due to measure runs every layer, whether or not its measurement turns out to be of use.
+    due = [config.skips_layers and not full[i] and i % config.T_LS == 0 for i in range(count)]
+    skips = [config.skips_layers and not full[i] and not due[i] for i in range(count)]
+    runs = [head is not Head.REUSE for head in heads]
+    measures = [due[i] and _is_used(i, due, skips, runs) for i in range(count)]
+
+    rows = []
+    for i, step in enumerate(steps):
+        if not runs[i] and not measures[i]:
+            llm = Llm.NONE
+        else:
+            llm = Llm.PRUNED if config.r_p > 0 and not full[i] else Llm.FULL
+        rows.append(
+            PlanRow(
+                step=step,
+                llm=llm,
+                skip=skips[i] and llm is not Llm.NONE,
+                measure=measures[i],
+                head=heads[i],
+                guidance=guidance_schedule.scale_at(step, config.schedule, guidance_scale),
+            )
+        )
+    return Plan(tuple(rows))
+
+
+def _is_used(measured: int, due: Sequence[bool], skips: Sequence[bool], runs: Sequence[bool]) -> bool:
+    """Whether a step runs on the layers measured at index `measured`, before the next measurement replaces them."""
+    for later in range(measured + 1, len(due)):
+        if due[later]:
+            return False
+        if skips[later] and runs[later]:
+            return True
+    return False

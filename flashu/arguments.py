@@ -1,0 +1,69 @@
+"""What a caller may pass to generation: checked once, here, with errors that name the argument and the value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+from flashu.errors import InputError
+
+MAX_SEED = 2**64 - 1
+
+
+def texts(name: str, values: Any, count: int | None = None) -> list[str]:
+    """A list of texts; one text is repeated `count` times. Raises `InputError` for anything else."""
+    result = [values] * (1 if count is None else count) if isinstance(values, str) else _as_list(name, values)
+    for value in result:
+        if not isinstance(value, str):
+            raise InputError(f"{name} holds {value!r}, which is no text")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(f"{name} holds {value!r}, which is not valid Unicode")
+    return _one_each(name, result, count)
+
+
+def seeds(values: Any, count: int) -> list[int]:
+    """A seed per prompt: given, counted up from one number, or, for None, from torch's global generator."""
+    if values is None:
+        return torch.randint(2**63 - 1, (count,)).tolist()
+    if _is_whole(values):
+        values = range(int(values), int(values) + count)
+    result = _as_list("seeds", values)
+    for value in result:
+        if not _is_whole(value) or not 0 <= value <= MAX_SEED:
+            raise InputError(f"seeds holds {value!r}; a seed is a whole number from 0 to 2**64 - 1")
+    return [int(value) for value in _one_each("seeds", result, count)]
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number. Raises `InputError` for another kind, or one below `least`."""
+    if not _is_whole(value) or value < least:
+        raise InputError(f"{name} is {value!r}; it must be a whole number, at least {least}")
+    return int(value)
+
+
+def finite(name: str, value: Any, *, zero: bool) -> float:
+    """A finite number above zero, or, with `zero`, from zero on. Raises `InputError` for anything else."""
+    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < 0 or (value == 0 and not zero):
+        raise InputError(f"{name} is {value!r}; it must be a finite number, {'0 or more' if zero else 'above 0'}")
+    return float(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _as_list(name: str, values: Any) -> list:
+    if not isinstance(values, Iterable):
+        raise InputError(f"{name} is {values!r}; give one, or several in a list")
+    return list(values)
+
+
+def _one_each(name: str, values: list, count: int | None) -> list:
+    if count is not None and len(values) != count:
+        raise InputError(f"{len(values)} {name} for {count} prompts; give one for each")
+    return values
