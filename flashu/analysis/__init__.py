@@ -1,0 +1,1 @@
+"""Looking into a model: which neurons, layers and head outputs matter to which task. Measures; changes nothing."""

@@ -1,0 +1,196 @@
+"""Counting the operations of one image, row by row of its plan and part by part of the network.
+
+The real sampler runs on PyTorch's `meta` device under its FLOP counter, so the count is of what a generation
+dispatches; no weights and no GPU are needed. A multiply-add counts as two. Blocks that are called again with the same
+shapes are not dispatched again, but counted as often as they are called: that makes it a matter of seconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from flashu import sampler
+from flashu.acceleration import hybrid
+from flashu.acceleration.head_cache import Head, actions
+from flashu.acceleration.plan import Plan
+from flashu.config import FlashUConfig
+from flashu.models.diffusion_head import ModulatedAttentionBlock
+from flashu.models.geometry import PATCH_SIZE, Showo2Config, VaeGeometry, max_text_tokens
+from flashu.models.layers import rotary_frequencies, rotary_table
+from flashu.models.qwen2 import WHOLE, DecoderLayer, Variant
+from flashu.models.showo2 import Showo2Qwen2_5
+from flashu.models.siglip import EncoderLayer
+from flashu.models.wan_vae import WanImageVAE
+from flashu.patch import Acceleration
+
+ONCE = ("prefix", "VAE decode")  # parts that an image does not take at every step
+REPEATED_BLOCKS = (DecoderLayer, EncoderLayer, ModulatedAttentionBlock)
+
+
+@dataclass
+class FlopCount:
+    """FLOP of one image."""
+
+    rows: list[int]  # per row of the plan; a prefix belongs to the row that first needs it
+    parts: dict[str, int]  # by part of the network, VAE included
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@torch.no_grad()
+def count_image(
+    config: Showo2Config,
+    vae: VaeGeometry,
+    plan: Plan,
+    flashu: FlashUConfig | None,
+    token_grid: tuple[int, int],
+    prefix_tokens: int,
+) -> FlopCount:
+    """Count one image made by `plan` under `flashu` settings, from a prompt of `prefix_tokens` with bos and boi."""
+    with torch.device("meta"):
+        model, decoder = Showo2Qwen2_5(config).bfloat16(), WanImageVAE(vae).bfloat16()
+    model.acceleration = flashu and Acceleration.of(flashu, config.llm)
+    limit = max_text_tokens(token_grid[0] * token_grid[1])
+    prefixes, suffixes = [[0] * prefix_tokens], [[0] * (4 + limit - prefix_tokens)]
+    if plan.guided:
+        prefixes.append([0, 0])
+        suffixes.append([0] * (2 + limit))
+    noise = torch.empty(1, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
+
+    with _Counter(model) as counter:
+        counter.watch_call(model, "encode_prefix", "prefix")
+        for part, modules in {
+            "image path": (model.image_embedder_und, model.image_embedder_gen, model.und_trans, model.fusion_proj),
+            "LLM": (model.showo.model,),
+            "head": (model.diff_proj, model.diffusion_head_a, model.diffusion_head_b),
+        }.items():
+            for module in modules:
+                counter.watch_call(module, "forward", part)
+        marks = []
+        points = sampler.time_grid(plan.num_inference_steps)
+        for _ in sampler.trajectory(model, noise, sampler.Rows(prefixes, suffixes, token_grid), points, plan):
+            marks.append(counter.total())
+        counter.parts["time"] = counter.total() - sum(counter.parts.values())
+        decoder.decode(noise)
+        counter.parts["VAE decode"] = counter.total() - marks[-1]
+    return FlopCount([after - before for before, after in itertools.pairwise(marks)], counter.parts)
+
+
+@torch.no_grad()
+def count_release(
+    config: Showo2Config, flashu: FlashUConfig | None, num_inference_steps: int, token_grid: tuple[int, int]
+) -> list[int]:
+    """FLOP of each evaluation as the release makes it, without its 3-D VAE.
+
+    Both guidance rows, whole and padded, through image path, LLM, lm_head and head, on every step; under `flashu`, the
+    pruned FFN and skipped layers on steps that are not full, and no head blocks on a step that reuses their output.
+    """
+    with torch.device("meta"):
+        model = Showo2Qwen2_5(config).bfloat16()
+    tokens = token_grid[0] * token_grid[1]
+    length = max_text_tokens(tokens) + tokens + 5
+    latents = torch.empty(2, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
+    x = torch.empty(2, length, config.llm.hidden_size, dtype=model.dtype, device="meta")
+    positions = torch.arange(length, device="meta")[None]
+    llm_rotary = rotary_table(rotary_frequencies(config.llm.head_dim, 1e6, model.device), positions, x.dtype)
+    head_rotary = rotary_table(model.diffusion_head_a.rotary_frequencies(model.device), positions, x.dtype)
+    acceleration = flashu and Acceleration.of(flashu, config.llm)
+    count = num_inference_steps - 1
+    full = [not flashu or hybrid.is_full(step, num_inference_steps, flashu.tau) for step in range(1, count + 1)]
+    heads = actions(full, flashu and flashu.T_cache)
+    none = torch.empty(0, dtype=torch.long, device="meta")
+
+    result = []
+    with _Counter(model) as counter:
+        for index in range(count):
+            before = counter.total()
+            model.embed_images(latents.to(x.dtype), model.semantic_positions(token_grid))
+            variant = WHOLE
+            if not full[index]:
+                skipping = flashu.skips_layers and index % flashu.T_LS
+                run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if skipping else 0)
+                layers = [None] * run + [none] * (config.llm.num_hidden_layers - run)
+                variant = Variant(acceleration.ffn_width, acceleration.kv_heads, tuple(layers))
+            hidden, _ = model.showo.model(x, llm_rotary, variant=variant)
+            model.showo.lm_head(hidden)
+            hidden = model.diff_proj(hidden)
+            times = model.embed_times(torch.empty(2, device="meta"))
+            if heads[index] is not Head.REUSE:
+                for block in model.diffusion_head_a:
+                    hidden, _ = block.forward_prefix(hidden, head_rotary)
+            model.diffusion_head_b(hidden, times.final[0])
+            result.append(counter.total() - before)
+    return result
+
+
+class _Counter:
+    """PyTorch's FLOP counter, with repeated blocks remembered, and the growth within chosen calls by part."""
+
+    def __init__(self, model: nn.Module):
+        self.parts: dict[str, int] = {}
+        self._counter = FlopCounterMode(display=False)
+        self._remembered: dict[Any, tuple[Any, int]] = {}
+        self._repeated = 0
+        self._inside = False
+        for module in model.modules():
+            if isinstance(module, REPEATED_BLOCKS):
+                module.forward = self._remember(type(module), module.forward)
+                if isinstance(module, ModulatedAttentionBlock):
+                    module.forward_prefix = self._remember("prefix", module.forward_prefix)
+
+    def __enter__(self) -> _Counter:
+        self._counter.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._counter.__exit__(*error)
+
+    def total(self) -> int:
+        return self._counter.get_total_flops() + self._repeated
+
+    def watch_call(self, owner: Any, method: str, part: str) -> None:
+        """Book what `owner.method` adds to the total as `part`; calls within watched calls are part of those."""
+        original = getattr(owner, method)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return original(*args, **kwargs)
+            self._inside, before = True, self.total()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._inside = False
+                self.parts[part] = self.parts.get(part, 0) + self.total() - before
+
+        setattr(owner, method, watched)
+
+    def _remember(self, kind: object, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def remembered(*args: Any) -> Any:
+            key = (kind, _shapes(args))
+            if key in self._remembered:
+                result, flop = self._remembered[key]
+                self._repeated += flop
+                return result
+            before = self.total()
+            result = forward(*args)
+            self._remembered[key] = result, self.total() - before
+            return result
+
+        return remembered
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Variant):
+        return value.ffn_width, value.kv_heads
+    return tuple(map(_shapes, value)) if isinstance(value, tuple) else value
