@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import mimetypes
+import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flashu.config import BATCH_SIZE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from flashu.errors import InputError, OutOfMemoryError
+from jobs import acceleration_cli
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="""Text to images with Show-o2.
+    help="""Text to images with Show-o2, accelerated by FlashU.
 
     Try it, with no download and no GPU:
 
@@ -52,29 +57,35 @@ DtypeOption = Annotated[
 ]
 
 
-@app.callback()
-def flashu() -> None:
-    """Keeps `flashu` a command with subcommands."""
-
-
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT…")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="An image file (one prompt), or a folder for numbered ones.")
-    ] = Path("images"),
+        str, typer.Option("--output", "-o", help="An image file (one prompt), or a folder for numbered ones.")
+    ] = "images",
     model: ModelOption = "embedded",
     vae: VaeOption = None,
     tokenizer: TokenizerOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; each next one gets the next number.")] = 0,
-    steps: Annotated[int, typer.Option(help="Inference steps: points of the time grid.")] = 50,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 0 or 1 for none.")] = 7.5,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Inference steps: points of the time grid.", show_default=f"{NUM_INFERENCE_STEPS}, or FlashU's"
+        ),
+    ] = None,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 0 or 1 for none.")] = GUIDANCE_SCALE,
     negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
     size: Annotated[
         str | None,
         typer.Option(help="Pixels per side, or WIDTHxHEIGHT; multiples of 16.", show_default="the model's own"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images made at once.")] = 8,
+    flashu: Annotated[
+        str | None, typer.Option(help="Accelerate with FlashU settings: paper-1.5b, fast, quality.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Calibrated scores for --flashu.", show_default="measured first")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images made at once.")] = BATCH_SIZE,
     device: Annotated[
         str | None, typer.Option(help="cuda, cuda:1, cpu, …", show_default="CUDA if there is one")
     ] = None,
@@ -86,9 +97,24 @@ def generate(
     """
     pixels = _parse_size(size)
     files = _output_files(output, len(prompts))
+    from flashu import arguments
+    from flashu.acceleration.plan import make_plan
+    from flashu.config import flashu_preset
+    from flashu.patch import apply_flashu_patch
     from flashu.pipeline import TextToImagePipeline
 
+    # Checked before a model is fetched and loaded, which can take long.
+    settings = flashu_preset(flashu) if flashu else None
+    steps = steps if steps is not None else settings.total_steps if settings else NUM_INFERENCE_STEPS
+    arguments.whole("--steps", steps, least=2)
+    arguments.whole("--batch-size", batch_size, least=1)
+    arguments.texts("prompts", [*prompts, negative])
+    arguments.seeds(seed, len(prompts))
+    make_plan(settings, steps, arguments.finite("--guidance", guidance, zero=True))
+
     pipe = TextToImagePipeline.from_pretrained(model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device)
+    if settings:
+        apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
     pictures = pipe.stream(
         prompts,
         seeds=seed,
@@ -129,6 +155,11 @@ def convert(
     typer.echo(f"{destination}: {size / 1e9:.2f} GB. Use it with: flashu generate … --model {destination}")
 
 
+app.command()(acceleration_cli.plan)
+app.command()(acceleration_cli.calibrate)
+app.add_typer(acceleration_cli.analyze, name="analyze")
+
+
 def _parse_size(size: str | None) -> int | tuple[int, int] | None:
     if size is None:
         return None
@@ -141,23 +172,28 @@ def _parse_size(size: str | None) -> int | tuple[int, int] | None:
     return height, width
 
 
-def _output_files(output: Path, count: int) -> list[Path]:
-    """Where the images go, with the folders made. Numbers in a folder go on from those already there."""
-    suffix = output.suffix.lower()
-    is_file = bool(suffix) and not output.is_dir()
+def _output_files(output: str, count: int) -> list[Path]:
+    """Where the images go. Numbers in a folder go on from those already there. Makes nothing yet."""
+    path = Path(output)
+    suffix = path.suffix.lower()
+    kind, _ = mimetypes.guess_type(path.name)
+    is_image = suffix in IMAGE_SUFFIXES or (kind or "").startswith("image/")
+    is_file = is_image and not path.is_dir() and not output.endswith(("/", os.sep))
     if is_file and suffix not in IMAGE_SUFFIXES:
         raise InputError(f"-o {output}: cannot write {suffix} files; use {', '.join(IMAGE_SUFFIXES)}, or a folder")
     if is_file and count > 1:
         raise InputError(f"-o {output}: {count} prompts make {count} images; give a folder instead of a file")
-    try:
-        (output.parent if is_file else output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"-o {output}: the folder cannot be made: {error.strerror}") from None
+    folder = path.parent if is_file else path
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise InputError(f"-o {output}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"-o {output}: no permission to write in {nearest}")
     if is_file:
-        return [output]
-    taken = [int(file.stem) for file in output.iterdir() if file.stem.isdecimal()]
+        return [path]
+    taken = [int(file.stem) for file in path.iterdir() if file.stem.isdecimal()] if path.is_dir() else []
     first = max(taken, default=-1) + 1
-    return [output / f"{first + index:05d}.png" for index in range(count)]
+    return [path / f"{first + index:05d}.png" for index in range(count)]
 
 
 def _save(picture: Image.Image, file: Path) -> None:
@@ -168,6 +204,7 @@ def _save(picture: Image.Image, file: Path) -> None:
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt("flashu", json.dumps(picture.info, ensure_ascii=False))
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         picture.save(file, **options)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror or error}") from None
@@ -175,6 +212,7 @@ def _save(picture: Image.Image, file: Path) -> None:
 
 def main() -> None:
     """Run the command; what a user can mend is told in one line, without a traceback."""
+    warnings.showwarning = lambda message, *_: typer.echo(f"flashu: warning: {message}", err=True)
     try:
         app()
     except (InputError, OutOfMemoryError) as error:

@@ -1,0 +1,104 @@
+"""`flashu plan`, `flashu calibrate` and `flashu analyze`: what they print, what they write, what they refuse."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from flashu import WandaScores
+from jobs.cli import main
+
+SHORT = ("--steps", "3", "--device", "cpu")
+
+
+@pytest.fixture
+def flashu(monkeypatch, capsys, tmp_path):
+    """The command, run in this process and `tmp_path`: its exit code, what it printed, what it complained of."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a red circle\n\ntwo blue squares\n")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["flashu", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return exit_.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_plan_prints_a_line_a_step_and_what_it_saves(flashu):
+    code, out, _ = flashu("plan")
+    lines = [line.split() for line in out.splitlines()]
+    steps = [line for line in lines if line and line[0].isdecimal()]
+    assert code == 0
+    assert [int(line[0]) for line in steps] == list(range(1, 35))
+    assert steps[10][1:] == ["pruned", "all,", "measured", "reuse", "7.5", "5.370"]
+    assert steps[5][1:5] == ["-", "-", "reuse", "7.5"]
+    totals = {" ".join(line[:-3]): (float(line[-3]), line[-1]) for line in lines if "TFLOP" in line[:-1]}
+    assert totals["this plan, with its VAE"][0] <= 120
+    assert totals["stock model, 50 steps"] == (323.1, "2.74x")
+    assert totals["the release with these settings"][0] == pytest.approx(279.7 + 0.8, abs=0.2)
+    assert totals["the release's stock model, 50 steps"][0] == pytest.approx(523.2 + 0.8, abs=0.2)
+
+
+def test_plan_of_other_steps_and_sizes(flashu):
+    code, out, _ = flashu("plan", "--preset", "off", "--model", "embedded", "--steps", "5")
+    assert code == 0
+    assert sum(line.split()[0].isdecimal() for line in out.splitlines() if line.strip()) == 4
+
+
+def test_calibrated_scores_go_into_a_picture(flashu, tmp_path):
+    code, out, _ = flashu("calibrate", "-o", "new/scores.safetensors", "--prompts", "prompts.txt", *SHORT)
+    assert code == 0
+    assert "scores of 10 layers from 2 prompts (trajectories)" in out
+    assert WandaScores.load(tmp_path / "new/scores.safetensors").method == "trajectories"
+    arguments = ("--flashu", "fast", "--scores", "new/scores.safetensors", "--size", "64", "--device", "cpu")
+    code, _, err = flashu("generate", "a red circle", "-o", "out.png", *arguments)
+    assert code == 0, err
+    with Image.open(tmp_path / "out.png") as picture:
+        assert json.loads(picture.text["flashu"])["flashu"].startswith("FFN pruning r_p=0.3")
+
+
+def test_analysis_from_scores_to_the_papers_figure(flashu, tmp_path):
+    options = ("--prompts", "prompts.txt", *SHORT)
+    Image.new("L", (50, 80), 128).save(tmp_path / "grey.png")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"image": "grey.png", "question": "What is this?"}) + "\n")
+    assert flashu("analyze", "obd", *options)[0] == 0
+    assert flashu("analyze", "obd", "--task", "understanding", "--pairs", "pairs.jsonl", *SHORT)[0] == 0
+    scores = ["analysis/obd-generation.json", "analysis/obd-understanding.json"]
+    code, out, _ = flashu("analyze", "compare", *scores)
+    assert code == 0
+    assert "of a layer's neurons serve both tasks" in out
+    assert flashu("analyze", "activations", *options)[0] == 0
+    assert sorted(file.name for file in (tmp_path / "analysis").iterdir()) == [
+        "activations.json", "compare.json", "compare.png", "head-drift.png", "layers.png", "obd-generation.json",
+        "obd-generation.png", "obd-understanding.json", "obd-understanding.png", "similarities.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["plan", "--preset", "warp"], "no FlashU preset 'warp'"),
+        (["plan", "--model", "show-o3"], "no preset 'show-o3'"),
+        (["plan", "--steps", "50"], "covers 35 steps, but 50 grid points take 49"),
+        (["generate", "a", "--flashu", "warp"], "no FlashU preset 'warp'"),
+        (["generate", "a", "--flashu", "fast", "--scores", "prompts.txt"], "not a file of Wanda scores"),
+        (["generate", "a", "--flashu", "fast", "--scores", "none"], "none"),
+        (["calibrate", "-o", "x.safetensors", "--method", "guess"], "no calibration method 'guess'"),
+        (["calibrate", "-o", "x.safetensors", "--prompts", "none.txt"], "none.txt cannot be read"),
+        (["calibrate", "-o", "prompts.txt/x.safetensors"], "prompts.txt cannot be made"),
+        (["analyze", "obd", "--task", "dreaming"], "--task dreaming: there are generation, understanding"),
+        (["analyze", "obd", "--task", "understanding", "--pairs", "prompts.txt"], "prompts.txt, line 1"),
+        (["analyze", "compare", "prompts.txt", "prompts.txt"], "cannot be read as JSON"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_told_in_one_line(flashu, arguments, told):
+    code, out, err = flashu(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("flashu: ")
+    assert told in err
+    assert err.count("\n") == 1
