@@ -1,9 +1,11 @@
 """Time generation on whatever device is there, with random weights at a preset's geometry.
 
-    python benchmarks/generate.py --preset embedded --batch-size 1 8 --json result.json
+    python benchmarks/generate.py --preset embedded --batch-size 1 8
+    python benchmarks/generate.py --preset mid --flashu paper-1.5b --batch-size 1 8 --json result.json
 
-Reports, per batch size: images per second end to end (prefix, evaluations, VAE decode, copy to the host), seconds
-per evaluation and per part, and peak memory. Every batch size is run once unmeasured first.
+Reports, per batch size: images per second end to end (prefix, steps, VAE decode, copy to the host), the median step,
+and, on a GPU, the peak memory of that batch (on a CPU, of the whole process so far). With `--flashu` both arms run in
+turns, so that what else the machine does falls on both alike; their ratio is of the medians over `--repeats`.
 """
 
 from __future__ import annotations
@@ -12,121 +14,179 @@ import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from hardware import describe
 
 from flashu import sampler
+from flashu.acceleration.plan import make_plan
+from flashu.acceleration.wanda import WandaScores
+from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
 from flashu.devices import DTYPES, resolve_device, resolve_dtype
+from flashu.fingerprint import fingerprint
 from flashu.models import Showo2Qwen2_5, WanImageVAE
-from flashu.models.geometry import PATCH_SIZE, PRESETS, parse_size, preset
+from flashu.models.geometry import (
+    PATCH_SIZE,
+    PRESETS,
+    VAE_PRESETS,
+    HeadGeometry,
+    LlmGeometry,
+    Showo2Config,
+    VaeGeometry,
+    VisionGeometry,
+    max_text_tokens,
+    parse_size,
+)
 from flashu.models.random_weights import random_model
-from flashu.pipeline import to_pictures
+from flashu.patch import apply_flashu_patch, remove_flashu_patch
+from flashu.pipeline import to_picture
 
-Result = TypeVar("Result")
+# Between the embedded model and 1.5B, in the proportions of the latter, and large enough for arithmetic to dominate.
+MID = Showo2Config(
+    llm=LlmGeometry(512, 2816, 12, 8, 2, tie_word_embeddings=True),
+    llm_vocab_size=1024,
+    image_latent_height=16,
+    image_latent_width=16,
+    num_diffusion_layers=4,
+    vision=VisionGeometry(384, 1152, 6, 6, grid=16),
+    head=HeadGeometry(640, 2560, 10, 2, 64),
+)
+MODELS = {**PRESETS, "mid": MID}
+VAES = {**VAE_PRESETS, "mid": VaeGeometry(dim=32)}
+
+
+def random_scores(model: Showo2Qwen2_5) -> WandaScores:
+    """Importances at random: how long pruning takes does not depend on which neurons it keeps."""
+    generator = torch.Generator().manual_seed(0)
+    llm = model.config.llm
+    sizes = (llm.intermediate_size, llm.hidden_size)
+    ffn, attention = ([torch.rand(size, generator=generator) for _ in range(llm.num_hidden_layers)] for size in sizes)
+    return WandaScores(ffn, attention, fingerprint(model))
 
 
 class Stopwatch:
     """Seconds of work that has finished on the device, not merely been queued."""
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
 
-    def __call__(self, work: Callable[[], Result]) -> tuple[Result, float]:
-        self._wait()
+    def __call__(self, work: Callable[[], Any]) -> tuple[Any, float]:
+        self.wait()
         start = time.perf_counter()
         result = work()
-        self._wait()
+        self.wait()
         return result, time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 @torch.no_grad()
 def measure(
-    model: Showo2Qwen2_5, vae: WanImageVAE, batch: int, options: argparse.Namespace, token_grid: tuple[int, int]
+    model: Showo2Qwen2_5,
+    vae: WanImageVAE,
+    settings: FlashUConfig | None,
+    batch: int,
+    options: argparse.Namespace,
+    grid: tuple[int, int],
+    steps: int | None = None,
 ) -> dict[str, float]:
-    """Seconds of one batch, by part."""
+    """Seconds of one batch, whole and by part."""
     clock = Stopwatch(model.device)
-    rows = [[0] * options.prefix for _ in range(batch)]
-    if sampler.needs_unconditional(options.guidance):
-        rows += [[0, 0] for _ in range(batch)]
-    height, width = (side * PATCH_SIZE for side in token_grid)
+    steps = steps or options.steps or (settings.total_steps if settings else NUM_INFERENCE_STEPS)
+    plan = make_plan(settings, steps, options.guidance)
+    limit = max_text_tokens(grid[0] * grid[1])
+    rows = sampler.Rows(
+        [[0] * options.prefix] * batch + [[0, 0]] * batch * plan.guided,
+        [[0] * (4 + limit - options.prefix)] * batch + [[0] * (2 + limit)] * batch * plan.guided,
+        grid,
+    )
+    height, width = (side * PATCH_SIZE for side in grid)
     noise = sampler.initial_noise(range(batch), model.config.image_latent_dim, height, width)
-
-    prefix, prefix_s = clock(lambda: model.encode_prefix(rows, token_grid))
-    states = sampler.trajectory(model, noise, prefix, sampler.time_grid(options.steps), options.guidance)
+    states = sampler.trajectory(model, noise, rows, sampler.time_grid(steps), plan)
     latents = next(states)
-    evaluations_s = []
-    for _ in range(options.steps - 1):
+    steps_s = []
+    for _ in plan.rows:
         latents, seconds = clock(lambda: next(states))
-        evaluations_s.append(seconds)
-    _, decode_s = clock(lambda: to_pictures(vae.decode(latents)))
-    seconds = prefix_s + sum(evaluations_s) + decode_s
-    return {
-        "batch_size": batch,
-        "images_per_s": batch / seconds,
-        "seconds_per_image": seconds / batch,
-        "evaluation_s": statistics.median(evaluations_s),
-        "prefix_s": prefix_s,
-        "decode_s": decode_s,
-    }
+        steps_s.append(seconds)
+    _, decode_s = clock(lambda: [to_picture(vae.decode(one[None])[0]) for one in latents])
+    seconds = sum(steps_s) + decode_s
+    return {"seconds_per_image": seconds / batch, "median_step_s": statistics.median(steps_s), "decode_s": decode_s}
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory allocated on the GPU, or resident on the CPU, since the process began."""
+    """The most memory allocated on the GPU since the last reset, or resident on the CPU since the process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="embedded", choices=PRESETS)
+    parser.add_argument("--preset", default="embedded", choices=MODELS)
+    parser.add_argument("--flashu", choices=FLASHU_PRESETS, help="also time this FlashU preset, in turns with stock")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--steps", type=int, default=50, help="points of the time grid (default 50)")
-    parser.add_argument("--guidance", type=float, default=7.5, help="0 or 1 leave the unconditional row out")
+    parser.add_argument("--repeats", type=int, default=3, help="measured runs of each arm (default 3)")
+    parser.add_argument("--steps", type=int, help="points of the time grid (default: each arm's own)")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE, help="0 or 1 leave the unconditional row out")
     parser.add_argument("--prefix", type=int, default=62, help="tokens of each prompt with bos and boi (default 62)")
     parser.add_argument("--size", type=int, help="pixels per side (default: the preset's own)")
     parser.add_argument("--device", help="default: CUDA if there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     options = parser.parse_args()
-
-    device = resolve_device(options.device)
+    try:
+        device = resolve_device(options.device)
+        config = MODELS[options.preset]
+        grid = parse_size(options.size, config.native_grid)
+    except ValueError as error:
+        parser.error(str(error))
     dtype = resolve_dtype(options.dtype, device)
-    config, vae_geometry = preset(options.preset)
-    token_grid = parse_size(options.size, config.native_grid)
-    model = random_model(Showo2Qwen2_5, config, 0, dtype, device)
-    vae = random_model(WanImageVAE, vae_geometry, 0, dtype, device)
+    model = random_model(Showo2Qwen2_5, config, 0, dtype, device, draw_on_device=True)
+    vae = random_model(WanImageVAE, VAES[options.preset], 0, dtype, device, draw_on_device=True)
+    arms = {"stock": None} | ({options.flashu: flashu_preset(options.flashu)} if options.flashu else {})
+    scores = random_scores(model)
 
     runs: list[dict[str, Any]] = []
     for batch in options.batch_size:
-        measure(model, vae, batch, argparse.Namespace(**{**vars(options), "steps": 3}), token_grid)
-        runs.append(measure(model, vae, batch, options, token_grid))
-        print(
-            f"batch {batch:>3}: {runs[-1]['images_per_s']:8.3f} images/s   "
-            f"evaluation {runs[-1]['evaluation_s'] * 1e3:9.1f} ms   prefix {runs[-1]['prefix_s'] * 1e3:7.1f} ms   "
-            f"decode {runs[-1]['decode_s'] * 1e3:7.1f} ms",
-            flush=True,
-        )
-    memory = peak_memory_gib(device)
-    print(f"peak memory {memory:.2f} GiB")
+        results: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+        memory = {}
+        for repeat in range(options.repeats + 1):
+            for arm, settings in arms.items():
+                if settings:
+                    apply_flashu_patch(model, settings, scores=scores)
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
+                warm_up = None if repeat or settings else 3
+                result = measure(model, vae, settings, batch, options, grid, warm_up)
+                memory[arm] = peak_memory_gib(device)
+                remove_flashu_patch(model)
+                if repeat:
+                    results[arm].append(result)
+        for arm in arms:
+            median = {key: statistics.median(run[key] for run in results[arm]) for key in results[arm][0]}
+            runs.append(
+                {
+                    "arm": arm,
+                    "batch_size": batch,
+                    "images_per_s": 1 / median["seconds_per_image"],
+                    **median,
+                    "speed_up": runs[-1]["seconds_per_image"] / median["seconds_per_image"] if arm != "stock" else 1.0,
+                    "peak_memory_gib": memory[arm],
+                }
+            )
+            print(
+                f"batch {batch:>3}  {arm:<12}{runs[-1]['images_per_s']:9.3f} images/s{runs[-1]['speed_up']:7.2f}x   "
+                f"median step {median['median_step_s'] * 1e3:8.1f} ms   decode {median['decode_s'] * 1e3:7.1f} ms   "
+                f"peak {memory[arm]:.2f} GiB",
+                flush=True,
+            )
     if options.json:
-        settings = {key: getattr(options, key) for key in ("preset", "steps", "guidance", "prefix", "size")}
-        result = {
-            **describe(device),
-            **settings,
-            "dtype": str(dtype).removeprefix("torch."),
-            "peak_memory_gib": memory,
-            "runs": runs,
-        }
+        settings = {key: getattr(options, key) for key in ("preset", "flashu", "steps", "guidance", "prefix", "size")}
+        result = {**describe(device), **settings, "dtype": str(dtype).removeprefix("torch."), "runs": runs}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 

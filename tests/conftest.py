@@ -1,6 +1,10 @@
 """Options and fixtures that every test folder may use."""
 
+import os
 from pathlib import Path
+
+# The models here are tiny: threads waiting for each other cost more than they bring, above all on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -19,16 +23,17 @@ def pytest_generate_tests(metafunc):
     """`golden_model` and `golden_vae` run once for every reference folder of their kind."""
     for fixture, marker in (("golden_model", "noise"), ("golden_vae", "latents")):
         if fixture in metafunc.fixturenames:
-            folders = [folder for folder in _golden_folders(metafunc.config) if _holds(folder, marker)]
+            folders = golden_folders(metafunc.config, marker)
             metafunc.parametrize(fixture, folders, ids=lambda folder: folder.name, scope="module")
 
 
-def _golden_folders(config):
+def golden_folders(config, tensor):
+    """The reference folders that were asked for and hold `tensor`."""
     given = config.getoption("--golden") or [GOLDEN]
     folders = [meta.parent for top in given for meta in sorted(top.glob("**/meta.json"))]
     if not folders:
         raise SystemExit(f"no reference folders (with a meta.json) under {', '.join(map(str, given))}")
-    return folders
+    return [folder for folder in folders if _holds(folder, tensor)]
 
 
 def _holds(folder, tensor):

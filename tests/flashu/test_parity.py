@@ -1,14 +1,22 @@
-"""Against the published code's own numbers: every tensor of stock Show-o2 and of the Wan VAE, in float32.
+"""Against the published code's own numbers: stock Show-o2, every FlashU run, and the Wan VAE, in float32.
 
 Other reference folders: `pytest tests/flashu/test_parity.py --golden DIR`, repeatable. Tolerances are those of
 tests/golden/README.md, as shares of a tensor's largest magnitude.
 """
 
+import json
+
 import pytest
 import torch
 
-from flashu import sampler
-from tests.golden import GoldenModel, load_vae, relative_error
+from flashu import FlashUConfig, apply_flashu_patch, sampler, understanding
+from flashu.acceleration import layer_skipping
+from flashu.acceleration.plan import make_plan
+from flashu.acceleration.wanda import ActivationNorms
+from flashu.calibration import watch_token_row
+from flashu.models.tokenizer import EncodedQuestion
+from tests.conftest import golden_folders
+from tests.reference import GoldenModel, load_vae, relative_error
 
 EVALUATION = 1e-4
 TRAJECTORY = 1e-3
@@ -16,8 +24,7 @@ TRAJECTORY = 1e-3
 
 @pytest.fixture(scope="module")
 def golden(golden_model):
-    with torch.no_grad():
-        yield GoldenModel(golden_model)
+    return GoldenModel(golden_model)
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +35,17 @@ def step(golden):
 
 
 def test_rows_are_laid_out_as_the_reference_has_them(golden):
-    for rows, suffix in ((golden.rows, ""), (golden.null_rows, "_null")):
-        tokens = golden.expected[f"text_tokens{suffix}"]
-        spans = golden.expected[f"modality_positions{suffix}"]
-        for row, reference, (offset, length) in zip(rows, tokens, spans[:, 0].tolist(), strict=True):
-            assert reference[:offset].tolist() == row
-            assert length == 1 + golden.grid[0] * golden.grid[1]
+    rows = golden.sampler_rows(range(len(golden.rows)))
+    tokens, spans = (
+        torch.cat((golden.expected[name], golden.expected[f"{name}_null"]))
+        for name in ("text_tokens", "modality_positions")
+    )
+    for prefix, suffix, row, (offset, length) in zip(
+        rows.prefixes, rows.suffixes, tokens.tolist(), spans[:, 0].tolist(), strict=True
+    ):
+        assert row[:offset] == list(prefix)
+        assert length == 1 + golden.grid[0] * golden.grid[1]
+        assert row[offset + length :] == list(suffix)
 
 
 @torch.no_grad()
@@ -85,14 +97,86 @@ def test_sampling_without_guidance_takes_one_row(golden):
 
 def _sample(golden, **overrides):
     settings = {"shift": golden.meta["time_shifting_factor"], "guidance": golden.meta["guidance_scale"], **overrides}
-    prefix = golden.prefix(guided=sampler.needs_unconditional(settings["guidance"]))
-    grid = sampler.time_grid(golden.meta["num_inference_steps"], settings["shift"])
-    return sampler.trajectory(golden.model, golden.expected["noise"], prefix, grid, settings["guidance"])
+    plan = make_plan(None, golden.meta["num_inference_steps"], settings["guidance"])
+    rows = golden.sampler_rows(range(len(golden.rows)), plan.guided)
+    points = sampler.time_grid(plan.num_inference_steps, settings["shift"])
+    return sampler.trajectory(golden.model, golden.expected["noise"], rows, points, plan)
 
 
 def _last(golden, **overrides):
     *_, last = _sample(golden, **overrides)
     return last
+
+
+@torch.no_grad()
+def test_wanda_scores_from_token_rows(golden):
+    norms = ActivationNorms(golden.model.showo.model)
+    for prompt in range(len(golden.rows)):
+        watch_token_row(golden.model, golden.sampler_rows([prompt]), golden.meta["token_ids"]["img_pad"], norms)
+    expected = golden.scores()
+    for ours, theirs in zip(norms.scores(), (expected.ffn, expected.attention), strict=True):
+        for layer, reference in zip(ours, theirs, strict=True):
+            assert relative_error(layer, reference) < EVALUATION
+
+
+@torch.no_grad()
+def test_understanding_prefill(golden):
+    ids, mmu = golden.meta["token_ids"], golden.meta["mmu"]
+    question = EncodedQuestion(
+        before=[ids["bos"], *mmu["system_ids"], *mmu["role_user_ids"], ids["boi"]],
+        after=[ids["eoi"], *mmu["question_ids"], *mmu["role_assistant_ids"]],
+    )
+    row = understanding.lay_out(golden.model, golden.expected["noise"][:1], question)
+    logits = golden.model.showo.lm_head(understanding.prefill(golden.model, row)[:, -1])
+    assert relative_error(logits, golden.expected["mmu_prefill_last_logits"]) < EVALUATION
+
+
+def pytest_generate_tests(metafunc):
+    if "flashu_run" in metafunc.fixturenames:
+        runs = [
+            pytest.param(folder, name, id=f"{folder.name}-{name}")
+            for folder in golden_folders(metafunc.config, "noise")
+            for name in json.loads((folder / "meta.json").read_text())["flashu_runs"]
+        ]
+        metafunc.parametrize(("flashu_folder", "flashu_run"), runs)
+
+
+def test_flashu_run_alone_and_in_one_batch(flashu_folder, flashu_run, monkeypatch):
+    """Finals and mids within tolerance, and exactly the reference's skipped layers, however prompts are batched."""
+    golden = GoldenModel(flashu_folder)
+    run, expected = golden.meta["flashu_runs"][flashu_run], golden.expected
+    config = FlashUConfig(**run["config"])
+    apply_flashu_patch(golden.model, config, scores=golden.scores())
+    widths = [width for width in run["kept_neurons"] if width is not None]
+    assert set(widths) <= {golden.model.acceleration.ffn_width}
+    plan = make_plan(config, config.total_steps, golden.meta["guidance_scale"])
+    # The reference lists a set for every step that is due to measure; ours measures those that some step uses.
+    due = [
+        step for step in range(1, config.total_steps) if (step - 1) % (config.T_LS or 1) == 0
+        and step <= config.total_steps - config.tau
+    ]  # fmt: skip
+    measured = [due.index(row.step) for row in plan.rows if row.measure]
+    chosen = []
+    choose = layer_skipping.least_important
+    monkeypatch.setattr(layer_skipping, "least_important", lambda *args: chosen.append(choose(*args)) or chosen[-1])
+
+    everyone = list(range(len(golden.rows)))
+    for prompts in [everyone, *([prompt] for prompt in everyone)]:
+        chosen.clear()
+        states = list(
+            sampler.trajectory(
+                golden.model,
+                expected["noise"][prompts],
+                golden.sampler_rows(prompts, plan.guided),
+                sampler.time_grid(config.total_steps, golden.meta["time_shifting_factor"]),
+                plan,
+            )
+        )
+        for state, moment in ((states[config.total_steps // 2], "mid"), (states[-1], "final")):
+            assert relative_error(state, expected[f"flashu_{flashu_run}_{moment}"][prompts]) < TRAJECTORY
+        for place, prompt in enumerate(prompts):
+            reference = run["per_sample"][prompt]["skipped_layers_at_recalc"]
+            assert [list(sets[place]) for sets in chosen] == [reference[index] for index in measured]
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flashu import TextToImagePipeline
-from flashu.models import Showo2Qwen2_5
+from flashu.models import Showo2Qwen2_5, geometry
 
 PROMPTS = ["a red circle", "", "two small blue squares to the left of a large green triangle, and a yellow star", "x"]
 FAST = {"num_inference_steps": 6}
@@ -99,16 +99,20 @@ def test_other_sizes_and_shapes(pipe, size, expected):
 
 
 def test_stream_gives_each_batch_as_soon_as_it_is_done(pipe):
-    decoded = []
-    handle = pipe.vae.conv2.register_forward_hook(lambda *_: decoded.append(1))
+    batches = []
+    handle = pipe.model.time_embed.register_forward_hook(lambda *_: batches.append(1))
     try:
         pictures = pipe.stream(PROMPTS, seeds=0, batch_size=2, num_inference_steps=2)
         next(pictures)
-        assert len(decoded) == 1
+        assert len(batches) == 1
         assert len(list(pictures)) == 3
-        assert len(decoded) == 2
+        assert len(batches) == 2
     finally:
         handle.remove()
+
+
+def test_row_lengths_are_the_released_ones():
+    assert [geometry.max_text_tokens(tokens) for tokens in (729, 1024, 4096)] == [290, 251, 251]
 
 
 def test_t2i_generate_is_the_pipeline(batch):

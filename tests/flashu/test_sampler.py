@@ -28,12 +28,6 @@ def test_time_shift_must_be_positive(shift):
         sampler.time_grid(5, shift)
 
 
-@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
-def test_guidance_must_be_finite_and_not_negative(scale):
-    with pytest.raises(InputError, match="guidance_scale"):
-        sampler.check_guidance(scale)
-
-
 def test_noise_depends_on_the_seed_and_not_on_its_place():
     together = sampler.initial_noise([7, 8, 9], 16, 4, 6)
     alone = sampler.initial_noise([8], 16, 4, 6)
@@ -43,11 +37,11 @@ def test_noise_depends_on_the_seed_and_not_on_its_place():
 
 def test_guidance_extrapolates_from_the_unconditional_row():
     rows = torch.tensor([3.0, 5.0, 1.0, 1.0]).reshape(4, 1)
-    assert sampler.guide(rows, 2.0).flatten().tolist() == [5.0, 9.0]
+    assert sampler.guide(rows, 2.0, images=2).flatten().tolist() == [5.0, 9.0]
 
 
-def test_guidance_at_0_and_1_needs_no_unconditional_row():
-    rows = torch.tensor([[3.0], [5.0]], dtype=torch.bfloat16)
-    for scale in (0, 1):
-        assert not sampler.needs_unconditional(scale)
-        assert sampler.guide(rows, scale).flatten().tolist() == [3.0, 5.0]
+@pytest.mark.parametrize("scale", [0, 1])
+@pytest.mark.parametrize("rows", [[3.0, 5.0], [3.0, 5.0, 1.0, 1.0]])
+def test_guidance_at_0_and_1_is_the_conditional_row(scale, rows):
+    velocity = torch.tensor(rows, dtype=torch.bfloat16).reshape(-1, 1)
+    assert sampler.guide(velocity, scale, images=2).flatten().tolist() == [3.0, 5.0]

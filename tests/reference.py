@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from flashu import sampler
+from flashu.acceleration.wanda import WandaScores
+from flashu.fingerprint import fingerprint
 from flashu.models import Showo2Qwen2_5, WanImageVAE
 from flashu.models.checkpoint import assign_weights
 from flashu.models.geometry import HeadGeometry, LlmGeometry, Showo2Config, VaeGeometry, VisionGeometry
@@ -32,8 +35,25 @@ class GoldenModel:
         self.null_rows = [[ids["bos"], ids["boi"]]] * len(self.rows)
         self.grid = self.model.config.native_grid
 
-    def prefix(self, guided=True):
-        return self.model.encode_prefix(self.rows + self.null_rows * guided, self.grid)
+    def prefix(self):
+        return self.model.encode_prefix(self.rows + self.null_rows, self.grid)
+
+    def sampler_rows(self, prompts, guided=True):
+        """The rows of some prompts, by number, as the sampler takes them."""
+        ids, length = self.meta["token_ids"], self.expected["text_tokens"].shape[1]
+        prefixes = [self.rows[i] for i in prompts] + [self.null_rows[i] for i in prompts] * guided
+        after = [length - len(row) - 1 - self.grid[0] * self.grid[1] for row in prefixes]
+        suffixes = [[ids["eoi"], ids["eos"], *[ids["pad"]] * (count - 2)] for count in after]
+        return sampler.Rows(prefixes, suffixes, self.grid)
+
+    def scores(self):
+        """The reference's Wanda scores."""
+        layers = range(self.model.config.llm.num_hidden_layers)
+        ffn, attention = (
+            [self.expected[f"wanda_tokens_only.model.layers.{i}.{name}"] for i in layers]
+            for name in ("mlp.down_proj", "self_attn.o_proj")
+        )
+        return WandaScores(ffn, attention, fingerprint(self.model))
 
 
 def load_vae(folder: Path, device="cpu"):

@@ -1,0 +1,196 @@
+"""Small checkpoints laid out like the releases, with random weights: what tests load instead of gigabytes.
+
+`write_release_folder` makes a whole folder; the other functions make its parts, for tests that arrange their own.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict, split_torch_state_dict_into_shards
+from safetensors.torch import load_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from flashu.models import Showo2Qwen2_5
+from flashu.models.geometry import HeadGeometry, LlmGeometry, Showo2Config, VisionGeometry
+from flashu.models.random_weights import random_model
+from flashu.models.tokenizer import PromptTokenizer
+
+GOLDEN_VAE = Path(__file__).parent / "golden" / "vae_tiny" / "weights.safetensors"
+VAE_FILE = "Wan2.1_VAE.pth"
+
+# Qwen2.5's added tokens, in its order; the vocabulary proper comes before them.
+QWEN_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>",
+    "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>",
+)  # fmt: skip
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+MERGES = (("Ġ", "r"), ("e", "d"), ("Ġr", "ed"), ("c", "i"), ("Ġ", "a"))
+
+VOCAB_SIZE = 256 + len(MERGES) + len(QWEN_TOKENS) + 4
+
+# Every part of the network at its smallest, with an LLM and a head of different widths, as in the releases.
+LLM = LlmGeometry(48, 96, 3, 4, 2, tie_word_embeddings=True)
+CONFIG = Showo2Config(
+    llm=LLM,
+    llm_vocab_size=VOCAB_SIZE,
+    image_latent_height=4,
+    image_latent_width=4,
+    num_diffusion_layers=2,
+    vision=VisionGeometry(32, 88, 2, 4, grid=4),
+    head=HeadGeometry(64, 128, 4, 2, 16),
+)
+
+LAYOUTS = ("bin", "sharded bin", "legacy bin", "safetensors", "sharded safetensors", "diffusers safetensors")
+
+
+# ------------------------------------------------------------------------------------------------ whole folders
+
+
+def write_showo2(folder, layout="bin", config=CONFIG, seed=0, dtype=torch.float32, tensors=None, llm="llm"):
+    """What the release's repository holds: config.json and weights. `llm` is what the config calls its LLM."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, config, llm)
+    write_weights(folder, tensors or weights(config, seed, dtype), layout)
+    return folder
+
+
+def write_release_folder(folder, config=CONFIG, **options):
+    """A Show-o2 release, and inside it the folder of its LLM, so that the model loads with no download."""
+    write_showo2(folder, config=config, **options)
+    write_llm_folder(folder / "llm", config.llm)
+    return folder
+
+
+def write_whole_folder(folder, **options):
+    """A release with its LLM and VAE in its folder, so that it makes pictures with no download."""
+    write_release_folder(folder, **options)
+    write_released_vae(folder / VAE_FILE)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------- their parts
+
+
+def weights(config=CONFIG, seed=0, dtype=torch.float32):
+    """The model's state dict. Where the LLM is tied, both names share one tensor, as in a trained model."""
+    return dict(random_model(Showo2Qwen2_5, config, seed, dtype).state_dict())
+
+
+def write_weights(folder, tensors, layout, shards=3):
+    """Write `tensors` under the names, and in the formats, that releases and tools use."""
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if "safetensors" in layout:
+        tensors = without_tied_head(tensors)
+    if layout == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+    elif layout == "legacy bin":
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    elif layout == "sharded bin":
+        split = split_torch_state_dict_into_shards(
+            tensors, filename_pattern="pytorch_model{suffix}.bin", max_shard_size=total // shards
+        )
+        for name, keys in split.filename_to_tensors.items():
+            torch.save({key: tensors[key] for key in keys}, folder / name)
+        write_index(folder / "pytorch_model.bin.index.json", split.tensor_to_filename)
+    elif layout == "safetensors":
+        save_torch_state_dict(tensors, folder)
+    elif layout == "sharded safetensors":
+        save_torch_state_dict(tensors, folder, max_shard_size=total // shards)
+    elif layout == "diffusers safetensors":
+        save_torch_state_dict(tensors, folder, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
+    else:
+        raise ValueError(layout)
+
+
+def without_tied_head(tensors):
+    """What transformers writes into safetensors files, which cannot hold one tensor under two names."""
+    embedding, head = tensors["showo.model.embed_tokens.weight"], tensors.get("showo.lm_head.weight")
+    tied = head is not None and head.data_ptr() == embedding.data_ptr()
+    return {key: tensor for key, tensor in tensors.items() if not (tied and key == "showo.lm_head.weight")}
+
+
+def write_index(file, weight_map):
+    file.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def write_config(folder, config=CONFIG, llm="llm"):
+    """A config.json with the release's keys, and two more for sizes that the release leaves to hub ids."""
+    data = {**config.to_dict(), "_diffusers_version": "0.30.1", "llm_model_path": llm}
+    del data["llm_config"]
+    (folder / "config.json").write_text(json.dumps(data, indent=2))
+
+
+def write_llm_folder(folder, llm=LLM):
+    """A Qwen2.5 folder without weights: config.json and tokenizer.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "hidden_act": "silu",
+        "hidden_size": llm.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": llm.intermediate_size,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 21,
+        "model_type": "qwen2",
+        "num_attention_heads": llm.num_attention_heads,
+        "num_hidden_layers": llm.num_hidden_layers,
+        "num_key_value_heads": llm.num_key_value_heads,
+        "rms_norm_eps": llm.rms_norm_eps,
+        "rope_theta": llm.rope_theta,
+        "sliding_window": 32768,
+        "tie_word_embeddings": llm.tie_word_embeddings,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": VOCAB_SIZE,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    write_tokenizer(folder)
+
+
+def released_vae():
+    """The state dict of a small `Wan2.1_VAE.pth`: 3-D kernels and temporal convolutions, as the release has them."""
+    return load_file(GOLDEN_VAE)
+
+
+def write_released_vae(file):
+    torch.save(released_vae(), file)
+    return file
+
+
+def write_tokenizer(folder):
+    qwen_tokenizer().save(str(folder / "tokenizer.json"))
+
+
+def extended_tokenizer():
+    return PromptTokenizer(qwen_tokenizer())
+
+
+def qwen_tokenizer():
+    """Qwen2.5's tokenizer with five merges instead of 151387: the same pipeline, the same added tokens in order."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate([*alphabet, *map("".join, MERGES)])}
+    tokenizer = Tokenizer(BPE(vocabulary, list(MERGES)))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(
+        [AddedToken(t, normalized=False, special="tool" not in t and not t.startswith(("<|fim", "<|repo", "<|file")))
+         for t in QWEN_TOKENS]
+    )  # fmt: skip
+    return tokenizer

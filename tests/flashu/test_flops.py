@@ -1,0 +1,70 @@
+"""The operation count: that remembering repeated blocks does not change it, and what each technique takes off."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flashu import FLASHU_PRESETS, FlashUConfig, Showo2Qwen2_5, WandaScores, apply_flashu_patch, sampler
+from flashu.acceleration.plan import make_plan
+from flashu.fingerprint import fingerprint
+from flashu.flops import count_image
+from flashu.models.geometry import PRESETS, VAE_PRESETS, max_text_tokens
+from flashu.models.random_weights import random_model
+
+OFF = FLASHU_PRESETS["off"]
+SETTINGS = FlashUConfig(r_p=0.3, r_LS=0.3, T_LS=3, T_cache=2, tau=2, schedule=[(4, 3.0), (4, 6.0)])
+CONFIG = PRESETS["embedded"]
+
+
+def count(settings, steps, model="embedded"):
+    config = PRESETS[model]
+    plan = make_plan(settings, steps, 7.5)
+    return count_image(config, VAE_PRESETS[model], plan, settings, config.native_grid, 10)
+
+
+@torch.no_grad()
+def test_count_equals_that_of_a_real_run():
+    """Every operation of a run with real weights on the CPU, nothing remembered, nothing multiplied."""
+    model = random_model(Showo2Qwen2_5, CONFIG, 0)
+    ones = [torch.ones(512)] * 10, [torch.ones(192)] * 10
+    apply_flashu_patch(model, SETTINGS, scores=WandaScores(*ones, fingerprint(model)))
+    limit = max_text_tokens(64)
+    rows = sampler.Rows([[0] * 10, [0, 0]], [[0] * (4 + limit - 10), [0] * (2 + limit)], (8, 8))
+    states = sampler.trajectory(
+        model, torch.zeros(1, 16, 16, 16), rows, sampler.time_grid(8), make_plan(SETTINGS, 8, 7.5)
+    )
+    # The counter knows the matrix products of attention, but not the fused operation that a CPU would run for them.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        list(states)
+    counted = count(SETTINGS, 8)
+    assert counter.get_total_flops() == sum(counted.rows)
+
+
+def test_parts_and_rows_add_up():
+    counted = count(SETTINGS, 8)
+    assert len(counted.rows) == 7
+    assert sum(counted.rows) + counted.parts["VAE decode"] == pytest.approx(counted.total, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return count(None, 8, "show-o2-1.5b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "less", "same"),
+    [
+        ({"r_p": 0.3}, "LLM", ["head", "image path"]),
+        ({"r_LS": 0.3, "T_LS": 8}, "LLM", ["head", "image path"]),
+        ({"head_prune_ratio": 0.5}, "LLM", ["head", "image path"]),
+        ({"T_cache": 3}, "head", []),
+    ],
+)
+def test_each_technique_saves_where_it_says(stock, settings, less, same):
+    saved = count(replace(OFF, num_inference_steps=8, **settings), 8, "show-o2-1.5b")
+    assert saved.parts[less] < 0.95 * stock.parts[less]
+    for part in same:
+        assert saved.parts[part] == stock.parts[part]

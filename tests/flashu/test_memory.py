@@ -1,0 +1,38 @@
+"""Peak memory of a patched model: pruning keeps no second copy of any weight."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+# The process's peak only ever grows, so stock goes first: whatever FlashU takes beyond it shows.
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from argparse import Namespace
+from generate import MID, VAES, measure, peak_memory_gib, random_model, random_scores
+from flashu import FlashUConfig, Showo2Qwen2_5, apply_flashu_patch
+from flashu.models import WanImageVAE
+
+cpu = torch.device("cpu")
+model, vae = random_model(Showo2Qwen2_5, MID, 0), random_model(WanImageVAE, VAES["mid"], 0)
+options = Namespace(steps=4, guidance=7.5, prefix=62)
+scores = random_scores(model)
+measure(model, vae, None, 4, options, MID.native_grid)
+print(peak_memory_gib(cpu))
+settings = FlashUConfig(T_LS=2, tau=0, schedule=None, num_inference_steps=3, head_prune_ratio=0.5)
+apply_flashu_patch(model, settings, scores=scores)
+measure(model, vae, settings, 4, options, MID.native_grid)
+print(peak_memory_gib(cpu))
+"""
+
+
+def test_patched_model_takes_at_most_2_percent_more_memory():
+    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}  # this model is large enough for threads
+    command = [sys.executable, "-c", SCRIPT, BENCHMARKS]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    stock, patched = map(float, out.split())
+    assert patched <= 1.02 * stock, f"{patched:.3f} GiB against {stock:.3f}"

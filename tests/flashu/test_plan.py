@@ -1,0 +1,129 @@
+"""The plan as a table: what the paper's settings come to, step by step, and that no dead work enters any plan."""
+
+import itertools
+
+import pytest
+
+from flashu import FLASHU_PRESETS, FlashUConfig, InputError
+from flashu.acceleration.plan import Head, Llm, make_plan
+
+PAPER = FlashUConfig()
+ALONE = {"r_p": 0, "r_LS": 0, "T_LS": None, "T_cache": None, "tau": 0, "schedule": None, "num_inference_steps": 12}
+
+
+def steps_where(plan, test):
+    return [row.step for row in plan.rows if test(row)]
+
+
+def test_paper_settings_run_the_llm_on_17_steps_of_34():
+    plan = make_plan(PAPER, 35, 10.0)
+    assert steps_where(plan, lambda row: row.llm is not Llm.NONE) == [1, 2, 3, 4, 5, 10, 11, 15, 20, *range(25, 35)]
+    assert steps_where(plan, lambda row: row.llm is Llm.FULL) == list(range(25, 35))
+    assert steps_where(plan, lambda row: row.skip) == [2, 3, 4, 5, 10, 15, 20]
+
+
+def test_a_measurement_that_no_step_uses_is_not_made():
+    """Steps 1, 11 and 21 are due; after 21 nothing runs the LLM until the full steps, which skip no layer."""
+    assert steps_where(make_plan(PAPER, 35, 10.0), lambda row: row.measure) == [1, 11]
+
+
+def test_head_output_is_stored_every_fifth_step_and_reused_between():
+    plan = make_plan(PAPER, 35, 10.0)
+    assert steps_where(plan, lambda row: row.head is Head.STORE) == [5, 10, 15, 20]
+    reused = [step for step in range(6, 25) if step % 5]
+    assert steps_where(plan, lambda row: row.head is Head.REUSE) == reused
+
+
+def test_guidance_follows_the_schedule_and_then_the_call():
+    assert [row.guidance for row in make_plan(PAPER, 35, 3.0).rows] == [7.5] * 24 + [10.0] * 10
+    assert {row.guidance for row in make_plan(FlashUConfig(**ALONE), 12, 3.0).rows} == {3.0}
+
+
+def test_settings_that_are_off_make_the_unaccelerated_plan():
+    assert make_plan(FLASHU_PRESETS["off"], 50, 7.5) == make_plan(None, 50, 7.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({"r_p": 0.2}, {"llm"}),
+        ({"r_LS": 0.2, "T_LS": 4}, {"skip", "measure"}),
+        ({"T_cache": 3}, {"llm", "head"}),
+        ({"schedule": [(12, 2.0)]}, {"guidance"}),
+    ],
+)
+def test_each_technique_alone_changes_its_own_column(settings, changed):
+    """The head cache's column is the head, and the LLM that a reused head does not need."""
+    plan, stock = make_plan(FlashUConfig(**{**ALONE, **settings}), 12, 7.5), make_plan(None, 12, 7.5)
+    different = {
+        name
+        for row, plain in zip(plan.rows, stock.rows, strict=True)
+        for name in ("llm", "skip", "measure", "head", "guidance")
+        if getattr(row, name) != getattr(plain, name)
+    }
+    assert different == changed
+
+
+SWEEP = list(itertools.product((0, 0.3), (0, 0.4), (None, 1, 3, 4), (None, 1, 2, 3, 5), (0, 3, 20), (2, 5, 20, 21)))
+
+
+def test_no_plan_holds_dead_work():
+    for r_p, r_LS, T_LS, T_cache, tau, steps in SWEEP:  # noqa: N806 - the paper's names
+        if tau > steps:
+            continue
+        config = FlashUConfig(r_p=r_p, r_LS=r_LS, T_LS=T_LS, T_cache=T_cache, tau=tau, schedule=None)
+        rows = make_plan(config, steps, 1.0).rows
+        assert [row.step for row in rows] == list(range(1, steps))
+        for index, row in enumerate(rows):
+            later = rows[index + 1 :]
+            if row.head is Head.REUSE:
+                assert any(earlier.head is Head.STORE for earlier in rows[:index])
+                assert (row.llm is Llm.NONE) == (not row.measure), "the LLM runs on a reuse step to measure only"
+            else:
+                assert row.llm is not Llm.NONE
+            if row.measure:
+                used = itertools.takewhile(lambda other: not other.measure, later)
+                assert any(other.skip for other in used), "a measurement that nobody uses"
+            if row.head is Head.STORE:
+                assert later, "a store at the end"
+                assert later[0].head is Head.REUSE, "a store that nobody reuses"
+            if row.skip:
+                assert any(earlier.measure for earlier in rows[:index]), "skipping before anything was measured"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r_p": 1.0}, "r_p is 1.0.*below 1"),
+        ({"r_p": -0.1}, "r_p is -0.1"),
+        ({"r_LS": float("nan")}, "r_LS is nan"),
+        ({"head_prune_ratio": 2}, "head_prune_ratio is 2"),
+        ({"T_cache": 0}, "T_cache is 0.*at least 1, or None"),
+        ({"T_LS": 0}, "T_LS is 0"),
+        ({"T_LS": 2.5}, "T_LS is 2.5"),
+        ({"tau": -1}, "tau is -1"),
+        ({"tau": 36}, r"tau is 36.*num_inference_steps \(35\)"),
+        ({"schedule": [(10, 7.5)], "num_inference_steps": 35}, "covers 10 steps, but 35 grid points take 34"),
+        ({"schedule": []}, "schedule is empty"),
+        ({"schedule": [(0, 7.5)]}, "phase of 0 steps"),
+        ({"schedule": [(35, -1.0)]}, "guidance scale -1"),
+        ({"schedule": 7.5}, "list of .steps, guidance scale. pairs"),
+        ({"schedule": [(35, 1.0)], "adaptive_guidance_schedule": [(35, 1.0)]}, "two names for one setting"),
+        ({"num_inference_steps": 1}, "num_inference_steps is 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_with_the_reason(settings, message):
+    with pytest.raises(InputError, match=message):
+        FlashUConfig(**settings)
+
+
+def test_settings_are_checked_against_the_steps_that_are_asked_for():
+    with pytest.raises(InputError, match="covers 35 steps, but 50 grid points take 49"):
+        make_plan(PAPER, 50, 7.5)
+
+
+def test_both_spellings_of_the_schedule_are_one_setting():
+    schedule = [(4, 5.0), (8, 7.5), (20, 11.0)]
+    assert FlashUConfig(schedule=schedule, tau=10) == FlashUConfig(adaptive_guidance_schedule=schedule, tau=10)
+    assert FlashUConfig(schedule=schedule, tau=10).total_steps == 32
+    assert FlashUConfig(T_LS=-1, T_cache=-1) == FlashUConfig(T_LS=None, T_cache=None)
