@@ -14,9 +14,9 @@ import json
 
 from flashu.acceleration.plan import make_plan
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, flashu_preset
-from flashu.flops import ONCE, count_image, count_release
+from flashu.flops import ONCE, count_image, count_release, format_plan
 from flashu.models.geometry import PRESETS, parse_size, preset
-from jobs.acceleration_cli import format_plan
+from flashu.patch import Acceleration
 
 
 def main() -> None:
@@ -33,14 +33,20 @@ def main() -> None:
     options = parser.parse_args()
     try:
         settings = flashu_preset(options.flashu) if options.flashu else None
-        steps = options.steps or (settings.total_steps if settings else NUM_INFERENCE_STEPS)
-        plan = make_plan(settings, steps, options.guidance)
+        steps = options.steps
+        if steps is None:
+            steps = settings.total_steps if settings else NUM_INFERENCE_STEPS
         config, vae = preset(options.preset)
+        plan = (
+            Acceleration.of(settings, config.llm).plan(steps, options.guidance)
+            if settings
+            else make_plan(None, steps, options.guidance)
+        )
         grid = parse_size(options.size, config.native_grid)
+        cost = count_image(config, vae, plan, grid, options.prefix)
     except ValueError as error:
         parser.error(str(error))
 
-    cost = count_image(config, vae, plan, settings, grid, options.prefix)
     total = cost.total / 1e12
     parts = {part: flop / 1e12 for part, flop in cost.parts.items()}
     release = sum(count_release(config, settings, steps, grid)) / 1e12

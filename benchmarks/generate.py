@@ -24,7 +24,7 @@ import torch
 from hardware import describe
 
 from flashu import sampler
-from flashu.acceleration.plan import make_plan
+from flashu.acceleration.plan import Plan, make_plan
 from flashu.acceleration.wanda import WandaScores
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
 from flashu.devices import DTYPES, resolve_device, resolve_dtype
@@ -43,7 +43,7 @@ from flashu.models.geometry import (
     parse_size,
 )
 from flashu.models.random_weights import random_model
-from flashu.patch import apply_flashu_patch, remove_flashu_patch
+from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
 from flashu.pipeline import to_picture
 
 # Between the embedded model and 1.5B, in the proportions of the latter, and large enough for arithmetic to dominate.
@@ -69,6 +69,15 @@ def random_scores(model: Showo2Qwen2_5) -> WandaScores:
     return WandaScores(ffn, attention, fingerprint(model))
 
 
+def plan_of(settings: FlashUConfig | None, config: Showo2Config, options: argparse.Namespace) -> Plan:
+    """One arm's plan. Raises `InputError` when the settings do not fit the steps asked for."""
+    steps = options.steps
+    if settings is None:
+        return make_plan(None, NUM_INFERENCE_STEPS if steps is None else steps, options.guidance)
+    acceleration = Acceleration.of(settings, config.llm)
+    return acceleration.plan(settings.total_steps if steps is None else steps, options.guidance)
+
+
 class Stopwatch:
     """Seconds of work that has finished on the device, not merely been queued."""
 
@@ -87,25 +96,22 @@ class Stopwatch:
 def measure(
     model: Showo2Qwen2_5,
     vae: WanImageVAE,
-    settings: FlashUConfig | None,
+    plan: Plan,
     batch: int,
-    options: argparse.Namespace,
+    prefix: int,
     grid: tuple[int, int],
-    steps: int | None = None,
 ) -> dict[str, float]:
     """Seconds of one batch, whole and by part."""
     clock = Stopwatch(model.device)
-    steps = steps or options.steps or (settings.total_steps if settings else NUM_INFERENCE_STEPS)
-    plan = make_plan(settings, steps, options.guidance)
     limit = max_text_tokens(grid[0] * grid[1])
     rows = sampler.Rows(
-        [[0] * options.prefix] * batch + [[0, 0]] * batch * plan.guided,
-        [[0] * (4 + limit - options.prefix)] * batch + [[0] * (2 + limit)] * batch * plan.guided,
+        [[0] * prefix] * batch + [[0, 0]] * batch * plan.guided,
+        [[0] * (4 + limit - prefix)] * batch + [[0] * (2 + limit)] * batch * plan.guided,
         grid,
     )
     height, width = (side * PATCH_SIZE for side in grid)
     noise = sampler.initial_noise(range(batch), model.config.image_latent_dim, height, width)
-    states = sampler.trajectory(model, noise, rows, sampler.time_grid(steps), plan)
+    states = sampler.trajectory(model, noise, rows, sampler.time_grid(plan.num_inference_steps), plan)
     latents = next(states)
     steps_s = []
     for _ in plan.rows:
@@ -142,12 +148,16 @@ def main() -> None:
         device = resolve_device(options.device)
         config = MODELS[options.preset]
         grid = parse_size(options.size, config.native_grid)
+        arms = {"stock": None} | ({options.flashu: flashu_preset(options.flashu)} if options.flashu else {})
+        plans = {arm: plan_of(settings, config, options) for arm, settings in arms.items()}
+        longest = max_text_tokens(grid[0] * grid[1]) + 2
+        if not 2 <= options.prefix <= longest:
+            parser.error(f"--prefix {options.prefix}: bos and boi are 2, and at most {longest} fit")
     except ValueError as error:
         parser.error(str(error))
     dtype = resolve_dtype(options.dtype, device)
     model = random_model(Showo2Qwen2_5, config, 0, dtype, device, draw_on_device=True)
     vae = random_model(WanImageVAE, VAES[options.preset], 0, dtype, device, draw_on_device=True)
-    arms = {"stock": None} | ({options.flashu: flashu_preset(options.flashu)} if options.flashu else {})
     scores = random_scores(model)
 
     runs: list[dict[str, Any]] = []
@@ -160,8 +170,9 @@ def main() -> None:
                     apply_flashu_patch(model, settings, scores=scores)
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
-                warm_up = None if repeat or settings else 3
-                result = measure(model, vae, settings, batch, options, grid, warm_up)
+                warm_up = not repeat and not settings
+                plan = make_plan(None, 3, options.guidance) if warm_up else plans[arm]
+                result = measure(model, vae, plan, batch, options.prefix, grid)
                 memory[arm] = peak_memory_gib(device)
                 remove_flashu_patch(model)
                 if repeat:
@@ -185,7 +196,8 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        settings = {key: getattr(options, key) for key in ("preset", "flashu", "steps", "guidance", "prefix", "size")}
+        keys = ("preset", "flashu", "steps", "repeats", "guidance", "prefix", "size")
+        settings = {key: getattr(options, key) for key in keys}
         result = {**describe(device), **settings, "dtype": str(dtype).removeprefix("torch."), "runs": runs}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -21,6 +21,7 @@ from flashu.acceleration import hybrid
 from flashu.acceleration.head_cache import Head, actions
 from flashu.acceleration.plan import Plan
 from flashu.config import FlashUConfig
+from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock
 from flashu.models.geometry import PATCH_SIZE, Showo2Config, VaeGeometry, max_text_tokens
 from flashu.models.layers import rotary_frequencies, rotary_table
@@ -51,15 +52,18 @@ def count_image(
     config: Showo2Config,
     vae: VaeGeometry,
     plan: Plan,
-    flashu: FlashUConfig | None,
     token_grid: tuple[int, int],
     prefix_tokens: int,
 ) -> FlopCount:
-    """Count one image made by `plan` under `flashu` settings, from a prompt of `prefix_tokens` with bos and boi."""
+    """Count one image made by `plan`, from a prompt of `prefix_tokens` with bos and boi.
+
+    Raises `InputError` when so long a prompt does not fit.
+    """
+    limit = max_text_tokens(token_grid[0] * token_grid[1])
+    if not 2 <= prefix_tokens <= limit + 2:
+        raise InputError(f"a prefix of {prefix_tokens} tokens: bos and boi are 2, and at most {limit + 2} fit")
     with torch.device("meta"):
         model, decoder = Showo2Qwen2_5(config).bfloat16(), WanImageVAE(vae).bfloat16()
-    model.acceleration = flashu and Acceleration.of(flashu, config.llm)
-    limit = max_text_tokens(token_grid[0] * token_grid[1])
     prefixes, suffixes = [[0] * prefix_tokens], [[0] * (4 + limit - prefix_tokens)]
     if plan.guided:
         prefixes.append([0, 0])
@@ -68,6 +72,7 @@ def count_image(
 
     with _Counter(model) as counter:
         counter.watch_call(model, "encode_prefix", "prefix")
+        counter.watch_call(model, "embed_times", "time")
         for part, modules in {
             "image path": (model.image_embedder_und, model.image_embedder_gen, model.und_trans, model.fusion_proj),
             "LLM": (model.showo.model,),
@@ -79,9 +84,8 @@ def count_image(
         points = sampler.time_grid(plan.num_inference_steps)
         for _ in sampler.trajectory(model, noise, sampler.Rows(prefixes, suffixes, token_grid), points, plan):
             marks.append(counter.total())
-        counter.parts["time"] = counter.total() - sum(counter.parts.values())
+        counter.watch_call(decoder, "decode", "VAE decode")
         decoder.decode(noise)
-        counter.parts["VAE decode"] = counter.total() - marks[-1]
     return FlopCount([after - before for before, after in itertools.pairwise(marks)], counter.parts)
 
 
@@ -130,6 +134,17 @@ def count_release(
             model.diffusion_head_b(hidden, times.final[0])
             result.append(counter.total() - before)
     return result
+
+
+def format_plan(plan: Plan, costs: list[int]) -> str:
+    """A plan as a table, a line a step."""
+    lines = [f"{'step':>4}  {'LLM':<7} {'layers':<13} {'head':<8} {'guidance':>8} {'TFLOP':>8}"]
+    for row, flop in zip(plan.rows, costs, strict=True):
+        layers = "all, measured" if row.measure else "skips" if row.skip else "-" if row.llm == "-" else "all"
+        lines.append(
+            f"{row.step:>4}  {row.llm.value:<7} {layers:<13} {row.head.value:<8} {row.guidance:>8g} {flop / 1e12:>8.3f}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 class _Counter:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from flashu.acceleration import ffn_pruning, kv_pruning
 from flashu.acceleration.layer_skipping import count_to_skip
-from flashu.acceleration.wanda import WandaScores
+from flashu.acceleration.plan import Plan, make_plan
+from flashu.acceleration.wanda import GENERATION, WandaScores, importance_order
 from flashu.config import FlashUConfig, flashu_preset
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
@@ -61,6 +62,15 @@ class Acceleration:
             layers_to_skip=skipped,
         )
 
+    def plan(self, num_inference_steps: int, guidance_scale: float) -> Plan:
+        """The steps of a run on a model that is patched so; see `make_plan`."""
+        return replace(
+            make_plan(self.config, num_inference_steps, guidance_scale),
+            ffn_width=self.ffn_width,
+            kv_heads=self.kv_heads,
+            layers_to_skip=self.layers_to_skip,
+        )
+
 
 def apply_flashu_patch(
     model: Showo2Qwen2_5,
@@ -75,6 +85,8 @@ def apply_flashu_patch(
     scores: importances that pruning goes by, or a file of them (`flashu calibrate`). Without them, a pruning config
         measures its own on built-in prompts, with `tokenizer` or the one beside the model.
     Raises `InputError` for scores of another model or an unknown preset, and then leaves the model as it is.
+    While patched, the LLM's weights stand in another order: use `save_pretrained`, and load new weights only after
+    `remove_flashu_patch`.
     """
     if config is None or isinstance(config, str):
         config = flashu_preset(config or "paper-1.5b")
@@ -84,10 +96,10 @@ def apply_flashu_patch(
         with unpatched(model):
             scores = _scores_for(model, scores, tokenizer)
     if acceleration.ffn_width:
-        acceleration.ffn_orders = [ffn_pruning.importance_order(layer_scores) for layer_scores in scores.ffn]
+        acceleration.ffn_orders = [importance_order(layer_scores) for layer_scores in scores.ffn]
     if acceleration.kv_heads:
         acceleration.kv_orders = [
-            ffn_pruning.importance_order(kv_pruning.group_scores(layer_scores, geometry.num_key_value_heads))
+            importance_order(kv_pruning.group_scores(layer_scores, geometry.num_key_value_heads))
             for layer_scores in scores.attention
         ]
     remove_flashu_patch(model)
@@ -137,6 +149,10 @@ def _scores_for(
         return calibrate(model, tokenizer=tokenizer)
     if not isinstance(scores, WandaScores):
         scores = WandaScores.load(scores)
+    if scores.task != GENERATION:
+        raise InputError(
+            f"these scores were measured for {scores.task}; generating is pruned by scores for {GENERATION}"
+        )
     if scores.fingerprint != (own := fingerprint(model)):
         raise InputError(
             f"these scores were measured on another model (fingerprint {scores.fingerprint[:12]}…, this one has "

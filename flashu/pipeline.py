@@ -27,6 +27,7 @@ from flashu.models.geometry import PATCH_SIZE
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer, find_tokenizer
 from flashu.models.wan_vae import RELEASED_FILE, RELEASED_REPOSITORY, WanImageVAE
+from flashu.patch import Acceleration
 
 
 @dataclass
@@ -161,11 +162,17 @@ class TextToImagePipeline:
         negative_prompts = arguments.texts("negative_prompts", negative_prompts, count)
         seeds = arguments.seeds(seeds, count)
         batch_size = arguments.whole("batch_size", batch_size, least=1)
-        flashu = self.model.acceleration and self.model.acceleration.config
+        acceleration = self.model.acceleration
+        flashu = acceleration and acceleration.config
         if num_inference_steps is None:
             num_inference_steps = flashu.total_steps if flashu else NUM_INFERENCE_STEPS
         time_points = sampler.time_grid(num_inference_steps, time_shift)
-        plan = make_plan(flashu, num_inference_steps, arguments.finite("guidance_scale", guidance_scale, zero=True))
+        guidance_scale = arguments.finite("guidance_scale", guidance_scale, zero=True)
+        num_inference_steps = len(time_points)
+        if acceleration:
+            plan = acceleration.plan(num_inference_steps, guidance_scale)
+        else:
+            plan = make_plan(None, num_inference_steps, guidance_scale)
         token_grid = geometry.parse_size(size, self.model.config.native_grid)
         max_tokens = geometry.max_text_tokens(token_grid[0] * token_grid[1])
 
@@ -190,7 +197,7 @@ class TextToImagePipeline:
                 f"(the first is number {cut[0]}, counted from 0)",
                 stacklevel=2,
             )
-        return self._generate(requests, batch_size, time_points, token_grid, plan, progress)
+        return self._generate(requests, batch_size, time_points, token_grid, plan, acceleration, progress)
 
     def _generate(
         self,
@@ -199,12 +206,15 @@ class TextToImagePipeline:
         time_points: Tensor,
         token_grid: tuple[int, int],
         plan: Plan,
+        acceleration: Acceleration | None,
         progress: bool,
     ) -> Iterator[Image.Image]:
         starts = range(0, len(requests), batch_size)
         hidden = None if progress else True  # None: shown on a terminal only
         with tqdm(total=len(starts) * len(plan.rows), unit="step", disable=hidden, leave=False) as bar:
             for start in starts:
+                if self.model.acceleration is not acceleration:
+                    raise RuntimeError("FlashU was switched on or off between two batches of one call")
                 batch = requests[start : start + batch_size]
                 pictures = None
                 try:

@@ -17,7 +17,7 @@ from flashu import arguments
 from flashu.acceleration import layer_skipping
 from flashu.acceleration.layer_skipping import SkipSets
 from flashu.acceleration.plan import Head, Llm, Plan, PlanRow
-from flashu.models.qwen2 import WHOLE, Variant
+from flashu.models.qwen2 import Variant
 from flashu.models.showo2 import Prefix, Showo2Qwen2_5
 
 TIME_SHIFT = 3.0
@@ -96,7 +96,7 @@ class _Prefixes:
     """The batch's prefix under each variant of the LLM, made when a row first needs it, dropped after the last."""
 
     def __init__(self, model: Showo2Qwen2_5, rows: Rows, images: int, plan: Plan):
-        self.model, self.rows, self.images = model, rows, images
+        self.model, self.rows, self.images, self.plan = model, rows, images, plan
         self.skipped: SkipSets | None = None
         self.made: dict[tuple[Llm, bool], Prefix] = {}
         self.measures_left = sum(row.measure for row in plan.rows)
@@ -113,22 +113,19 @@ class _Prefixes:
     def skip_least_important(self, similarity: Tensor) -> None:
         """Choose anew which layers each image skips, from a measurement (rows, layers)."""
         importances = layer_skipping.importance(similarity, self.images)
-        self.skipped = layer_skipping.least_important(importances, self.model.acceleration.layers_to_skip)
+        self.skipped = layer_skipping.least_important(importances, self.plan.layers_to_skip)
         self.measures_left -= 1
         for kind in [kind for kind in self.made if kind[1] or not self.measures_left]:
             del self.made[kind]
 
     def _variant(self, row: PlanRow) -> Variant:
-        acceleration = self.model.acceleration
-        if acceleration is None:
-            return WHOLE
         ran_by = None
         if row.skip:
             layers = len(self.model.showo.model.layers)
             per_image = len(self.rows.prefixes) // self.images
             ran_by = layer_skipping.rows_that_run(self.skipped, layers, per_image, self.model.device)
         return Variant(
-            ffn_width=acceleration.ffn_width if row.llm is Llm.PRUNED else None,
-            kv_heads=acceleration.kv_heads,
+            ffn_width=self.plan.ffn_width if row.llm is Llm.PRUNED else None,
+            kv_heads=self.plan.kv_heads,
             rows=ran_by,
         )

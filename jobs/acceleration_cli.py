@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flashu.config import FLASHU_PRESETS, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.errors import InputError
 
 if TYPE_CHECKING:
-    from flashu.acceleration.plan import Plan
-    from flashu.pipeline import TextToImagePipeline
+    from PIL import Image
+    from torch import Tensor
+
+    from flashu.models import PromptTokenizer, Showo2Qwen2_5
+    from flashu.models.tokenizer import EncodedQuestion
 
 analyze = typer.Typer(
     no_args_is_help=True, help="Measure which neurons, layers and head outputs matter. Draws figures."
 )
 
 ModelOption = Annotated[str, typer.Option("--model", help="Checkpoint: a folder, a hub id, or 'embedded'.")]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(help="Tokenizer: a folder or hub id.", show_default="beside the model, else the hub"),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, cpu, …", show_default="CUDA if there is one")]
 PromptsOption = Annotated[
     Path | None, typer.Option(help="A text file, a prompt a line.", show_default="built-in prompts")
@@ -27,7 +37,7 @@ FolderOption = Annotated[Path, typer.Option("--output", "-o", help="The folder f
 
 
 def plan(
-    preset: Annotated[str, typer.Option(help="FlashU settings: paper-1.5b, fast, quality, off.")] = "paper-1.5b",
+    preset: Annotated[str, typer.Option(help=f"FlashU settings: {', '.join(FLASHU_PRESETS)}.")] = "paper-1.5b",
     model: Annotated[str, typer.Option("--model", help="A model's size by name.")] = "show-o2-1.5b",
     steps: Annotated[int | None, typer.Option(help="Inference steps.", show_default="the preset's")] = None,
     guidance: Annotated[float, typer.Option(help="Guidance scale where the preset has no schedule.")] = 7.5,
@@ -37,45 +47,39 @@ def plan(
 
     Costs are counted over the sampler, with no weights: TFLOP of one image, a multiply-add being two.
     """
+    from flashu import arguments
     from flashu.acceleration.plan import make_plan
-    from flashu.config import flashu_preset
-    from flashu.flops import count_image, count_release
+    from flashu.flops import count_image, count_release, format_plan
     from flashu.models.geometry import preset as model_preset
+    from flashu.patch import Acceleration
 
     settings = flashu_preset(preset)
     config, vae = model_preset(model)
     grid = config.native_grid
-    steps = steps or settings.total_steps
-    planned = make_plan(settings, steps, guidance)
-    cost = count_image(config, vae, planned, settings, grid, prefix)
+    steps = settings.total_steps if steps is None else steps
+    guidance = arguments.finite("--guidance", guidance, zero=True)
+    planned = Acceleration.of(settings, config.llm).plan(steps, guidance)
+    cost = count_image(config, vae, planned, grid, prefix)
     typer.echo(f"{model} with {preset}: {settings.describe()}\n")
     typer.echo(format_plan(planned, cost.rows))
     vae_cost = cost.parts["VAE decode"]
-    stock = count_image(config, vae, make_plan(None, 50, guidance), None, grid, prefix).total
+    stock = count_image(config, vae, make_plan(None, NUM_INFERENCE_STEPS, guidance), grid, prefix).total
+    release = sum(count_release(config, settings, steps, grid))
+    release_stock = sum(count_release(config, None, NUM_INFERENCE_STEPS, grid))
     for label, flop in (
         ("this plan, with its VAE", cost.total),
-        ("stock model, 50 steps", stock),
-        ("the release with these settings", sum(count_release(config, settings, steps, grid)) + vae_cost),
-        ("the release's stock model, 50 steps", sum(count_release(config, None, 50, grid)) + vae_cost),
+        (f"stock model, {NUM_INFERENCE_STEPS} steps", stock),
+        ("the release with these settings", release + vae_cost),
+        (f"the release's stock model, {NUM_INFERENCE_STEPS} steps", release_stock + vae_cost),
     ):
         typer.echo(f"{label:<37}{flop / 1e12:>9.1f} TFLOP{flop / cost.total:>8.2f}x")
     typer.echo("The release's rows leave its 3-D VAE out (2.6 times the folded one, which stands in for it).")
 
 
-def format_plan(planned: Plan, costs: list[int]) -> str:
-    """A plan as a table, a line a step."""
-    lines = [f"{'step':>4}  {'LLM':<7} {'layers':<13} {'head':<8} {'guidance':>8} {'TFLOP':>8}"]
-    for row, flop in zip(planned.rows, costs, strict=True):
-        layers = "all, measured" if row.measure else "skips" if row.skip else "-" if row.llm == "-" else "all"
-        lines.append(
-            f"{row.step:>4}  {row.llm.value:<7} {layers:<13} {row.head.value:<8} {row.guidance:>8g} {flop / 1e12:>8.3f}"
-        )
-    return "\n".join(lines) + "\n"
-
-
 def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The safetensors file to write.")],
     model: ModelOption = "embedded",
+    tokenizer: TokenizerOption = None,
     prompts: PromptsOption = None,
     method: Annotated[
         str, typer.Option(help="trajectories: real denoising runs; tokens: one pass over token rows, as the release.")
@@ -91,12 +95,15 @@ def calibrate(
 
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output.parent)
-    pipe = _load(model, device)
+    if output.is_dir():
+        raise InputError(f"-o {output} is a folder; name a file")
+    network, tokens = _load(model, tokenizer, device)
     with tqdm(total=len(texts), unit="prompt", disable=None, leave=False) as bar:
         scores = measure(
-            pipe.model, texts, tokenizer=pipe.tokenizer, method=method, num_inference_steps=steps, on_prompt=bar.update
+            network, texts, tokenizer=tokens, method=method, num_inference_steps=steps, on_prompt=bar.update
         )
-    scores.save(output)
+    with _writing(output):
+        scores.save(output)
     typer.echo(f"{output}: scores of {len(scores.ffn)} layers from {len(texts)} prompts ({method})")
 
 
@@ -104,6 +111,10 @@ def calibrate(
 def obd(
     output: FolderOption = Path("analysis"),
     model: ModelOption = "embedded",
+    tokenizer: TokenizerOption = None,
+    vae: Annotated[
+        str | None, typer.Option(help="For understanding: the VAE.", show_default="beside the model, else the hub")
+    ] = None,
     task: Annotated[str, typer.Option(help="generation or understanding.")] = "generation",
     prompts: PromptsOption = None,
     pairs: Annotated[
@@ -127,17 +138,17 @@ def obd(
         raise InputError(f"--task {task}: there are {', '.join(analysis.TASKS)}")
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output)
-    pipe = _load(model, device)
-    items = _question_pairs(pipe, pairs, texts, steps) if task == "understanding" else texts
+    asked = _read_pairs(pairs) if pairs else None
+    network, tokens = _load(model, tokenizer, device)
+    items = _question_pairs(network, tokens, vae, asked, texts, steps) if task == "understanding" else texts
     with tqdm(total=len(items), unit="item", disable=None, leave=False) as bar:
         if task == "understanding":
-            scores = analysis.understanding_of(pipe.model, items, on_item=bar.update)
+            scores = analysis.understanding_of(network, items, on_item=bar.update)
         else:
-            scores = analysis.generation(
-                pipe.model, pipe.tokenizer, items, num_inference_steps=steps, on_item=bar.update
-            )
-    scores.save(output / f"obd-{task}.json")
-    figures.draw_obd(scores, output / f"obd-{task}.png")
+            scores = analysis.generation(network, tokens, items, num_inference_steps=steps, on_item=bar.update)
+    with _writing(output):
+        scores.save(output / f"obd-{task}.json")
+        figures.draw_obd(scores, output / f"obd-{task}.png")
     typer.echo(f"{output}: obd-{task}.json, obd-{task}.png")
 
 
@@ -154,8 +165,9 @@ def compare(
 
     shares = analysis.compare(ObdScores.load(generation), ObdScores.load(understanding))
     _make_folder(output)
-    analysis.save(shares, output / "compare.json")
-    figures.draw_comparison(shares, output / "compare.png")
+    with _writing(output):
+        analysis.save(shares, output / "compare.json")
+        figures.draw_comparison(shares, output / "compare.png")
     shared = sum(layer.shared for layer in shares) / len(shares)
     typer.echo(f"{output}: compare.json, compare.png. On average {shared:.0f}% of a layer's neurons serve both tasks.")
 
@@ -164,6 +176,7 @@ def compare(
 def activations(
     output: FolderOption = Path("analysis"),
     model: ModelOption = "embedded",
+    tokenizer: TokenizerOption = None,
     prompts: PromptsOption = None,
     steps: Annotated[int, typer.Option(help="Inference steps of each run.")] = 35,
     ratio: Annotated[float, typer.Option(help="r_LS: the share of layers that skipping would leave out.")] = 0.2,
@@ -178,22 +191,27 @@ def activations(
 
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output)
-    pipe = _load(model, device)
+    network, tokens = _load(model, tokenizer, device)
     with tqdm(total=len(texts), unit="prompt", disable=None, leave=False) as bar:
         found = analysis.analyze(
-            pipe.model, pipe.tokenizer, texts, num_inference_steps=steps, skip_ratio=ratio, on_item=bar.update
+            network, tokens, texts, num_inference_steps=steps, skip_ratio=ratio, on_item=bar.update
         )
-    found.save(output / "activations.json")
-    figures.draw_layers(found, output / "layers.png")
-    figures.draw_similarities(found, output / "similarities.png")
-    figures.draw_head_drift(found, output / "head-drift.png")
+    with _writing(output):
+        found.save(output / "activations.json")
+        figures.draw_layers(found, output / "layers.png")
+        figures.draw_similarities(found, output / "similarities.png")
+        figures.draw_head_drift(found, output / "head-drift.png")
     typer.echo(f"{output}: activations.json, layers.png, similarities.png, head-drift.png")
 
 
-def _load(model: str, device: str | None) -> TextToImagePipeline:
-    from flashu.pipeline import TextToImagePipeline
+def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2Qwen2_5, PromptTokenizer]:
+    """In float32, whatever the device: what is measured here are small differences."""
+    from flashu.devices import resolve_device
+    from flashu.models import PromptTokenizer, Showo2Qwen2_5
+    from flashu.pipeline import tokenizer_beside
 
-    return TextToImagePipeline.from_pretrained(model, device=device)
+    network = Showo2Qwen2_5.from_pretrained(model, dtype="float32", device=resolve_device(device))
+    return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network))
 
 
 def _read_prompts(file: Path | None) -> list[str]:
@@ -205,27 +223,53 @@ def _read_prompts(file: Path | None) -> list[str]:
     return prompts
 
 
-def _question_pairs(pipe: TextToImagePipeline, file: Path | None, prompts: list[str], steps: int) -> list[tuple]:
-    """Latents and encoded questions, from a file or of the model's own pictures."""
-    from PIL import Image, UnidentifiedImageError
+def _read_pairs(file: Path) -> list[tuple[Image.Image, str]]:
+    """Pictures and questions from JSON lines."""
+    from PIL import Image
 
+    asked = []
+    for number, line in enumerate(_read(file).splitlines(), start=1):
+        try:
+            pair = json.loads(line)
+            with Image.open(file.parent / pair["image"]) as picture:
+                asked.append((picture.convert("RGB"), str(pair["question"])))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(
+                f'{file}, line {number}: needs {{"image": FILE, "question": TEXT}} with a readable image: {error}'
+            ) from None
+    if not asked:
+        raise InputError(f"{file} holds no pairs of an image and a question")
+    return asked
+
+
+def _question_pairs(
+    model: Showo2Qwen2_5,
+    tokenizer: PromptTokenizer,
+    vae: str | None,
+    asked: list[tuple[Image.Image, str]] | None,
+    prompts: Sequence[str],
+    steps: int,
+) -> list[tuple[Tensor, EncodedQuestion]]:
+    """Latents and encoded questions; of the model's own pictures of `prompts`, where none are given."""
+    from flashu.pipeline import TextToImagePipeline
     from flashu.understanding import picture_latents
 
-    if file is None:
-        pictures = pipe(prompts, seeds=0, num_inference_steps=steps)
-        asked = [(picture, "What is in the image?") for picture in pictures]
-    else:
-        asked = []
-        for number, line in enumerate(_read(file).splitlines(), start=1):
-            try:
-                pair = json.loads(line)
-                asked.append((Image.open(file.parent / pair["image"]), str(pair["question"])))
-            except (ValueError, KeyError, TypeError, OSError, UnidentifiedImageError) as error:
-                raise InputError(
-                    f'{file}, line {number}: needs {{"image": FILE, "question": TEXT}} with a readable image: {error}'
-                ) from None
-    grid = pipe.model.config.native_grid
-    return [(picture_latents(pipe.vae, picture, grid), pipe.tokenizer.encode_question(text)) for picture, text in asked]
+    pipe = TextToImagePipeline.from_model(model, vae=vae, tokenizer=tokenizer)
+    if asked is None:
+        asked = [(picture, "What is in the image?") for picture in pipe(prompts, seeds=0, num_inference_steps=steps)]
+    grid = model.config.native_grid
+    return [(picture_latents(pipe.vae, picture, grid), tokenizer.encode_question(text)) for picture, text in asked]
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turns what goes wrong while results are written into an error that names where."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{target} cannot be written: {error}") from None
 
 
 def _read(file: Path) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashu.config import BATCH_SIZE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from flashu.config import BATCH_SIZE, FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.errors import InputError, OutOfMemoryError
 from jobs import acceleration_cli
 
@@ -80,7 +80,7 @@ def generate(
         typer.Option(help="Pixels per side, or WIDTHxHEIGHT; multiples of 16.", show_default="the model's own"),
     ] = None,
     flashu: Annotated[
-        str | None, typer.Option(help="Accelerate with FlashU settings: paper-1.5b, fast, quality.")
+        str | None, typer.Option(help=f"Accelerate with FlashU settings: {', '.join(FLASHU_PRESETS)}.")
     ] = None,
     scores: Annotated[
         Path | None, typer.Option(help="Calibrated scores for --flashu.", show_default="measured first")
@@ -99,12 +99,16 @@ def generate(
     files = _output_files(output, len(prompts))
     from flashu import arguments
     from flashu.acceleration.plan import make_plan
-    from flashu.config import flashu_preset
+    from flashu.acceleration.wanda import WandaScores
     from flashu.patch import apply_flashu_patch
     from flashu.pipeline import TextToImagePipeline
 
     # Checked before a model is fetched and loaded, which can take long.
     settings = flashu_preset(flashu) if flashu else None
+    if scores is not None:
+        if settings is None:
+            raise InputError("--scores is what --flashu prunes by; give --flashu too")
+        scores = WandaScores.load(scores)
     steps = steps if steps is not None else settings.total_steps if settings else NUM_INFERENCE_STEPS
     arguments.whole("--steps", steps, least=2)
     arguments.whole("--batch-size", batch_size, least=1)
@@ -218,6 +222,13 @@ def main() -> None:
     except (InputError, OutOfMemoryError) as error:
         typer.echo(f"flashu: {error}", err=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except RuntimeError as error:
+        from flashu.devices import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        typer.echo("flashu: out of memory; try a smaller model or size, or a device with more", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

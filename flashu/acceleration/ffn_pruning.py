@@ -22,11 +22,6 @@ def kept_neurons(intermediate_size: int, ratio: float) -> int:
     return kept // MULTIPLE * MULTIPLE or min(MULTIPLE, kept)
 
 
-def importance_order(scores: Tensor) -> Tensor:
-    """Neuron numbers from the most important to the least; (neurons,)."""
-    return scores.argsort(descending=True, stable=True)
-
-
 @torch.no_grad()
 def reorder(mlp: GatedMlp, order: Tensor) -> None:
     """Put an FFN's neurons in `order`, in place. `reorder(mlp, order.argsort())` undoes it bit for bit."""

@@ -8,29 +8,9 @@ gets its own set, so that an image does not depend on its neighbours.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 SkipSets = tuple[tuple[int, ...], ...]  # per image, the numbers of the layers it leaves out, ascending
-
-
-class SimilaritySum:
-    """An observer for `Qwen2Model.forward`: adds up each layer's input-output similarity over valid positions."""
-
-    def __init__(self, valid: Tensor | None = None):
-        """`valid` (rows, positions): which positions count; all of them without it."""
-        self.valid = valid
-        self._layers: list[Tensor] = []
-
-    def __call__(self, layer: int, before: Tensor, after: Tensor) -> None:
-        similarity = F.cosine_similarity(before.float(), after.float(), dim=-1)
-        if self.valid is not None:
-            similarity = similarity.masked_fill(~self.valid, 0)
-        self._layers.append(similarity.sum(dim=1))
-
-    def total(self) -> Tensor:
-        """(rows, layers), float32."""
-        return torch.stack(self._layers, dim=1)
 
 
 def importance(similarity: Tensor, images: int) -> Tensor:

@@ -39,6 +39,9 @@ class PlanRow:
 @dataclass(frozen=True)
 class Plan:
     rows: tuple[PlanRow, ...]
+    ffn_width: int | None = None  # neurons that a pruned FFN runs; None for all
+    kv_heads: int | None = None  # KV groups that every attention runs; None for all
+    layers_to_skip: int = 0
 
     @property
     def num_inference_steps(self) -> int:
@@ -46,12 +49,11 @@ class Plan:
 
     @property
     def guided(self) -> bool:
-        """Whether any step needs unconditional rows: at 0 there are none by convention, at 1 they cancel out."""
-        return any(row.guidance not in (0, 1) for row in self.rows)
+        """Whether any step needs unconditional rows: at 0 there are none by convention, at 1 they cancel out.
 
-    @property
-    def measures(self) -> bool:
-        return any(row.measure for row in self.rows)
+        One such step gives every step both rows, as a later one may reuse what an earlier one stored.
+        """
+        return any(row.guidance not in (0, 1) for row in self.rows)
 
 
 def make_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_scale: float) -> Plan:

@@ -55,8 +55,13 @@ class WandaScores:
                 task=about["task"],
                 method=about["method"],
             )
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{file} is not a file of Wanda scores (flashu calibrate makes them): {error}") from None
+
+
+def importance_order(scores: Tensor) -> Tensor:
+    """The numbers of the units that `scores` (units,) belong to, from the most important to the least."""
+    return scores.argsort(descending=True, stable=True)
 
 
 class ActivationNorms:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashu import calibration
+from flashu import arguments, calibration
 from flashu.acceleration.layer_skipping import count_to_skip
 from flashu.acceleration.plan import make_plan
 from flashu.errors import InputError
@@ -58,6 +58,11 @@ def analyze(
     """Watch unaccelerated runs of an unpatched model, one per prompt."""
     if model.acceleration is not None:
         raise InputError("the analysis is of an unpatched model; call remove_flashu_patch(model) first")
+    if not prompts:
+        raise InputError("the analysis needs at least one prompt")
+    arguments.whole("num_inference_steps", num_inference_steps, least=3)  # two steps, to compare one with the next
+    if not 0 <= skip_ratio < 1:
+        raise InputError(f"skip_ratio is {skip_ratio}; it must be at least 0 and below 1")
     grid = model.config.native_grid
     limit = geometry.max_text_tokens(grid[0] * grid[1])
     plan = make_plan(None, num_inference_steps, guidance_scale)
@@ -95,7 +100,7 @@ class _Watcher:
         llm = model.showo.model
         self.to_skip = count_to_skip(len(llm.layers), skip_ratio)
         self.states: list[Tensor] = []  # of the step being run: unit token vectors, (rows · tokens, hidden)
-        self.before: list[Tensor] = []
+        self.before: Tensor | None = None
         self.heads: deque[Tensor] = deque(maxlen=MAX_LAG)
         self.input_output: list[Tensor] = []
         self.inter_layer: list[Tensor] = []
@@ -121,10 +126,10 @@ class _Watcher:
         skipped = torch.zeros(len(along))
         skipped[along.argsort(descending=True, stable=True)[: self.to_skip]] = 1
         self.skipped.append(skipped)
-        if self.before:
-            previous = torch.stack(self.before)
-            self.across_steps.append((states * previous).sum(dim=-1).mean(dim=1).cpu())
-        self.before, self.states = self.states, []
+        if self.before is not None:
+            along_steps = [(now * then).sum(dim=-1).mean() for now, then in zip(states, self.before, strict=True)]
+            self.across_steps.append(torch.stack(along_steps).cpu())
+        self.before, self.states = states, []
 
         drift = torch.zeros(MAX_LAG)
         for lag, earlier in enumerate(reversed(self.heads), start=1):

@@ -155,6 +155,8 @@ class _Meter:
             run()
 
     def scores(self, task: str) -> ObdScores:
+        if not self.norms.squares:
+            raise InputError("OBD scores need at least one prompt, or one image and question")
         ffn = []
         for layer in self.model.showo.model.layers:
             down = layer.mlp.down_proj

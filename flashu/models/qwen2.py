@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashu.models.geometry import LlmGeometry
@@ -30,6 +32,23 @@ class Variant:
 
 
 WHOLE = Variant()
+
+
+class SimilaritySum:
+    """An observer that adds up each layer's cosine similarity of input and output, over the positions that count."""
+
+    def __init__(self, valid: Tensor):
+        """`valid` (rows, positions): which positions count."""
+        self.valid = valid
+        self._layers: list[Tensor] = []
+
+    def __call__(self, layer: int, before: Tensor, after: Tensor) -> None:
+        similarity = F.cosine_similarity(before.float(), after.float(), dim=-1)
+        self._layers.append(similarity.masked_fill(~self.valid, 0).sum(dim=1))
+
+    def total(self) -> Tensor:
+        """(rows, layers), float32."""
+        return torch.stack(self._layers, dim=1)
 
 
 class DecoderLayer(nn.Module):

@@ -3,7 +3,7 @@
     text ──► embed ──► LLM ──────────────► head ───────► keys and values     `encode_prefix`, once per prompt
                         ▲                    ▲
     latent ─► und ─► SigLIP ─┐               │
-           └► gen ───────────┴► fusion ──► LLM ──► head ──► velocity         `velocity`, every step
+           └► gen ───────────┴► fusion ──► LLM ──► head ──► velocity         `run_llm`, `run_head`, `run_final`: steps
                                              ▲       ▲
     time ────────────────────────────────────┴───────┘                       `embed_times`, once per time grid
 
@@ -27,12 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashu.acceleration.layer_skipping import SimilaritySum
 from flashu.models import checkpoint
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
-from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, Variant
+from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Variant
 from flashu.models.siglip import SiglipEncoder
 
 if TYPE_CHECKING:
@@ -261,7 +260,7 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         """The LLM over span embeddings (rows, span, hidden) and the suffixes after them.
 
         Returns its normed output over the span, and the layers' similarities summed over span and suffix, (rows,
-        layers). Rows are run a part at a time, so that their length takes no more memory than a step without suffixes.
+        layers). Rows are run a part at a time, so that their length does not take more memory than a step does.
         """
         suffix = prefix.suffix
         length = span.shape[1] + suffix.embeds.shape[1]

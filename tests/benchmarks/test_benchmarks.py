@@ -33,7 +33,7 @@ def test_accelerated_image_takes_far_fewer_operations_than_the_release():
     steps = result["tflop_per_step"]
     assert len(steps) == 34
     assert max(steps[5:9]) < 0.001, "a step that reuses the head's output runs one small linear layer"
-    assert sum(steps) + result["parts"]["VAE decode"] == pytest.approx(result["tflop_per_image"], rel=0.001)
+    assert sum(steps) + result["parts"]["VAE decode"] == pytest.approx(result["tflop_per_image"], rel=1e-9)
 
 
 def test_generate_times_both_arms_in_one_run(tmp_path):
@@ -45,13 +45,19 @@ def test_generate_times_both_arms_in_one_run(tmp_path):
         (1, "stock"), (1, "fast"), (2, "stock"), (2, "fast"),
     ]  # fmt: skip
     assert all(entry["images_per_s"] > 0 and entry["peak_memory_gib"] > 0 for entry in result["runs"])
-    assert [entry["speed_up"] > 1 for entry in result["runs"]] == [False, True, False, True]
+    assert [entry["speed_up"] == 1 for entry in result["runs"]] == [True, False, True, False]
     assert result["cpu"]
     assert result["torch"]
 
 
 @pytest.mark.parametrize(
-    "arguments", [("flops.py", "--steps", 1), ("flops.py", "--size", 100), ("generate.py", "--size", 7)]
+    "arguments",
+    [
+        ("flops.py", "--steps", 1),
+        ("flops.py", "--size", 100),
+        ("generate.py", "--size", 7),
+        ("generate.py", "--flashu", "fast", "--steps", 50),
+    ],
 )
 def test_settings_that_cannot_be_are_told_without_a_traceback(arguments):
     with pytest.raises(subprocess.CalledProcessError) as failed:

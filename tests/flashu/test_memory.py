@@ -7,25 +7,24 @@ from pathlib import Path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-# The process's peak only ever grows, so stock goes first: whatever FlashU takes beyond it shows.
+# The process's peak only ever grows, so stock goes first: whatever FlashU takes beyond it shows. The settings measure
+# layers, prune, skip, store and reuse the head's output, and end with a full step.
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from argparse import Namespace
 from generate import MID, VAES, measure, peak_memory_gib, random_model, random_scores
 from flashu import FlashUConfig, Showo2Qwen2_5, apply_flashu_patch
+from flashu.acceleration.plan import make_plan
 from flashu.models import WanImageVAE
 
 cpu = torch.device("cpu")
 model, vae = random_model(Showo2Qwen2_5, MID, 0), random_model(WanImageVAE, VAES["mid"], 0)
-options = Namespace(steps=4, guidance=7.5, prefix=62)
 scores = random_scores(model)
-measure(model, vae, None, 4, options, MID.native_grid)
+measure(model, vae, make_plan(None, 3, 7.5), 2, 62, MID.native_grid)
 print(peak_memory_gib(cpu))
-settings = FlashUConfig(T_LS=2, tau=0, schedule=None, num_inference_steps=3, head_prune_ratio=0.5)
-apply_flashu_patch(model, settings, scores=scores)
-measure(model, vae, settings, 4, options, MID.native_grid)
+apply_flashu_patch(model, FlashUConfig(T_LS=3, T_cache=2, tau=2, schedule=None, num_inference_steps=6), scores=scores)
+measure(model, vae, model.acceleration.plan(6, 7.5), 2, 62, MID.native_grid)
 print(peak_memory_gib(cpu))
 """
 

@@ -149,7 +149,7 @@ def test_flashu_run_alone_and_in_one_batch(flashu_folder, flashu_run, monkeypatc
     apply_flashu_patch(golden.model, config, scores=golden.scores())
     widths = [width for width in run["kept_neurons"] if width is not None]
     assert set(widths) <= {golden.model.acceleration.ffn_width}
-    plan = make_plan(config, config.total_steps, golden.meta["guidance_scale"])
+    plan = golden.model.acceleration.plan(config.total_steps, golden.meta["guidance_scale"])
     # The reference lists a set for every step that is due to measure; ours measures those that some step uses.
     due = [
         step for step in range(1, config.total_steps) if (step - 1) % (config.T_LS or 1) == 0

@@ -145,11 +145,11 @@ def test_pruned_groups_take_their_biases_along(pipe, scores):
     own = replace(scores, fingerprint=fingerprint(model))
     settings = replace(OFF, head_prune_ratio=0.5, num_inference_steps=4)
     rows = sampler.Rows([[1, 2, 3], [1, 3]], [[4, 5], [4, 5, 6]], (8, 8))
-    noise, points, plan = sampler.initial_noise([0], 16, 16, 16), sampler.time_grid(4), make_plan(settings, 4, 5.0)
+    noise, points = sampler.initial_noise([0], 16, 16, 16), sampler.time_grid(4)
 
     apply_flashu_patch(model, settings, scores=own)
     assert model.acceleration.kv_heads == 1
-    *_, pruned = sampler.trajectory(model, noise, rows, points, plan)
+    *_, pruned = sampler.trajectory(model, noise, rows, points, model.acceleration.plan(4, 5.0))
     remove_flashu_patch(model)
     for layer, layer_scores in zip(model.showo.model.layers, own.attention, strict=True):
         lost = kv_pruning.group_scores(layer_scores, 2).argmin()
@@ -210,3 +210,34 @@ def test_calibration_methods_differ_and_both_score_every_neuron(pipe):
 def test_calibration_refuses_what_it_cannot_do(pipe, options, message):
     with pytest.raises(InputError, match=message):
         calibrate(pipe.model, tokenizer=pipe.tokenizer, **options)
+
+
+def test_scores_of_another_task_are_refused(pipe, scores):
+    with pytest.raises(InputError, match="measured for understanding; generation needs scores for generation"):
+        apply_flashu_patch(pipe.model, SETTINGS, scores=replace(scores, task="understanding"))
+
+
+def test_a_refused_patch_leaves_the_one_before(pipe, scores):
+    apply_flashu_patch(pipe.model, SETTINGS, scores=scores)
+    before = pixels(pipe("x", seeds=0))
+    with pytest.raises(InputError, match="another model"):
+        apply_flashu_patch(pipe.model, "fast", scores=replace(scores, fingerprint="other"))
+    assert (pixels(pipe("x", seeds=0)) == before).all()
+
+
+def test_switching_off_between_two_batches_of_one_call_is_refused(pipe, scores):
+    apply_flashu_patch(pipe.model, SETTINGS, scores=scores)
+    pictures = pipe.stream(PROMPTS, seeds=0, batch_size=1)
+    next(pictures)
+    remove_flashu_patch(pipe.model)
+    with pytest.raises(RuntimeError, match="switched on or off between two batches"):
+        next(pictures)
+
+
+def test_accelerated_bfloat16_stays_close_to_float32(pipe, scores):
+    low = TextToImagePipeline.from_pretrained("embedded", dtype="bfloat16", device="cpu")
+    exact, rounded = (
+        pixels(apply_flashu_patch(each.model, SETTINGS, scores=scores) and each(PROMPTS, seeds=0))
+        for each in (pipe, low)
+    )
+    assert 10 * np.log10(255**2 / np.mean((exact - rounded) ** 2)) > 25

@@ -16,6 +16,10 @@ SHORT = ("--steps", "3", "--device", "cpu")
 def flashu(monkeypatch, capsys, tmp_path):
     """The command, run in this process and `tmp_path`: its exit code, what it printed, what it complained of."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    Image.effect_noise((60, 60), 90).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:1000])
+    (tmp_path / "cut.jsonl").write_text('{"image": "cut.png", "question": "What?"}')
     (tmp_path / "prompts.txt").write_text("a red circle\n\ntwo blue squares\n")
 
     def run(*arguments):
@@ -82,12 +86,21 @@ def test_analysis_from_scores_to_the_papers_figure(flashu, tmp_path):
     [
         (["plan", "--preset", "warp"], "no FlashU preset 'warp'"),
         (["plan", "--model", "show-o3"], "no preset 'show-o3'"),
+        (["plan", "--steps", "0"], "num_inference_steps is 0"),
+        (["plan", "--prefix", "1000"], "a prefix of 1000 tokens"),
+        (["plan", "--guidance", "nan"], "--guidance is nan"),
         (["plan", "--steps", "50"], "covers 35 steps, but 50 grid points take 49"),
         (["generate", "a", "--flashu", "warp"], "no FlashU preset 'warp'"),
         (["generate", "a", "--flashu", "fast", "--scores", "prompts.txt"], "not a file of Wanda scores"),
         (["generate", "a", "--flashu", "fast", "--scores", "none"], "none"),
         (["calibrate", "-o", "x.safetensors", "--method", "guess"], "no calibration method 'guess'"),
         (["calibrate", "-o", "x.safetensors", "--prompts", "none.txt"], "none.txt cannot be read"),
+        (["generate", "a", "--scores", "prompts.txt"], "give --flashu too"),
+        (["calibrate", "-o", "."], "-o . is a folder; name a file"),
+        (["analyze", "activations", "--steps", "2"], "num_inference_steps is 2"),
+        (["analyze", "activations", "--ratio", "1.5"], "skip_ratio is 1.5"),
+        (["analyze", "obd", "--task", "understanding", "--pairs", "empty.jsonl"], "empty.jsonl holds no pairs"),
+        (["analyze", "obd", "--task", "understanding", "--pairs", "cut.jsonl"], "cut.jsonl, line 1"),
         (["calibrate", "-o", "prompts.txt/x.safetensors"], "prompts.txt cannot be made"),
         (["analyze", "obd", "--task", "dreaming"], "--task dreaming: there are generation, understanding"),
         (["analyze", "obd", "--task", "understanding", "--pairs", "prompts.txt"], "prompts.txt, line 1"),
