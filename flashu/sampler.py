@@ -79,7 +79,7 @@ def trajectory(model: Showo2Qwen2_5, noise: Tensor, rows: Rows, time_points: Ten
     for index, (row, interval) in enumerate(zip(plan.rows, time_points.diff().tolist(), strict=True)):
         time = times.at(index)
         if row.llm is not Llm.NONE:
-            prefix = prefixes.of(row)
+            prefix = prefixes.of(index)
             if row.measure:
                 hidden, similarity = model.measure_llm(state, time, prefix)
                 prefixes.skip_least_important(similarity)
@@ -101,11 +101,13 @@ class _Prefixes:
         self.made: dict[tuple[Llm, bool], Prefix] = {}
         self.measures_left = sum(row.measure for row in plan.rows)
 
-    def of(self, row: PlanRow) -> Prefix:
+    def of(self, index: int) -> Prefix:
+        """The prefix that the plan's row `index` runs on."""
+        row, later = self.plan.rows[index], self.plan.rows[index:]
         kind = (row.llm, row.skip)
         if kind not in self.made:
-            if row.llm is Llm.FULL and not row.skip and not self.measures_left:
-                self.made.clear()  # full steps come last
+            needed = {(other.llm, other.skip) for other in later}
+            self.made = {made: prefix for made, prefix in self.made.items() if made in needed}
             suffixes = self.rows.suffixes if self.measures_left and not row.skip else None
             self.made[kind] = self.model.encode_prefix(self.rows.prefixes, self.rows.grid, self._variant(row), suffixes)
         return self.made[kind]

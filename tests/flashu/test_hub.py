@@ -165,7 +165,7 @@ class Session:
                 "HF_HUB_DISABLE_XET": "1",
                 "HF_TOKEN": TOKEN,
                 "NO_PROXY": "127.0.0.1",
-                "OMP_NUM_THREADS": "1",  # sessions share the machine
+                "OMP_NUM_THREADS": "1",  # several of them run side by side
                 **environment,
             },
             stdout=subprocess.PIPE,
@@ -210,12 +210,12 @@ def later_runs(first_run, home, hub, tmp_path_factory):
         dead_endpoint = gone.url
     cached = {"HF_HOME": str(home / "home")}
     folders = [tmp_path_factory.mktemp("later") for _ in range(3)]
-    sessions = {
+    occasions = {
         "hub gone": Session(folders[0], dead_endpoint, [MODEL, "fake/unreachable"], **cached),
         "HF_HUB_OFFLINE": Session(folders[1], hub.url, [MODEL], HF_HUB_OFFLINE="1", **cached),
         "hub there": Session(folders[2], hub.url, [PICKLED_MODEL, *REFUSALS]),
     }
-    return {name: session.wait() for name, session in sessions.items()}
+    return {name: occasion.wait() for name, occasion in occasions.items()}
 
 
 def test_a_hub_id_is_all_that_a_picture_needs(first_run):
@@ -244,9 +244,9 @@ def test_the_token_goes_to_the_hub_and_is_never_shown(first_run, hub):
     assert TOKEN not in first_run.out + first_run.err
 
 
-@pytest.mark.parametrize("session", ["hub gone", "HF_HUB_OFFLINE"])
-def test_a_second_run_needs_no_hub(first_run, later_runs, session):
-    run = later_runs[session][MODEL]
+@pytest.mark.parametrize("occasion", ["hub gone", "HF_HUB_OFFLINE"])
+def test_a_second_run_needs_no_hub(first_run, later_runs, occasion):
+    run = later_runs[occasion][MODEL]
     assert run.code == 0, run.err
     assert run.picture.read_bytes() == first_run.picture.read_bytes()
 
@@ -259,7 +259,7 @@ def test_a_repository_with_pickles_only_is_fetched_as_it_is(first_run, later_run
 
 
 @pytest.mark.parametrize(
-    ("session", "name", "reason"),
+    ("occasion", "name", "reason"),
     [
         ("hub there", "fake/absent", "no such repository"),
         ("hub there", "fake/gated", "access"),
@@ -268,8 +268,8 @@ def test_a_repository_with_pickles_only_is_fetched_as_it_is(first_run, later_run
         ("hub gone", "fake/unreachable", "cannot be reached"),
     ],
 )
-def test_a_hub_that_will_not_serve_is_told_in_one_line(later_runs, session, name, reason):
-    run = later_runs[session][name]
+def test_a_hub_that_will_not_serve_is_told_in_one_line(later_runs, occasion, name, reason):
+    run = later_runs[occasion][name]
     assert run.code == 2
     assert run.err.count("\n") == 1, run.err
     assert run.err.startswith(f"flashu: {name!r}")

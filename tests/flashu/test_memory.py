@@ -21,16 +21,20 @@ from flashu.models import WanImageVAE
 cpu = torch.device("cpu")
 model, vae = random_model(Showo2Qwen2_5, MID, 0), random_model(WanImageVAE, VAES["mid"], 0)
 scores = random_scores(model)
-measure(model, vae, make_plan(None, 3, 7.5), 2, 62, MID.native_grid)
+measure(model, vae, make_plan(None, 3, 7.5), 1, 62, MID.native_grid)
 print(peak_memory_gib(cpu))
 apply_flashu_patch(model, FlashUConfig(T_LS=3, T_cache=2, tau=2, schedule=None, num_inference_steps=6), scores=scores)
-measure(model, vae, model.acceleration.plan(6, 7.5), 2, 62, MID.native_grid)
+measure(model, vae, model.acceleration.plan(6, 7.5), 1, 62, MID.native_grid)
 print(peak_memory_gib(cpu))
 """
 
 
 def test_patched_model_takes_at_most_2_percent_more_memory():
-    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}  # this model is large enough for threads
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(os.cpu_count()),  # this model is large enough for threads
+        "MALLOC_MMAP_THRESHOLD_": "65536",  # what is freed leaves the process at once: its size is what is in use
+    }
     command = [sys.executable, "-c", SCRIPT, BENCHMARKS]
     out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     stock, patched = map(float, out.split())

@@ -213,7 +213,7 @@ def test_calibration_refuses_what_it_cannot_do(pipe, options, message):
 
 
 def test_scores_of_another_task_are_refused(pipe, scores):
-    with pytest.raises(InputError, match="measured for understanding; generation needs scores for generation"):
+    with pytest.raises(InputError, match="measured for understanding; generating is pruned by scores for generation"):
         apply_flashu_patch(pipe.model, SETTINGS, scores=replace(scores, task="understanding"))
 
 
