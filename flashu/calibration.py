@@ -10,40 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from flashu import sampler
+from flashu import probe, sampler
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.acceleration.wanda import ActivationNorms, WandaScores
+from flashu.config import GUIDANCE_SCALE
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import geometry
-from flashu.models.showo2 import Prefix, Showo2Qwen2_5
+from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import PromptTokenizer
 
-PROMPTS = (
-    "a red circle",
-    "two small blue squares to the left of a large green triangle",
-    "a photograph of a lighthouse on a rocky coast at dusk, waves breaking below",
-    "an oil painting of an old man reading a newspaper in a busy café",
-    "a white cat asleep on a stack of books, seen from above",
-    "a city street in the rain at night, neon signs reflected in the puddles",
-    "a wooden bowl of oranges next to a glass of water on a checkered tablecloth",
-    "a mountain valley in autumn with a river, highly detailed",
-)
-NUM_INFERENCE_STEPS = 8
-GUIDANCE_SCALE = 7.5
 METHODS = ("trajectories", "tokens")
 
 
 @torch.no_grad()
 def calibrate(
     model: Showo2Qwen2_5,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[str] = probe.PROMPTS,
     *,
     tokenizer: PromptTokenizer | None = None,
     method: str = "trajectories",
-    num_inference_steps: int = NUM_INFERENCE_STEPS,
+    num_inference_steps: int = probe.NUM_INFERENCE_STEPS,
     guidance_scale: float = GUIDANCE_SCALE,
     size: int | tuple[int, int] | None = None,
     on_prompt: Callable[[], object] | None = None,
@@ -58,19 +46,16 @@ def calibrate(
         raise InputError(f"no calibration method {method!r}; there are: {', '.join(METHODS)}")
     if not prompts:
         raise InputError("calibration needs at least one prompt")
-    if model.acceleration is not None:
-        raise InputError("calibration needs an unpatched model; call remove_flashu_patch(model) first")
+    probe.require_unpatched(model)
     if tokenizer is None:
         from flashu.pipeline import tokenizer_beside
 
         tokenizer = PromptTokenizer.from_pretrained(tokenizer_beside(model))
     grid = geometry.parse_size(size, model.config.native_grid)
-    limit = geometry.max_text_tokens(grid[0] * grid[1])
     norms = ActivationNorms(model.showo.model)
     plan = make_plan(None, num_inference_steps, guidance_scale)
     for seed, prompt in enumerate(prompts):
-        encoded = [tokenizer.encode_prompt(text, limit) for text in ([prompt, ""] if plan.guided else [prompt])]
-        rows = sampler.Rows([row.prefix for row in encoded], [row.suffix for row in encoded], grid)
+        rows = probe.rows_of(prompt, tokenizer, grid, plan)
         if method == "tokens":
             watch_token_row(model, rows, tokenizer.ids.image_placeholder, norms)
         else:
@@ -88,29 +73,7 @@ def watch_trajectory(model: Showo2Qwen2_5, rows: sampler.Rows, seed: int, plan: 
             model.encode_prefix([row], rows.grid)
     prefix = model.encode_prefix(rows.prefixes, rows.grid)
     with norms.watching():
-        denoise(model, prefix, seed, plan)
-
-
-@torch.no_grad()
-def denoise(
-    model: Showo2Qwen2_5, prefix: Prefix, seed: int, plan: Plan, on_step: Callable[[int, Tensor], object] | None = None
-) -> Tensor:
-    """Make one image's latents from a prefix that is made already, so that only image spans run.
-
-    `on_step` is shown the number of each step, from 1, and the head's output (rows, tokens, hidden).
-    """
-    height, width = (side * geometry.PATCH_SIZE for side in prefix.grid)
-    state = sampler.initial_noise([seed], model.config.image_latent_dim, height, width).to(model.device)
-    points = sampler.time_grid(plan.num_inference_steps)
-    times = model.embed_times(points[:-1])
-    for row, interval in zip(plan.rows, points.diff().tolist(), strict=True):
-        time = times.at(row.step - 1)
-        features = model.run_head(model.run_llm(state, time, prefix), time, prefix)
-        if on_step:
-            on_step(row.step, features)
-        velocity = model.run_final(features, time, prefix.grid)
-        state = state + interval * sampler.guide(velocity, row.guidance, images=1)
-    return state
+        probe.denoise(model, prefix, seed, plan)
 
 
 def watch_token_row(model: Showo2Qwen2_5, rows: sampler.Rows, placeholder: int, norms: ActivationNorms) -> None:

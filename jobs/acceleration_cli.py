@@ -90,8 +90,8 @@ def calibrate(
     """Measure which FFN neurons and KV groups matter, for every worker of a cluster to prune alike."""
     from tqdm import tqdm
 
-    from flashu.calibration import PROMPTS
     from flashu.calibration import calibrate as measure
+    from flashu.probe import PROMPTS
 
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output.parent)
@@ -132,7 +132,7 @@ def obd(
 
     from flashu.analysis import figures
     from flashu.analysis import obd as analysis
-    from flashu.calibration import PROMPTS
+    from flashu.probe import PROMPTS
 
     if task not in analysis.TASKS:
         raise InputError(f"--task {task}: there are {', '.join(analysis.TASKS)}")
@@ -187,7 +187,7 @@ def activations(
 
     from flashu.analysis import activations as analysis
     from flashu.analysis import figures
-    from flashu.calibration import PROMPTS
+    from flashu.probe import PROMPTS
 
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output)

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashu import arguments, calibration
+from flashu import arguments, probe
 from flashu.acceleration.layer_skipping import count_to_skip
 from flashu.acceleration.plan import make_plan
+from flashu.config import GUIDANCE_SCALE
 from flashu.errors import InputError
-from flashu.models import geometry
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import PromptTokenizer
 
@@ -49,29 +49,26 @@ class Activations:
 def analyze(
     model: Showo2Qwen2_5,
     tokenizer: PromptTokenizer,
-    prompts: Sequence[str] = calibration.PROMPTS,
+    prompts: Sequence[str] = probe.PROMPTS,
     num_inference_steps: int = 35,
-    guidance_scale: float = calibration.GUIDANCE_SCALE,
+    guidance_scale: float = GUIDANCE_SCALE,
     skip_ratio: float = 0.2,
     on_item: Callable[[], object] | None = None,
 ) -> Activations:
     """Watch unaccelerated runs of an unpatched model, one per prompt."""
-    if model.acceleration is not None:
-        raise InputError("the analysis is of an unpatched model; call remove_flashu_patch(model) first")
+    probe.require_unpatched(model)
     if not prompts:
         raise InputError("the analysis needs at least one prompt")
     arguments.whole("num_inference_steps", num_inference_steps, least=3)  # two steps, to compare one with the next
     if not 0 <= skip_ratio < 1:
         raise InputError(f"skip_ratio is {skip_ratio}; it must be at least 0 and below 1")
     grid = model.config.native_grid
-    limit = geometry.max_text_tokens(grid[0] * grid[1])
     plan = make_plan(None, num_inference_steps, guidance_scale)
     watchers = []
     for seed, prompt in enumerate(prompts):
-        texts = [tokenizer.encode_prompt(text, limit) for text in ([prompt, ""] if plan.guided else [prompt])]
-        prefix = model.encode_prefix([text.prefix for text in texts], grid)
+        prefix = model.encode_prefix(probe.rows_of(prompt, tokenizer, grid, plan).prefixes, grid)
         watcher = _Watcher(model, skip_ratio)
-        calibration.denoise(model, prefix, seed, plan, watcher.end_step)
+        probe.denoise(model, prefix, seed, plan, watcher.end_step)
         watcher.close()
         watchers.append(watcher)
         if on_item:

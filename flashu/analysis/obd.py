@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashu import calibration, understanding
+from flashu import probe, understanding
 from flashu.acceleration.plan import make_plan
 from flashu.acceleration.wanda import ActivationNorms
+from flashu.config import GUIDANCE_SCALE
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
-from flashu.models import geometry
 from flashu.models.geometry import read_json
 from flashu.models.qwen2 import DecoderLayer, Qwen2Model
 from flashu.models.showo2 import Showo2Qwen2_5
@@ -103,20 +103,18 @@ def _without_group(layer: DecoderLayer, group: int, groups: int) -> Iterator[Non
 def generation(
     model: Showo2Qwen2_5,
     tokenizer: PromptTokenizer,
-    prompts: Sequence[str] = calibration.PROMPTS,
-    num_inference_steps: int = calibration.NUM_INFERENCE_STEPS,
-    guidance_scale: float = calibration.GUIDANCE_SCALE,
+    prompts: Sequence[str] = probe.PROMPTS,
+    num_inference_steps: int = probe.NUM_INFERENCE_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
     on_item: Callable[[], object] | None = None,
 ) -> ObdScores:
     """Scores over the image spans of real denoising runs, one per prompt, of an unpatched model."""
     grid = model.config.native_grid
-    limit = geometry.max_text_tokens(grid[0] * grid[1])
     plan = make_plan(None, num_inference_steps, guidance_scale)
     meter = _Meter(model)
     for seed, prompt in enumerate(prompts):
-        texts = [tokenizer.encode_prompt(text, limit) for text in ([prompt, ""] if plan.guided else [prompt])]
-        prefix = model.encode_prefix([text.prefix for text in texts], grid)
-        meter.measure(lambda prefix=prefix, seed=seed: calibration.denoise(model, prefix, seed, plan))
+        prefix = model.encode_prefix(probe.rows_of(prompt, tokenizer, grid, plan).prefixes, grid)
+        meter.measure(lambda prefix=prefix, seed=seed: probe.denoise(model, prefix, seed, plan))
         if on_item:
             on_item()
     return meter.scores("generation")
@@ -142,8 +140,7 @@ class _Meter:
     """FFN and KV-group errors of a model, measured together."""
 
     def __init__(self, model: Showo2Qwen2_5):
-        if model.acceleration is not None:
-            raise InputError("OBD scores are of an unpatched model; call remove_flashu_patch(model) first")
+        probe.require_unpatched(model)
         self.model = model
         self.norms, self.groups = ActivationNorms(model.showo.model), GroupErrors(model.showo.model)
 

@@ -1,0 +1,62 @@
+"""Unaccelerated runs of single prompts, for calibration and analysis to watch. Knows nothing of what they measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flashu import sampler
+from flashu.acceleration.plan import Plan
+from flashu.errors import InputError
+from flashu.models import geometry
+from flashu.models.showo2 import Prefix, Showo2Qwen2_5
+from flashu.models.tokenizer import PromptTokenizer
+
+PROMPTS = (
+    "a red circle",
+    "two small blue squares to the left of a large green triangle",
+    "a photograph of a lighthouse on a rocky coast at dusk, waves breaking below",
+    "an oil painting of an old man reading a newspaper in a busy café",
+    "a white cat asleep on a stack of books, seen from above",
+    "a city street in the rain at night, neon signs reflected in the puddles",
+    "a wooden bowl of oranges next to a glass of water on a checkered tablecloth",
+    "a mountain valley in autumn with a river, highly detailed",
+)
+NUM_INFERENCE_STEPS = 8
+
+
+def require_unpatched(model: Showo2Qwen2_5) -> None:
+    """Raises `InputError` when FlashU is on: what is measured would be of part of the model."""
+    if model.acceleration is not None:
+        raise InputError("this measures the unpatched model; call remove_flashu_patch(model) first")
+
+
+def rows_of(prompt: str, tokenizer: PromptTokenizer, grid: tuple[int, int], plan: Plan) -> sampler.Rows:
+    """The rows of one image: its prompt's, and where the plan is guided an empty one's."""
+    limit = geometry.max_text_tokens(grid[0] * grid[1])
+    texts = [tokenizer.encode_prompt(text, limit) for text in ([prompt, ""] if plan.guided else [prompt])]
+    return sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], grid)
+
+
+@torch.no_grad()
+def denoise(
+    model: Showo2Qwen2_5, prefix: Prefix, seed: int, plan: Plan, on_step: Callable[[int, Tensor], object] | None = None
+) -> Tensor:
+    """Make one image's latents from a prefix that is made already, so that only image spans run.
+
+    `on_step` is shown the number of each step, from 1, and the head's output (rows, tokens, hidden).
+    """
+    height, width = (side * geometry.PATCH_SIZE for side in prefix.grid)
+    state = sampler.initial_noise([seed], model.config.image_latent_dim, height, width).to(model.device)
+    points = sampler.time_grid(plan.num_inference_steps)
+    times = model.embed_times(points[:-1])
+    for row, interval in zip(plan.rows, points.diff().tolist(), strict=True):
+        time = times.at(row.step - 1)
+        features = model.run_head(model.run_llm(state, time, prefix), time, prefix)
+        if on_step:
+            on_step(row.step, features)
+        velocity = model.run_final(features, time, prefix.grid)
+        state = state + interval * sampler.guide(velocity, row.guidance, images=1)
+    return state
