@@ -43,6 +43,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
+def is_device_error(error: Exception) -> bool:
+    """Whether a GPU failed in a way that this process does not recover from: each later call would raise too."""
+    signs = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "device-side assert", "NCCL error")
+    return not is_out_of_memory(error) and any(sign in str(error) for sign in signs)
+
+
 def _available() -> str:
     names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     return ", ".join(names + (["mps"] if torch.backends.mps.is_available() else []))

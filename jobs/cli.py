@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.session import SessionError
+from cluster.storage import StorageError
 from flashu.config import BATCH_SIZE, FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.errors import InputError, OutOfMemoryError
-from jobs import acceleration_cli
+from jobs import acceleration_cli, manifest_cli, run_cli
+from jobs.image_size import parse_size
+from manifests.errors import ManifestError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,7 +99,7 @@ def generate(
 
     PNG files carry prompt, seed and settings as text, in the chunk "flashu".
     """
-    pixels = _parse_size(size)
+    pixels = parse_size("--size", size)
     files = _output_files(output, len(prompts))
     from flashu import arguments
     from flashu.acceleration.plan import make_plan
@@ -159,21 +163,14 @@ def convert(
     typer.echo(f"{destination}: {size / 1e9:.2f} GB. Use it with: flashu generate … --model {destination}")
 
 
+app.command()(run_cli.run)
+app.command()(run_cli.submit)
+app.command()(run_cli.status)
+app.command()(run_cli.report)
+app.add_typer(manifest_cli.app, name="manifest")
 app.command()(acceleration_cli.plan)
 app.command()(acceleration_cli.calibrate)
 app.add_typer(acceleration_cli.analyze, name="analyze")
-
-
-def _parse_size(size: str | None) -> int | tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = size.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise InputError(f"--size {size}: give pixels per side (432), or WIDTHxHEIGHT (512x384)")
-    if len(sides) == 1:
-        return int(size)
-    width, height = map(int, sides)
-    return height, width
 
 
 def _output_files(output: str, count: int) -> list[Path]:
@@ -219,9 +216,9 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: typer.echo(f"flashu: warning: {message}", err=True)
     try:
         app()
-    except (InputError, OutOfMemoryError) as error:
+    except (InputError, ManifestError, StorageError, SessionError, OutOfMemoryError) as error:
         typer.echo(f"flashu: {error}", err=True)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(1 if isinstance(error, OutOfMemoryError) else 2)
     except RuntimeError as error:
         from flashu.devices import is_out_of_memory
 

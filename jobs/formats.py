@@ -1,0 +1,112 @@
+"""Where the images of a shard go: one class per output format, each writing all of a shard's images.
+
+What is written depends on the images and their records alone, so a shard written twice is the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.storage import Storage
+from jobs.records import EncodedImage
+from jobs.run_folder import shard_name
+
+ROW_GROUP = 16  # images; a reader that wants one image reads so many
+
+
+class PayloadFormat(ABC):
+    """Writes a shard's images below `data/`, replacing what an attempt before left there."""
+
+    pattern: str  # of the files that hold images, for dataset cards
+
+    @abstractmethod
+    def write(self, storage: Storage, shard: int, images: Sequence[EncodedImage], schema: pa.Schema) -> None:
+        """Write images with the records' columns in `schema`; for no images, leave nothing. Raises `StorageError`."""
+
+
+class ParquetPayload(PayloadFormat):
+    """`data/shard-00042.parquet`: the columns, and `image`, which `datasets` reads as an Image."""
+
+    pattern = "data/*.parquet"
+
+    def write(self, storage: Storage, shard: int, images: Sequence[EncodedImage], schema: pa.Schema) -> None:
+        key = f"data/shard-{shard_name(shard)}.parquet"
+        if not images:
+            storage.delete(key)
+            return
+        image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        pictures = [{"bytes": image.data, "path": image.record["file_name"]} for image in images]
+        table = pa.Table.from_pylist([image.record for image in images], schema=schema)
+        table = table.add_column(0, pa.field("image", image_type), pa.array(pictures, type=image_type))
+        features = {"info": {"features": {"image": {"_type": "Image"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+        buffer = io.BytesIO()
+        compression = dict.fromkeys(schema.names, "zstd") | {"image.bytes": "none", "image.path": "zstd"}
+        pq.write_table(table, buffer, row_group_size=ROW_GROUP, compression=compression, use_dictionary=schema.names)
+        storage.put(key, buffer.getvalue())
+
+
+class WebDatasetPayload(PayloadFormat):
+    """`data/shard-00042.tar`: an image, its record as .json and its prompt as .txt, under one name each."""
+
+    pattern = "data/*.tar"
+
+    def write(self, storage: Storage, shard: int, images: Sequence[EncodedImage], schema: pa.Schema) -> None:
+        key = f"data/shard-{shard_name(shard)}.tar"
+        if not images:
+            storage.delete(key)
+            return
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for image in images:
+                stem = image.record["file_name"].rpartition(".")[0]
+                record = {name: _json_value(image.record[name]) for name in schema.names}
+                _add(tar, image.record["file_name"], image.data)
+                _add(tar, f"{stem}.json", json.dumps(record, ensure_ascii=False, allow_nan=False, default=str).encode())
+                _add(tar, f"{stem}.txt", image.record["prompt"].encode())
+        storage.put(key, buffer.getvalue())
+
+
+class FilesPayload(PayloadFormat):
+    """`data/00042/ID-0.png`: one file per image; what is known of it stands in the metadata."""
+
+    pattern = "data/**"
+
+    def write(self, storage: Storage, shard: int, images: Sequence[EncodedImage], schema: pa.Schema) -> None:
+        folder = f"data/{shard_name(shard)}/"
+        files = {folder + image.record["file_name"]: image.data for image in images}
+        for key in set(storage.list(folder)) - files.keys():
+            storage.delete(key)
+        for key, data in files.items():
+            storage.put(key, data)
+
+
+FORMATS: dict[str, PayloadFormat] = {
+    "parquet": ParquetPayload(),
+    "webdataset": WebDatasetPayload(),
+    "files": FilesPayload(),
+}
+
+
+def _json_value(value: Any) -> Any:
+    """None for the numbers that JSON has no word for; they may stand inside a carried column's lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _json_value(part) for name, part in value.items()}
+    return [_json_value(part) for part in value] if isinstance(value, list) else value
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(data), 0o644
+    tar.addfile(member, io.BytesIO(data))

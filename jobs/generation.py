@@ -1,0 +1,331 @@
+"""What a worker does with a shard of a manifest: prompts to images, images to files, files to a commit.
+
+Where workers run and what becomes of a shard whose worker dies is `cluster`'s; how a batch is computed is `flashu`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cluster.storage import S3Options, StorageError, open_storage
+from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError
+from flashu.config import FlashUConfig
+from flashu.devices import is_device_error
+from flashu.errors import InputError, OutOfMemoryError
+from flashu.models import geometry
+from jobs import batch_size, worker_model
+from jobs.batches import Defaults, ImageRequest, batches_of, requests_of
+from jobs.clip_score import ClipScorer
+from jobs.config import RunConfig
+from jobs.encoding import ImageEncoder
+from jobs.formats import FORMATS
+from jobs.quality import METRICS, measure
+from jobs.records import FAILURE, EncodedImage, file_name, metadata_schema, record_schema
+from jobs.run_folder import RUN, failures_key, metadata_key
+from jobs.statistics import FOOTER_KEY, RunStatistics
+from manifests.plan import Manifest
+from manifests.schema import row_problem
+
+ENCODERS = 2  # threads that encode images, beside the one that writes
+ARROW_TYPES = {float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+
+
+@dataclass
+class _Made:
+    """An image on its way to a file."""
+
+    request: ImageRequest
+    record: dict[str, Any]
+    encoding: Future
+
+
+@dataclass
+class _Results:
+    """A shard's images and failures, by item."""
+
+    made: list[_Made]
+    failures: dict[int, str]
+    rows: dict[int, dict[str, Any]]
+
+
+@dataclass
+class _Encoded:
+    images: list[EncodedImage]
+    failures: list[dict[str, Any]]
+    encode_s: float
+
+
+class GenerationWork(ShardWork):
+    """`settings` are FlashU's, None for stock; `size` is (height, width) in pixels or None for the model's own."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        manifest: Manifest,
+        settings: FlashUConfig | None,
+        size: tuple[int, int] | None,
+        s3: S3Options,
+    ):
+        self.config, self.manifest, self.settings, self.size, self.s3 = config, manifest, settings, size, s3
+
+    # ------------------------------------------------------------------------------------------------------- setup
+
+    def setup(self, place: Place) -> str:
+        config = self.config
+        self.place = place
+        self.storage = open_storage(config.output.path, self.s3)
+        self.encoder = ImageEncoder(config.output.image_format, config.output.quality)
+        self.defaults = Defaults(
+            config.sampling.seed,
+            config.sampling.num_images,
+            config.sampling.guidance_scale,
+            config.sampling.negative_prompt,
+        )
+        self.encoders = ThreadPoolExecutor(ENCODERS, "encoder")
+        try:
+            if not self.storage.exists(RUN):
+                raise SetupError(
+                    f"{self.storage.url} on node {place.node} is not the driver's; workers on several nodes need a "
+                    "file system that they share, or s3://"
+                )
+            self.model = worker_model.load(config.model, config.flashu, self.settings, self.storage, self.s3)
+            clip = config.quality.clip
+            self.clip = ClipScorer(clip, self.model.pipe.model.device) if config.quality.enabled and clip else None
+        except (InputError, StorageError, OutOfMemoryError) as error:
+            raise SetupError(str(error)) from None
+        self.max_tokens = self._max_tokens()
+        self.batch_size = batch_size.choose_batch_size(
+            config.sampling.batch_size, self.model.pipe.model.device, self._try_batch
+        )
+        self.schema = record_schema(
+            self._quality_fields(), [self.manifest.schema.field(n) for n in self.manifest.carried]
+        )
+        return self.model.identity
+
+    def _max_tokens(self) -> int:
+        grid = geometry.parse_size(self.size, self.model.pipe.model.config.native_grid)
+        return geometry.max_text_tokens(grid[0] * grid[1])
+
+    def _quality_fields(self) -> list[pa.Field]:
+        if not self.config.quality.enabled:
+            return []
+        fields = [pa.field(f"quality_{name}", ARROW_TYPES[metric.type]) for name, metric in METRICS.items()]
+        return fields + ([pa.field("quality_clip_score", pa.float64())] if self.clip else [])
+
+    def _try_batch(self, prompts: list[str]) -> None:
+        try:
+            self._pictures(prompts, [""] * len(prompts), list(range(len(prompts))), self.defaults.guidance_scale)
+        except OutOfMemoryError as error:
+            raise SetupError(str(error)) from None
+
+    # ------------------------------------------------------------------------------------------- prefetch thread
+
+    def read(self, lease: Lease) -> list[tuple[int, dict[str, Any]]]:
+        rows = self.manifest.rows(lease.shard)
+        return list(zip(rows, self.manifest.read(lease.shard).to_pylist(), strict=True))
+
+    # ----------------------------------------------------------------------------------------------- main thread
+
+    def process(
+        self, lease: Lease, inputs: list[tuple[int, dict[str, Any]]], running: Callable[[Sequence[int]], None]
+    ) -> _Results:
+        results = _Results([], {}, dict(inputs))
+        requests: list[ImageRequest] = []
+        for item, row in inputs:
+            if problem := lease.given_up.get(item) or row_problem(row):
+                results.failures[item] = problem
+                continue
+            try:
+                requests += requests_of(item, row, self.defaults, self._count_tokens)
+            except Exception as error:
+                results.failures[item] = describe(error)
+        for batch in batches_of(requests, lease.alone, self.batch_size):
+            self._run(batch, results, running)
+        return results
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self.model.pipe.tokenizer.encode_prompt(text, self.max_tokens).prefix)
+
+    def _run(self, batch: list[ImageRequest], results: _Results, running: Callable[[Sequence[int]], None]) -> None:
+        """Make a batch's images; halve it when memory runs out, and run its prompts one by one when it raises."""
+        batch = [request for request in batch if request.item not in results.failures]
+        if len(batch) > self.batch_size:  # which has shrunk since, and may shrink again here
+            size = self.batch_size
+            for start in range(0, len(batch), size):
+                self._run(batch[start : start + size], results, running)
+            return
+        items = sorted({request.item for request in batch})
+        if not items:
+            return
+        running(items)
+        try:
+            self._keep(batch, results)
+            return
+        except OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise WorkerBrokenError(str(error)) from None
+            self.batch_size = max(1, len(batch) // 2)
+            error_text = None
+        except Exception as error:
+            if is_device_error(error):
+                raise WorkerBrokenError(traceback.format_exc()) from None
+            error_text = describe(error)
+        if error_text is None or len(items) > 1:
+            parts = [[request for request in batch if request.item == item] for item in items]
+            for part in parts if error_text else [batch]:
+                self._run(part, results, running)
+        else:
+            self._try_again(items[0], batch, error_text, results)
+
+    def _try_again(self, item: int, batch: list[ImageRequest], error: str, results: _Results) -> None:
+        """A prompt that raised by itself gets a second chance, and is given up after that."""
+        if not error.startswith(InputError.__name__):
+            try:
+                self._keep(batch, results)
+                return
+            except OutOfMemoryError as full:
+                raise WorkerBrokenError(str(full)) from None
+            except Exception as second:
+                if is_device_error(second):
+                    raise WorkerBrokenError(traceback.format_exc()) from None
+                error = describe(second)
+        results.failures[item] = error
+        results.made = [made for made in results.made if made.request.item != item]
+
+    def _keep(self, batch: list[ImageRequest], results: _Results) -> None:
+        """Make a batch's images and send them off to be encoded."""
+        start = time.perf_counter()
+        pictures = self._pictures(
+            [request.prompt for request in batch],
+            [request.negative_prompt for request in batch],
+            [request.seed for request in batch],
+            batch[0].guidance_scale,
+        )
+        seconds = (time.perf_counter() - start) / len(batch)
+        clip_scores = self.clip.score(pictures, [request.prompt for request in batch]) if self.clip else None
+        for position, (request, picture) in enumerate(zip(batch, pictures, strict=True)):
+            record = self._record(request, picture) | {"seconds": seconds, "batch_size": len(batch)}
+            if clip_scores:
+                record["quality_clip_score"] = clip_scores[position]
+            results.made.append(_Made(request, record, self.encoders.submit(self._encode, picture)))
+
+    def _pictures(
+        self, prompts: list[str], negative_prompts: list[str], seeds: list[int], guidance_scale: float
+    ) -> list[Image.Image]:
+        sampling = self.config.sampling
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of prompts that were cut: each image's record tells
+            return self.model.pipe(
+                prompts,
+                seeds=seeds,
+                negative_prompts=negative_prompts,
+                num_inference_steps=sampling.num_inference_steps,
+                guidance_scale=guidance_scale,
+                time_shift=sampling.time_shift,
+                size=self.size,
+                batch_size=len(prompts),
+            )
+
+    def _record(self, request: ImageRequest, picture: Image.Image) -> dict[str, Any]:
+        info, row = picture.info, request.row
+        scheduled = self.settings is not None and self.settings.schedule is not None
+        return {name: row[name] for name in self.manifest.carried} | {
+            "prompt_id": row["prompt_id"],
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "image_index": request.index,
+            "seed": request.seed,
+            "width": picture.width,
+            "height": picture.height,
+            "file_name": file_name(row["prompt_id"], request.index, self.encoder.suffix),
+            "truncated": info["truncated"],
+            "model": self.config.model.path,
+            "model_fingerprint": self.model.fingerprint,
+            "dtype": self.model.dtype,
+            "num_inference_steps": info["num_inference_steps"],
+            "guidance_scale": None if scheduled else request.guidance_scale,
+            "time_shift": info["time_shift"],
+            "flashu": worker_model.OFF if self.settings is None else json.dumps(asdict(self.settings)),
+        }
+
+    # ------------------------------------------------------------------------------------------- encoder threads
+
+    def _encode(self, picture: Image.Image) -> tuple[bytes, dict[str, Any], float]:
+        start = time.perf_counter()
+        data = self.encoder.encode(picture)
+        quality = measure(picture) if self.config.quality.enabled else {}
+        return data, {f"quality_{name}": value for name, value in quality.items()}, time.perf_counter() - start
+
+    # -------------------------------------------------------------------------------------------- writer thread
+
+    def encode(self, results: _Results) -> _Encoded:
+        images, encode_s = [], 0.0
+        for made in sorted(results.made, key=lambda made: made.request.order):
+            data, quality, seconds = made.encoding.result()
+            file = {"sha256": _sha256(data), "size_bytes": len(data)}
+            images.append(EncodedImage(data, made.record | quality | file))
+            encode_s += seconds
+        failures = [
+            {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "error": results.failures[item], "row": item}
+            for item, row in results.rows.items()
+            if item in results.failures
+        ]
+        return _Encoded(images, failures, encode_s)
+
+    def write(self, lease: Lease, encoded: _Encoded, times: Times) -> dict:
+        """Images first, then failures, then the metadata, which is the commit."""
+        start = time.perf_counter()
+        place, shard = self.place, lease.shard
+        FORMATS[self.config.output.format].write(self.storage, shard, encoded.images, self.schema)
+        attempt = {"worker": place.worker, "node": place.node, "attempt": lease.attempt}
+        rows = [image.record | attempt for image in encoded.images]
+        failures = [failure | {"shard": shard} for failure in encoded.failures]
+        if failures:
+            self.storage.put(failures_key(shard), _parquet(failures, FAILURE))
+        work = {
+            **attempt,
+            "shard": shard,
+            "gpus": place.gpus,
+            "started_at": times.started_at,
+            "finished_at": time.time(),
+            "read_s": times.read_s,
+            "wait_s": times.wait_s,
+            "generate_s": times.process_s,
+            "encode_s": encoded.encode_s,
+            "write_s": time.perf_counter() - start,
+        }
+        statistics = RunStatistics.of_shard(rows, failures, work).to_json()
+        footer = {FOOTER_KEY: statistics}
+        self.storage.put(metadata_key(shard), _parquet(rows, metadata_schema(self.schema), footer))
+        if not failures:  # an attempt before may have left some
+            self.storage.delete(failures_key(shard))
+        return {"shard": shard, "statistics": statistics}
+
+
+def describe(error: Exception) -> str:
+    """An error in a line: what failures are listed with."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _parquet(rows: list[dict[str, Any]], schema: pa.Schema, footer: dict[bytes, str] | None = None) -> bytes:
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(footer)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,86 @@
+"""Writes a run's summary, page and dataset card from its statistics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cluster.storage import Storage
+from jobs.quality import METRICS, NEAR_DUPLICATE_BITS
+from jobs.report import charts
+from jobs.report.collect import committed_columns
+from jobs.report.dataset_card import dataset_card
+from jobs.report.summary import summarise
+from jobs.report.thumbnails import thumbnails
+from jobs.report.wording import FILTERS, share
+from jobs.statistics import STAGES, RunStatistics
+
+SUMMARY, PAGE, CARD = "summary.json", "report.html", "README.md"
+MAX_WORKERS = 24  # shown one by one
+
+
+def write_report(storage: Storage, statistics: RunStatistics, run: Mapping[str, Any], *, state: str) -> None:
+    """Puts summary.json, report.html and README.md into the run's folder, in place of earlier ones.
+
+    `run` is what run.json holds, and `state` a word for the page's title: running, complete, failed, stopped.
+    """
+    summary = write_summary(storage, statistics, run, state=state)
+    storage.put(PAGE, render_page(storage, statistics, summary).encode())
+    storage.put(CARD, dataset_card(summary, committed_columns(storage)).encode())
+
+
+def write_summary(storage: Storage, statistics: RunStatistics, run: Mapping[str, Any], *, state: str) -> dict[str, Any]:
+    """Puts summary.json alone, which is quick. Returns what it holds."""
+    summary = summarise(statistics, run, state)
+    storage.put(SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    return summary
+
+
+def render_page(storage: Storage, statistics: RunStatistics, summary: Mapping[str, Any]) -> str:
+    """The page as HTML that asks for nothing from outside."""
+    payload = (summary["config"].get("output") or {}).get("format") or "parquet"
+    shown = [*statistics.sample, *statistics.slowest, *statistics.broken_images]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # prompts, ids and errors are other people's text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= FILTERS
+    return environment.get_template("template.html").render(
+        summary=summary,
+        statistics=statistics,
+        name=storage.url.rstrip("/").rpartition("/")[2],
+        url=storage.url,
+        thumbnails=thumbnails(storage, payload, shown),
+        throughput=charts.throughput(statistics.timeline),
+        seconds_chart=charts.histogram("seconds per image", statistics.seconds, " s", trim=True),
+        quality=_quality(statistics),
+        stages=list(STAGES),
+        workers=summary["workers"][:MAX_WORKERS],
+        longest_s=max((sum(worker["stage_seconds"].values()) for worker in summary["workers"]), default=0),
+        more_workers=len(summary["workers"]) - MAX_WORKERS,
+        near_duplicate_bits=NEAR_DUPLICATE_BITS,
+        share=share,
+    )
+
+
+def _quality(statistics: RunStatistics) -> list[tuple[str, str, charts.Chart]]:
+    """Name, meaning and chart of each metric that was measured."""
+    made = []
+    for name, values in statistics.quality.items():
+        chart = charts.histogram(name, values)
+        if chart:
+            made.append((name.replace("_", " "), meaning(name), chart))
+    return made
+
+
+def meaning(metric: str) -> str:
+    if metric == "clip_score":
+        return "How well the image fits its prompt: 100 times the cosine of their CLIP embeddings."
+    return (METRICS[metric].function.__doc__ or "").split("\n")[0] if metric in METRICS else ""

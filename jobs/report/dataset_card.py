@@ -1,0 +1,78 @@
+"""The run's README.md: a Hugging Face dataset card, by which `datasets.load_dataset` finds the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from jobs.formats import FORMATS
+from jobs.quality import METRICS
+from jobs.report.wording import FILTERS
+
+COLUMNS = {
+    "image": "the picture",
+    "prompt_id": "of the prompt in the manifest; unique there",
+    "prompt": "what was asked for",
+    "negative_prompt": "what was to be avoided",
+    "image_index": "which of the prompt's images this is, from 0",
+    "seed": "of the noise that the image began as",
+    "width": "pixels",
+    "height": "pixels",
+    "file_name": "of the image file",
+    "sha256": "of the image file's bytes",
+    "size_bytes": "of the image file",
+    "truncated": "whether the prompt was longer than the model reads, and was cut",
+    "model": "what made it",
+    "model_fingerprint": "hash of the model's weights and settings",
+    "dtype": "in which the model ran",
+    "num_inference_steps": "denoising steps",
+    "guidance_scale": "classifier-free guidance; null where FlashU's schedule sets it",
+    "time_shift": "of the time grid",
+    "flashu": "FlashU's settings as JSON, or `off`",
+    "batch_size": "images generated together",
+    "seconds": "this image's share of its batch's time",
+    "worker": "who generated it",
+    "node": "where",
+    "attempt": "at the shard, from 1",
+    "quality_clip_score": "how well it fits its prompt: 100 times the cosine of their CLIP embeddings",
+} | {f"quality_{name}": (metric.function.__doc__ or "").split("\n")[0] for name, metric in METRICS.items()}
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
+
+
+def dataset_card(summary: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """`columns` are the metadata's names and types."""
+    payload = (summary["config"].get("output") or {}).get("format") or "parquet"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= FILTERS | {"code": code}
+    return environment.get_template("card.md").render(
+        front_matter=_front_matter(summary, payload),
+        summary=summary,
+        payload=payload,
+        columns={name: (kind, COLUMNS.get(name, "carried from the manifest")) for name, kind in columns.items()},
+    )
+
+
+def code(text: str) -> str:
+    """Text of others as a code span in a table's cell: one line, and nothing in it is markup."""
+    return "`" + " ".join(str(text).replace("`", "'").replace("|", "\\|").split()) + "`"
+
+
+def _front_matter(summary: Mapping[str, Any], payload: str) -> str:
+    images = summary["images"]["count"]
+    card: dict[str, Any] = {
+        "task_categories": ["text-to-image"],
+        "tags": ["synthetic", "text-to-image", "show-o2", "flashu"],
+        "size_categories": [SIZES[max(0, min(len(str(images)) - 3, len(SIZES) - 1))]],
+    }
+    if images:  # a pattern that matches no file is an error to `datasets`
+        config = {"config_name": "default", "data_files": [{"split": "train", "path": FORMATS[payload].pattern}]}
+        if payload == "files":
+            config["drop_labels"] = True  # the folders are shards, not classes
+        card["configs"] = [config]
+    return yaml.safe_dump(card, sort_keys=False, allow_unicode=True).strip()

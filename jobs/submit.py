@@ -1,0 +1,76 @@
+"""Starting a run as a job of a Ray cluster, from outside it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flashu.errors import InputError
+from jobs.config import RunConfig
+
+BASE = "default"  # the built-in config that the submitted command starts from
+
+
+def submit_run(
+    config: RunConfig, address: str, working_dir: Path | None, follow: bool, echo: Callable[[str], None]
+) -> int:
+    """Submit `config` to the cluster whose dashboard is at `address`. Returns the job's exit code, or 0 at once.
+
+    The config travels as settings of the command, so nothing is uploaded but `working_dir`, if given.
+    Raises `InputError` when the cluster cannot be reached, or a path means nothing there.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    _check_paths(config, working_dir)
+    try:
+        client = JobSubmissionClient(address)
+        command = shlex.join(["python", "-m", "jobs.generate", BASE, *settings_of(config)])
+        runtime_env = {"working_dir": str(working_dir)} if working_dir else {}
+        job = client.submit_job(entrypoint=command, runtime_env=runtime_env)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the job could not be submitted to {address}: {reason}") from None
+    echo(f"Submitted {job}. Stop it with: ray job stop --address {address} {job}")
+    if not follow:
+        return 0
+    try:
+        asyncio.run(_follow(client, job, echo))
+    except KeyboardInterrupt:
+        echo(f"{job} goes on. Follow it again with: ray job logs --follow --address {address} {job}")
+        return 0
+    info = client.get_job_info(job)
+    if info.status == "SUCCEEDED":
+        return 0
+    echo(f"{job}: {info.status}")
+    return info.driver_exit_code or 1
+
+
+def settings_of(config: RunConfig) -> list[str]:
+    """What differs from the defaults, as `section.key=value`, with values in JSON, which is YAML too."""
+    defaults = RunConfig().to_dict()
+    return [
+        f"{section}.{name}={json.dumps(value)}"
+        for section, values in config.to_dict().items()
+        for name, value in values.items()
+        if value != defaults[section][name]
+    ]
+
+
+def _check_paths(config: RunConfig, working_dir: Path | None) -> None:
+    def is_relative(path: Any) -> bool:
+        return bool(path) and "://" not in path and not Path(path).is_absolute()
+
+    if is_relative(config.output.path):
+        raise InputError(f"output.path {config.output.path} is relative; on a cluster give an absolute path or s3://…")
+    manifest = config.manifest.path
+    if is_relative(manifest) and manifest != "demo" and not (working_dir and (working_dir / manifest).exists()):
+        raise InputError(f"manifest.path {manifest} is relative; on a cluster give an absolute path or s3://…")
+
+
+async def _follow(client: Any, job: str, echo: Callable[[str], None]) -> None:
+    async for text in client.tail_job_logs(job):
+        echo(text.rstrip("\n"))

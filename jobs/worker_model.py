@@ -1,0 +1,114 @@
+"""The model on a worker: fetched, loaded and accelerated as the config says, alike on every worker of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from cluster.checkpoint_cache import local_copy
+from cluster.storage import S3Options, Storage
+from flashu.acceleration.wanda import WandaScores
+from flashu.calibration import calibrate
+from flashu.config import FlashUConfig, flashu_preset
+from flashu.errors import InputError
+from flashu.fingerprint import fingerprint
+from flashu.patch import Acceleration, apply_flashu_patch
+from flashu.pipeline import TextToImagePipeline
+from jobs.config import FlashUSection, ModelSection
+from jobs.run_folder import SCORES
+
+OFF = "off"
+
+
+@dataclass
+class WorkerModel:
+    """A pipeline that is ready, and what tells it apart."""
+
+    pipe: TextToImagePipeline
+    fingerprint: str  # of the model's weights
+    dtype: str
+    identity: str  # of what is loaded: alike on all workers of a run, now and when it goes on
+
+
+def flashu_settings(section: FlashUSection, num_inference_steps: int | None) -> FlashUConfig | None:
+    """The section's settings, or None for stock Show-o2. Raises `InputError`."""
+    given = {
+        name: getattr(section, name)
+        for name in ("r_p", "head_prune_ratio", "r_LS", "T_LS", "T_cache", "tau", "schedule")
+        if getattr(section, name) is not None
+    }
+    if section.preset == OFF:
+        if given or section.scores:
+            settings = ", ".join(given) or "scores"
+            raise InputError(
+                f"flashu.preset is off, so {settings} would do nothing; choose another preset, or drop them"
+            )
+        return None
+    preset = flashu_preset(section.preset)
+    values = {name: getattr(preset, name) for name in ("r_p", "head_prune_ratio", "r_LS", "T_LS", "T_cache", "tau")}
+    values["schedule"] = preset.schedule
+    if "schedule" in given:
+        given["schedule"] = given["schedule"] or None
+    return FlashUConfig(**(values | given), num_inference_steps=num_inference_steps or preset.num_inference_steps)
+
+
+def load(
+    model: ModelSection,
+    flashu: FlashUSection,
+    settings: FlashUConfig | None,
+    run: Storage,
+    s3: S3Options,
+) -> WorkerModel:
+    """Fetch and load the checkpoint onto this worker's device, and switch FlashU on.
+
+    Raises `InputError` (with `CheckpointError`) and `StorageError` for what a user can mend.
+    """
+
+    def here(path: str | None) -> str | None:
+        return path and local_copy(path, s3, model.cache_dir)
+
+    pipe = TextToImagePipeline.from_pretrained(
+        here(model.path), vae=here(model.vae), tokenizer=here(model.tokenizer), dtype=model.dtype
+    )
+    own = fingerprint(pipe.model)
+    dtype = str(pipe.model.dtype).removeprefix("torch.")
+    identity = f"model {own[:16]}, VAE {fingerprint(pipe.vae)[:16]}, {dtype}"
+    if settings is not None:
+        scores = None
+        if _prunes(settings, pipe):
+            given = here(flashu.scores)
+            scores = WandaScores.load(given) if given else _shared_scores(pipe, run)
+            identity += f", scores {_digest(scores)[:16]}"
+        apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
+    return WorkerModel(pipe, own, dtype, identity)
+
+
+def _prunes(settings: FlashUConfig, pipe: TextToImagePipeline) -> bool:
+    acceleration = Acceleration.of(settings, pipe.model.config.llm)
+    return bool(acceleration.ffn_width or acceleration.kv_heads)
+
+
+def _shared_scores(pipe: TextToImagePipeline, run: Storage) -> WandaScores:
+    """The scores that all workers of the run prune by: measured by the first, in the run's folder from then on."""
+    key = hashlib.sha256(f"{os.getuid()} {run.url}".encode()).hexdigest()[:20]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"flashu-scores-{key}.lock")  # one worker of a node measures
+    with tempfile.TemporaryDirectory() as scratch, lock:
+        file = Path(scratch) / SCORES
+        if not run.exists(SCORES):
+            calibrate(pipe.model, tokenizer=pipe.tokenizer).save(file)
+            run.put_new(SCORES, file.read_bytes())  # another node may have been faster: its scores count
+        file.write_bytes(run.get(SCORES))
+        return WandaScores.load(file)
+
+
+def _digest(scores: WandaScores) -> str:
+    digest = hashlib.sha256()
+    for tensor in (*scores.ffn, *scores.attention):
+        digest.update(tensor.to(torch.float32).numpy().tobytes())
+    return digest.hexdigest()

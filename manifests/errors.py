@@ -1,0 +1,23 @@
+"""The error of this package, and how a user's own text is shown inside one.
+
+Whoever catches a `ManifestError` may print it alone, with no traceback: it says what was wrong, where, and what would
+be right. It never holds credentials.
+"""
+
+from __future__ import annotations
+
+
+class ManifestError(ValueError):
+    """A manifest, or a source for one, cannot be used as it is."""
+
+
+def quoted(value: object, length: int = 60) -> str:
+    """A value as one short line without control characters, whatever the user put into it."""
+    text = str(value)
+    return repr(text if len(text) <= length else text[: length - 1] + "…")
+
+
+def named(names: list[str], most: int = 12) -> str:
+    """Some names for an error: 'a, b, c and 8 more'."""
+    shown = ", ".join(names[:most]) or "none"
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown

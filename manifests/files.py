@@ -1,0 +1,196 @@
+"""Where files are: a path or an `s3://` URL to a file system and a sorted list of names, and plain errors.
+
+It knows nothing of what is in a file. Credentials come from where AWS tools look for them (environment, profile,
+instance role), never from a URL.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from manifests.errors import ManifestError, named
+
+S3_ERRORS = {
+    # What AWS calls it, as Arrow passes it on: what it means to a user.
+    "NoSuchBucket": "there is no such bucket",
+    "NO_SUCH_BUCKET": "there is no such bucket",
+    "InvalidAccessKeyId": "the access key is not known there",
+    "INVALID_ACCESS_KEY_ID": "the access key is not known there",
+    "InvalidClientTokenId": "the access key is not known there",
+    "INVALID_CLIENT_TOKEN_ID": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key does not fit the access key",
+    "ExpiredToken": "the credentials have expired",
+    "EXPIRED_TOKEN": "the credentials have expired",
+    "ACCESS_DENIED": "access is forbidden, or there are no valid credentials in the environment",
+    "HTTP response code 403": "access is forbidden, or there are no valid credentials in the environment",
+    "HTTP response code 301": "the bucket is in another region; give its region",
+    "NETWORK_CONNECTION": "the endpoint cannot be reached",
+    "NO_SUCH_KEY": "it is not there any more",
+    "RESOURCE_NOT_FOUND": "it is not there, or there is no such bucket",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files under one root: `names` are relative to it, and sorted."""
+
+    filesystem: fs.FileSystem
+    root: str
+    label: str  # the root as the user named it, up to where the names begin
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    is_folder: bool
+
+    def path(self, name: str) -> str:
+        """What the file system calls the file."""
+        return f"{self.root}/{name}" if self.root else name
+
+
+def open_filesystem(
+    url: str, *, endpoint_url: str | None = None, region: str | None = None
+) -> tuple[fs.FileSystem, str]:
+    """The file system that a path or URL means, and what the path is called there."""
+    if "://" not in url:
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url)).rstrip("/") or "/"
+    scheme, _, rest = url.partition("://")
+    if "@" in rest.partition("/")[0]:
+        raise ManifestError(
+            f"a {scheme}:// URL must not hold credentials; give them in the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+        )
+    if scheme == "file":
+        return open_filesystem("/" + rest.lstrip("/"))
+    if scheme != "s3":
+        raise ManifestError(f"{url}: there are local paths and s3://bucket/path, not {scheme}://")
+    path = rest.strip("/")
+    bucket = path.partition("/")[0]
+    if not bucket:
+        raise ManifestError(f"{url}: no bucket; s3://bucket/path is needed")
+    endpoint = endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return _s3(bucket if not endpoint and not region else None, endpoint, region), path
+
+
+@lru_cache(maxsize=16)
+def _s3(bucket: str | None, endpoint: str | None, region: str | None) -> fs.S3FileSystem:
+    """One client for each place. `bucket` only where its region must be asked for."""
+    place = {}
+    if endpoint:
+        if "@" in endpoint:
+            raise ManifestError("the S3 endpoint must not hold credentials; give them in the environment")
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ManifestError(f"the S3 endpoint {endpoint} must look like http://host:port or https://host")
+        place = {"scheme": parts.scheme, "endpoint_override": parts.netloc + parts.path.rstrip("/")}
+    elif bucket:
+        with plainly(f"s3://{bucket}"):
+            region = fs.resolve_s3_region(bucket)
+    retries = fs.AwsStandardS3RetryStrategy(max_attempts=5)
+    return fs.S3FileSystem(
+        region=region or "us-east-1", connect_timeout=10, request_timeout=60, retry_strategy=retries, **place
+    )
+
+
+def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None, region: str | None = None) -> Found:
+    """The files that a file, folder or glob means.
+
+    A folder means the files with these suffixes in it and in its folders; a glob (`*`, `?`, `[ab]`, `**/`) all that
+    match. In both, names that begin with '.' or '_' do not count.
+    """
+    filesystem, path = open_filesystem(url, endpoint_url=endpoint_url, region=region)
+    with plainly(url):
+        info = look_at(filesystem, path)
+    if info.type == fs.FileType.File:
+        root, _, name = path.rpartition("/")
+        label = url.rstrip("/")[: -len(name)] if url.rstrip("/").endswith(name) else root + "/"
+        return Found(filesystem, root, label, (name,), (info.size,), is_folder=False)
+    is_glob = info.type == fs.FileType.NotFound and re.search(r"[*?\[]", path)
+    if is_glob:
+        root = re.match(r"(?:[^*?\[/]*/)*", path)[0].rstrip("/")
+        pattern = path[len(root) :].lstrip("/")
+        label, deep, matches = re.match(r"(?:[^*?\[/]*/)*", url)[0], "/" in pattern, _glob(pattern)
+    elif info.type == fs.FileType.Directory:
+        root, label, deep = path, url.rstrip("/") + "/", True
+
+        def matches(name: str) -> bool:
+            return name.endswith(suffixes)
+    else:
+        bucket = path.partition("/")[0]
+        lost = isinstance(filesystem, fs.S3FileSystem) and filesystem.get_file_info(bucket).type == info.type
+        raise ManifestError(f"{url} does not exist" + (": there is no such bucket" if lost else ""))
+    with plainly(url):
+        listed = filesystem.get_file_info(fs.FileSelector(root, recursive=deep, allow_not_found=True))
+    start = len(root) + 1 if root else 0
+    inside = [(item.path[start:], item.size) for item in listed if item.type == fs.FileType.File]
+    files = sorted((name, size) for name, size in inside if matches(name) and not re.search(r"(^|/)[._]", name))
+    if not files:
+        if is_glob:
+            raise ManifestError(f"{url} matches no file")
+        there = named(sorted(name for name, _ in inside))
+        raise ManifestError(f"{url} holds no file that ends in {' or '.join(suffixes)}; it holds {there}")
+    return Found(filesystem, root, label, *map(tuple, zip(*files, strict=True)), is_folder=not is_glob)
+
+
+def look_at(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
+    """What is there, if anything; a refusal says why."""
+    try:
+        return filesystem.get_file_info(path)
+    except OSError as error:
+        if "ACCESS_DENIED" in str(error) or "status 400" in str(error):
+            # Asked for one object, S3 refuses without saying why; asked for a list, it says.
+            filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        raise
+
+
+def _glob(pattern: str) -> Callable[[str], object]:
+    """Whether a relative path matches a glob; '*' stays within one folder."""
+
+    def expression(part: str) -> str:
+        if part == "**/":
+            return "(?:[^/]+/)*"
+        if part[0] == "*":
+            return "[^/]*"
+        if part == "?":
+            return "[^/]"
+        if part[0] == "[" and len(part) > 1:
+            return "[" + part[1:].replace("!", "^", 1)
+        return re.escape(part)
+
+    parts = re.split(r"(\*\*/|\*+|\?|\[[^]]+\])", pattern)
+    try:
+        return re.compile("".join(expression(part) for part in parts if part)).fullmatch
+    except re.error:
+        raise ManifestError(f"{pattern} is not a valid glob") from None
+
+
+@contextmanager
+def plainly(label: str, doing: str = "read") -> Iterator[None]:
+    """Turns what a file system complains of into one line that names the file and holds no credentials."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ManifestError(f"{label} cannot be {doing}: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+    """What a file system's error comes to, for a user."""
+    text = str(error)
+    if "AWS Error" in text:
+        for sign, meaning in S3_ERRORS.items():
+            if sign in text:
+                return meaning
+        code = re.search(r"HTTP status \d+", text) or re.search(r"AWS Error \w+", text)
+        return f"S3 answered with {code[0]}"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,230 @@
+"""A manifest as a job sees it: numbered rows cut into shards, planned from Parquet footers alone.
+
+A shard is a range of row numbers over all files, so a plan holds nothing for each shard, and a few words for each file.
+It is a small value that can be sent to every worker; each reads its own rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from manifests import schema as columns_of
+from manifests.errors import ManifestError, quoted
+from manifests.files import find, open_filesystem, plainly
+from manifests.footers import Footer, compare_schemas, is_one_build, read_footer, refuse_nulls
+from manifests.unique import DuplicateFinder
+
+SUFFIXES = (".parquet", ".pq")
+THREADS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Rows of one or many Parquet files, in the sorted order of the files' names."""
+
+    path: str
+    num_rows: int
+    shard_size: int
+    fingerprint: str  # of the whole manifest: neither `limit` nor `shard_size` changes it
+    schema: pa.Schema  # as `read` returns it
+    carried: list[str]
+    ids_checked: bool  # `flashu manifest build` wrote it, and found no id twice
+    num_row_groups: int
+    files: tuple[str, ...] = field(repr=False)
+    _root: str = field(repr=False)
+    _label: str = field(repr=False)
+    _starts: np.ndarray = field(repr=False)  # (files + 1): the first row of each file, and the end
+    _digests: tuple[bytes, ...] = field(repr=False)
+    _columns: Mapping[str, str] = field(repr=False)
+    _endpoint_url: str | None = field(repr=False)
+    _region: str | None = field(repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        *,
+        shard_size: int,
+        limit: int | None = None,
+        columns: Mapping[str, str] | None = None,
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        allow_nulls: bool = False,
+    ) -> Manifest:
+        """Plan the shards of a file, folder or glob of Parquet files. `columns` renames: {our name: their name}."""
+        if shard_size < 1:
+            raise ManifestError(f"the shard size must be at least 1, not {shard_size}")
+        if limit is not None and limit < 1:
+            raise ManifestError(f"the manifest's limit must be at least 1, not {limit}")
+        columns = dict(columns or {})
+        found = find(path, SUFFIXES, endpoint_url=endpoint_url, region=region)
+        labels = [found.label + name for name in found.names]
+
+        def footer(index: int) -> Footer:
+            where = found.path(found.names[index])
+            raw = read_footer(found.filesystem, where, found.sizes[index], labels[index])
+            return Footer.of(raw, labels[index], columns)
+
+        with ThreadPoolExecutor(min(THREADS, len(labels))) as pool:
+            footers = list(pool.map(footer, range(len(labels))))
+        for label, one in zip(labels[1:], footers[1:], strict=True):
+            compare_schemas(labels[0], footers[0].schema, label, one.schema)
+        if not allow_nulls:
+            refuse_nulls(labels, footers)
+        starts = np.cumsum([0, *(one.rows for one in footers)])
+        total = int(starts[-1])
+        if total == 0:
+            raise ManifestError(f"{path} holds no rows")
+        fingerprint = sha256()
+        for name, one in zip(found.names, footers, strict=True):
+            fingerprint.update(json.dumps([name, one.digest.hex()]).encode())
+        fingerprint.update(json.dumps(sorted(columns.items())).encode())
+        return cls(
+            path=path,
+            num_rows=total if limit is None else min(limit, total),
+            shard_size=shard_size,
+            fingerprint=fingerprint.hexdigest(),
+            schema=footers[0].schema,
+            carried=[name for name in footers[0].schema.names if name not in columns_of.TYPES],
+            ids_checked=is_one_build(path, [one.mark for one in footers], found.is_folder),
+            num_row_groups=sum(one.row_groups for one in footers),
+            files=tuple(found.names),
+            _root=found.root,
+            _label=found.label,
+            _starts=starts,
+            _digests=tuple(one.digest for one in footers),
+            _columns=columns,
+            _endpoint_url=endpoint_url,
+            _region=region,
+        )
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_rows // self.shard_size)
+
+    def rows(self, shard: int) -> range:
+        """The row numbers of a shard, over all files."""
+        if not 0 <= shard < self.num_shards:
+            raise IndexError(f"shard {shard} of {self.num_shards}")
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
+
+    def read(self, shard: int) -> pa.Table:
+        """A shard's rows, with known columns in their types. What is wrong with one row is for `schema.row_problem`.
+
+        Parquet can be read by whole row groups only, and the last one is kept in memory, since a worker's next shard is
+        often in it too. What `flashu manifest build` writes has 4,096 rows in each; of a file with a million in one,
+        every worker decodes and holds that million.
+        """
+        rows, parts = self.rows(shard), []
+        for index in range(self._file_of(rows.start), self._file_of(rows.stop - 1) + 1):
+            starts = int(self._starts[index]) + _footer_of(self, index)[1]
+            overlap = np.flatnonzero((starts[:-1] < rows.stop) & (starts[1:] > rows.start))
+            for group in overlap.tolist():
+                start = max(rows.start, int(starts[group]))
+                stop = min(rows.stop, int(starts[group + 1]))
+                parts.append(_row_group(self, index, group).slice(start - int(starts[group]), stop - start))
+        with plainly(self.path):
+            return pa.concat_tables(parts).combine_chunks()
+
+    def batches(self, columns: list[str] | None = None, size: int = 4096) -> Iterator[tuple[int, pa.Table]]:
+        """All rows from the first, a few thousand at a time: (number of the first row, rows)."""
+        wanted = self.schema.names if columns is None else columns
+        for index in range(len(self.files)):
+            row, end = int(self._starts[index]), min(int(self._starts[index + 1]), self.num_rows)
+            if row >= end:
+                continue
+            metadata = _footer_of(self, index)[0]
+            with plainly(self.label(index)), self._open(index) as opened:
+                # Without pre-buffering a row group is read as it is decoded, and need not fit in memory.
+                file = pq.ParquetFile(opened, metadata=metadata, pre_buffer=False, buffer_size=1 << 20)
+                for batch in file.iter_batches(size, columns=[self._columns.get(name, name) for name in wanted]):
+                    table = _ours(pa.Table.from_batches([batch]), self._columns).select(wanted)
+                    yield row, table.slice(0, end - row)
+                    row += len(batch)
+                    if row >= end:
+                        break
+
+    def check_ids(self) -> None:
+        """Raise unless every id is there once. Reads the whole column of ids, in bounded memory."""
+        with DuplicateFinder() as finder:
+            for row, table in self.batches(["prompt_id"]):
+                ids = table.column("prompt_id").to_pylist()
+                if None in ids:
+                    row += ids.index(None)
+                    raise ManifestError(f"{self.where(row)}: prompt_id is null, or not valid UTF-8")
+                finder.add(ids)
+            found = finder.duplicates()
+        if found.count:
+            raise ManifestError(
+                f"{self.path}: {found.count:,} rows have a prompt_id that an earlier row has: "
+                f"{'; '.join(self.describe_pair(*pair) for pair in found.examples)}; "
+                "`flashu manifest build --duplicates drop` keeps the first of each"
+            )
+
+    def describe_pair(self, earlier: int, row: int) -> str:
+        """Two rows with one id, for an error."""
+        return f"{quoted(self.row(row)['prompt_id'])} at {self.where(earlier)} and {self.where(row)}"
+
+    def row(self, row: int) -> dict[str, object]:
+        """One row by its number."""
+        shard = row // self.shard_size
+        return self.read(shard).slice(row - self.rows(shard).start, 1).to_pylist()[0]
+
+    def where(self, row: int) -> str:
+        """A row for an error: by its number, and with its file if there are several."""
+        if len(self.files) == 1:
+            return f"{self.path}, row {row:,}"
+        return f"row {row:,} ({self.files[self._file_of(row)]})"
+
+    def label(self, index: int) -> str:
+        """A file as a user would name it."""
+        return self._label + self.files[index]
+
+    def _path_of(self, index: int) -> str:
+        return f"{self._root}/{self.files[index]}" if self._root else self.files[index]
+
+    def _file_of(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def _filesystem(self) -> fs.FileSystem:
+        return open_filesystem(self.path, endpoint_url=self._endpoint_url, region=self._region)[0]
+
+    def _open(self, index: int) -> pa.NativeFile:
+        return self._filesystem().open_input_file(self._path_of(index))
+
+
+@lru_cache(maxsize=8)
+def _footer_of(manifest: Manifest, index: int) -> tuple[pq.FileMetaData, np.ndarray]:
+    """A file's footer, which must still be the one that was planned with; and where its row groups start and end."""
+    label = manifest.label(index)
+    raw = read_footer(manifest._filesystem(), manifest._path_of(index), -1, label)
+    if sha256(raw).digest()[:16] != manifest._digests[index]:
+        raise ManifestError(
+            f"{label} has changed since the manifest was opened; start the run again with another output"
+        )
+    metadata = pq.read_metadata(pa.BufferReader(raw))
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return metadata, np.cumsum([0, *sizes])
+
+
+@lru_cache(maxsize=1)
+def _row_group(manifest: Manifest, index: int, group: int) -> pa.Table:
+    with plainly(manifest.label(index)), manifest._open(index) as opened:
+        table = pq.ParquetFile(opened, metadata=_footer_of(manifest, index)[0]).read_row_group(group)
+    return _ours(table, manifest._columns).select(manifest.schema.names).replace_schema_metadata(None)
+
+
+def _ours(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+    """Under our names, in our types."""
+    names = columns_of.renaming(table.column_names, {o: t for o, t in columns.items() if t in table.column_names}, "")
+    return columns_of.normalise(table.rename_columns(list(names.values())))

@@ -1,0 +1,78 @@
+"""The scheduler's benchmark, run as a user runs it, on few and short shards."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / "scheduler.py"), "--quick", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    file = tmp_path_factory.mktemp("scheduler") / "result.json"
+    printed = run("-o", file)
+    return json.loads(file.read_text()), printed
+
+
+def test_result_says_what_it_was_measured_on_and_holds_every_measure(measured):
+    result, printed = measured
+    assert all(result[key] for key in ("date", "cpu", "cpus", "python", "ray", "pyarrow"))
+    for name in ("leases", "pool", "ray-data", "memory", "planning"):
+        assert name in result
+        assert f"\n{name} " in f"\n{printed}"
+
+
+def test_workers_spend_most_of_their_time_on_shards(measured):
+    result, _ = measured
+    pool, ray_data = result["pool"], result["ray-data"]
+    assert pool["workers"] == ray_data["workers"] == 4
+    assert pool["shards"] == ray_data["shards"] == 40
+    assert 0.5 < pool["efficiency"] <= 1
+    assert 0 < ray_data["efficiency"] <= 1
+    assert pool["wall_s"] >= 10 * 0.2
+    assert pool["total_s"] > pool["start_s"] + pool["wall_s"]
+
+
+def test_queue_hands_out_leases_by_the_hundred(measured):
+    leases = measured[0]["leases"]
+    assert leases["rules_per_s"] > 1_000
+    assert leases["actor_per_s"] > 10
+
+
+def test_memory_grows_by_one_byte_for_each_shard_in_the_queue_and_by_none_in_the_driver(measured):
+    memory = measured[0]["memory"]
+    small, large = memory["queue"]
+    more = large["shards"] - small["shards"]
+    assert large["bytes"] - small["bytes"] == pytest.approx(more, abs=2_000)
+    assert large["peak_bytes"] - small["peak_bytes"] == pytest.approx(more, abs=20_000)
+    few, many = memory["driver"]
+    assert many["state_kib"] < 1.2 * few["state_kib"]
+    assert many["peak_mib"] < few["peak_mib"] + 5
+
+
+def test_planning_covers_every_row_of_every_file(measured):
+    planning = measured[0]["planning"]
+    assert planning["files"] == 20
+    assert planning["rows"] == 20 * 100_000
+    assert planning["shards"] == planning["rows"] / 64
+    assert planning["open_s"] < 10
+
+
+def test_one_measure_can_be_asked_for(tmp_path):
+    file = tmp_path / "result.json"
+    run("--only", "planning", "-o", file)
+    result = json.loads(file.read_text())
+    assert result["planning"]["rows"]
+    assert "pool" not in result

@@ -1,0 +1,365 @@
+"""The worker pool on a real Ray: whatever happens to its workers, every shard is committed once, or told about."""
+
+import json
+import os
+import signal
+import time
+import uuid
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.pool import PoolError, PoolOptions, Stop, WorkerPool
+from cluster.session import session
+from cluster.storage import StorageError, open_storage
+from cluster.work import SetupError, ShardWork, WorkerBrokenError
+
+ITEMS = 4  # in each shard
+OPTIONS = PoolOptions(workers=2, lease_timeout_s=60, write_patience_s=60)
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    with session("local", local_cpus=4):
+        yield
+
+
+@pytest.fixture
+def folder(tmp_path, local_ray):
+    return str(tmp_path)
+
+
+class Numbers(ShardWork):
+    """Squares numbers, two at a time. Subclasses say what goes wrong."""
+
+    process_s = encode_s = write_s = 0.0
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def setup(self, place):
+        self.place = place
+        self.storage = open_storage(self.folder)
+        return "squares"
+
+    def read(self, lease):
+        return range(lease.shard * ITEMS, (lease.shard + 1) * ITEMS)
+
+    def process(self, lease, inputs, running):
+        self.storage.put(f"processed/{lease.shard}-{uuid.uuid4().hex}", b"")
+        items = [item for item in inputs if item not in lease.given_up]
+        together = [item for item in items if item not in lease.alone]
+        parts = [together[start : start + 2] for start in range(0, len(together), 2)]
+        parts += [[item] for item in items if item in lease.alone]
+        for part in parts:
+            running(part)
+            for item in part:
+                self.meet(item)
+        time.sleep(self.process_s)
+        return {item: item * item for item in items}
+
+    def meet(self, item):
+        """What happens at an item."""
+
+    def encode(self, results):
+        time.sleep(self.encode_s)
+        return json.dumps(results).encode()
+
+    def write(self, lease, encoded, times):
+        time.sleep(self.write_s)
+        self.storage.put(f"done/{lease.shard}", encoded)
+        return {
+            "shard": lease.shard,
+            "worker": self.place.worker,
+            "given_up": dict(lease.given_up),
+            "started_at": times.started_at,
+            "finished_at": time.time(),
+        }
+
+    def first_time(self, what):
+        """Whether no worker was here before."""
+        return self.storage.put_new(f"once/{what}", b"")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Outcome:
+    """What a pool's run came to."""
+
+    def __init__(self, folder):
+        self.storage = open_storage(folder)
+        self.reports, self.lost, self.last = [], [], None
+
+    def watch(self, snapshot):
+        self.reports += snapshot.reports
+        self.lost += snapshot.lost
+        self.last = snapshot
+
+    @property
+    def squares(self):
+        """Everything that was written, in one."""
+        parts = [json.loads(self.storage.get(key)) for key in self.storage.list("done/")]
+        return {int(item): square for part in parts for item, square in part.items()}
+
+    @property
+    def given_up(self):
+        return {item: why for report in self.reports for item, why in report["given_up"].items()}
+
+    @property
+    def times_processed(self):
+        return Counter(int(key.removeprefix("processed/").partition("-")[0]) for key in self.storage.list("processed/"))
+
+
+def run(work, num_shards, options=OPTIONS, *, stop=None, outcome=None, **settings):
+    outcome = outcome or Outcome(work.folder)
+    pool = WorkerPool(work, num_shards, options=options, **settings)
+    pool.run(outcome.watch, (lambda: stop(outcome)) if stop else lambda: Stop.NO)
+    return outcome
+
+
+def assert_whole(outcome, num_shards, without=()):
+    """Every shard was reported once, and holds all its items but those given up."""
+    assert sorted(report["shard"] for report in outcome.reports) == list(range(num_shards))
+    assert outcome.squares == {item: item**2 for item in range(num_shards * ITEMS) if item not in without}
+    assert outcome.given_up.keys() == set(without)
+    assert (outcome.last.remaining, outcome.last.abandoned) == (0, {})
+
+
+# --------------------------------------------------------------------------------------------------- workers that die
+
+
+class KilledOnce(Numbers):
+    def meet(self, item):
+        if item in (5, 17) and self.first_time(item):
+            die()
+
+
+def test_workers_killed_in_the_middle_of_a_shard_cost_nothing_but_time(folder):
+    outcome = run(KilledOnce(folder), 8)
+    assert_whole(outcome, 8)
+    assert len(outcome.lost) == 2
+    assert outcome.times_processed[1] == outcome.times_processed[4] == 2
+
+
+class KilledAlways(Numbers):
+    def meet(self, item):
+        if item == 6:
+            die()
+
+
+def test_an_item_that_always_kills_its_worker_is_given_up_and_everything_else_is_kept(folder):
+    outcome = run(KilledAlways(folder), 6, replace(OPTIONS, max_attempts=1))
+    assert_whole(outcome, 6, without=[6])
+    assert "died" in outcome.given_up[6]
+    assert len(outcome.lost) == 3  # once with its neighbour, twice alone
+
+
+class Hangs(Numbers):
+    def meet(self, item):
+        if item == 9 and self.first_time(item):
+            time.sleep(3600)
+
+
+def test_a_hung_worker_is_replaced_and_its_shard_done_by_another(folder):
+    outcome = run(Hangs(folder), 6, replace(OPTIONS, workers=1, lease_timeout_s=2))
+    assert_whole(outcome, 6)
+    assert len(outcome.lost) == 1
+    assert "no sign of life for" in outcome.lost[0]
+    assert "at shard 2" in outcome.lost[0]
+
+
+class Breaks(Numbers):
+    def meet(self, item):
+        if item == 23 and self.first_time(item):
+            raise WorkerBrokenError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_broken_worker_is_replaced_at_once_even_at_the_last_shard(folder):
+    start = time.monotonic()
+    outcome = run(Breaks(folder), 6, replace(OPTIONS, workers=1))
+    assert_whole(outcome, 6)
+    assert outcome.lost == ["worker-0000: CUDA error: an illegal memory access was encountered"]
+    assert time.monotonic() - start < 30
+
+
+# -------------------------------------------------------------------------------------------------- shards that fail
+
+
+class Fails(Numbers):
+    def read(self, lease):
+        if lease.shard == 3 and (self.first_time("first read") or self.first_time("second read")):
+            raise OSError("connection reset")
+        return super().read(lease)
+
+    def process(self, lease, inputs, running):
+        if lease.shard == 1:
+            raise ValueError("these inputs make no sense")
+        return super().process(lease, inputs, running)
+
+
+def test_a_shard_that_always_raises_is_abandoned_and_one_that_could_not_be_read_at_first_is_done(folder):
+    outcome = run(Fails(folder), 5)
+    assert sorted(report["shard"] for report in outcome.reports) == [0, 2, 3, 4]
+    assert outcome.last.abandoned.keys() == {1}
+    assert "these inputs make no sense" in outcome.last.abandoned[1]
+    assert outcome.lost == []
+
+
+# ---------------------------------------------------------------------------------------------- workers never set up
+
+
+class NoModel(Numbers):
+    def setup(self, place):
+        raise SetupError("there is no model at /nowhere")
+
+
+def test_a_setup_that_is_hopeless_ends_the_run_at_once_in_its_own_words(folder):
+    with pytest.raises(PoolError, match="^there is no model at /nowhere$"):
+        run(NoModel(folder), 4)
+
+
+class SetupRaises(Numbers):
+    def setup(self, place):
+        open_storage(self.folder).put(f"starts/{place.worker}", b"")
+        raise OSError("the download was cut short")
+
+
+def test_a_setup_that_keeps_failing_ends_the_run_after_some_tries(folder, monkeypatch):
+    monkeypatch.setattr("cluster.pool.FAILED_STARTS", 2)  # there are seconds between them
+    with pytest.raises(PoolError, match=r"no worker can be set up(.|\n)*the download was cut short"):
+        run(SetupRaises(folder), 4, replace(OPTIONS, workers=1))
+    assert len(list(open_storage(folder).list("starts/"))) == 2
+
+
+class Differs(Numbers):
+    def setup(self, place):
+        super().setup(place)
+        return f"model of {place.worker}"
+
+
+def test_workers_that_are_not_alike_end_the_run(folder):
+    with pytest.raises(PoolError, match="set up as model of worker-000., while this run was begun with model of"):
+        run(Differs(folder), 1000)
+
+
+def test_a_run_goes_on_only_with_what_it_was_begun_with(folder):
+    with pytest.raises(PoolError, match="set up as squares, while this run was begun with cubes"):
+        run(Numbers(folder), 4, identity="cubes")
+
+
+# ----------------------------------------------------------------------------------------------------------- storage
+
+
+class StorageFails(Numbers):
+    """Reading and writing of shards from the third on fail for `outage_s`."""
+
+    def __init__(self, folder, outage_s):
+        super().__init__(folder)
+        self.outage_s = outage_s
+
+    def answer(self, lease):
+        if lease.shard >= 2:
+            self.storage.put_new("began", str(time.time()).encode())
+            if time.time() < float(self.storage.get("began")) + self.outage_s:
+                raise StorageError("the bucket does not answer")
+
+    def read(self, lease):
+        self.answer(lease)
+        return super().read(lease)
+
+    def write(self, lease, encoded, times):
+        self.answer(lease)
+        return super().write(lease, encoded, times)
+
+
+class WritingFails(StorageFails):
+    def read(self, lease):
+        return Numbers.read(self, lease)
+
+
+def test_an_outage_of_storage_is_sat_out_and_nothing_is_computed_twice(folder):
+    # It lasts longer than a lease may be silent, with one shard's results waiting behind another's.
+    outcome = run(WritingFails(folder, 5), 6, replace(OPTIONS, workers=1, lease_timeout_s=3))
+    assert_whole(outcome, 6)
+    assert outcome.lost == []
+    assert set(outcome.times_processed.values()) == {1}
+
+
+def test_storage_that_cannot_be_read_for_a_while_costs_no_shard(folder):
+    outcome = run(StorageFails(folder, 4), 4, replace(OPTIONS, max_attempts=1))
+    assert_whole(outcome, 4)
+
+
+def test_storage_that_fails_for_good_ends_the_run_and_what_was_committed_stays(folder):
+    outcome = Outcome(folder)
+    with pytest.raises(PoolError, match=r"shard \d could not be written: the bucket does not answer"):
+        run(WritingFails(folder, 1e6), 6, replace(OPTIONS, write_patience_s=1.5), outcome=outcome)
+    assert sorted(report["shard"] for report in outcome.reports) == [0, 1]
+    assert outcome.squares == {item: item**2 for item in range(2 * ITEMS)}
+
+
+# -------------------------------------------------------------------------------------------------------------- stop
+
+
+class Slow(Numbers):
+    process_s, write_s = 0.4, 0.2
+
+
+def test_a_stop_soon_finishes_what_is_running_and_begins_nothing(folder):
+    outcome = run(Slow(folder), 1000, stop=lambda outcome: Stop.SOON if outcome.reports else Stop.NO)
+    done = sorted(report["shard"] for report in outcome.reports)
+    assert done == sorted(outcome.times_processed)  # all that was begun was finished, and reported
+    assert done == sorted(int(key.removeprefix("done/")) for key in outcome.storage.list("done/"))
+    assert 1 <= len(done) <= 10
+    assert outcome.last.remaining == 1000 - len(done)
+
+
+class VerySlow(Numbers):
+    process_s = 3600
+
+
+def test_a_stop_now_waits_for_nothing(folder):
+    asked = []
+
+    def stop(outcome):
+        if any(outcome.storage.list("processed/")):
+            asked.append(time.monotonic())
+            return Stop.NOW
+        return Stop.NO
+
+    outcome = run(VerySlow(folder), 4, stop=stop)
+    assert time.monotonic() - asked[0] < 2
+    assert outcome.last.remaining == 4
+
+
+# ------------------------------------------------------------------------------------------------------- the cluster
+
+
+def test_more_workers_than_there_is_room_for_finish_all_the_same(folder):
+    half = ray.cluster_resources()["CPU"] / 2
+    outcome = run(Slow(folder), 6, replace(OPTIONS, workers=5, cpus_per_worker=half))
+    assert_whole(outcome, 6)
+    assert len({report["worker"] for report in outcome.reports}) <= 2
+
+
+class Overlapping(Numbers):
+    process_s, encode_s, write_s = 0.25, 0.1, 0.13  # two hundredths of a second are what the rest costs
+
+
+def test_reading_encoding_and_writing_cost_no_time_beside_processing(folder, record_property):
+    num_shards = 24
+    outcome = run(Overlapping(folder), num_shards, replace(OPTIONS, workers=1))
+    assert_whole(outcome, num_shards)
+    began = min(report["started_at"] for report in outcome.reports)
+    ended = max(report["finished_at"] for report in outcome.reports)
+    ratio = (ended - began) / (num_shards * Overlapping.process_s)
+    record_property("wall_time_over_processing", round(ratio, 3))
+    print(f"wall time / processing: {ratio:.3f}")
+    assert ratio <= 1.1
+
+

@@ -1,0 +1,360 @@
+"""What a worker does with a shard, in this process and without Ray: which images it makes, and which it gives up.
+
+The model is the built-in one at 64 pixels. Faults are raised in its pipeline, where a GPU would raise them.
+"""
+
+import hashlib
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.storage import open_storage
+from cluster.work import Lease, Place, SetupError, Times, WorkerBrokenError
+from flashu import OutOfMemoryError
+from flashu.pipeline import TextToImagePipeline
+from jobs.config import read_config
+from jobs.generate import prepare
+from jobs.records import image_seed
+from jobs.statistics import FOOTER_KEY, RunStatistics
+
+SIX = [f"prompt number {number}" for number in range(6)]  # of one length, so that batches follow the rows
+
+FIRST = Lease(id=1, shard=0, attempt=1)
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """One shard of rows, done by a worker that is set up: an object with `do()` and what came of it."""
+
+    def make(columns, *overrides, run="run"):
+        count = len(columns["prompt"])
+        pq.write_table(pa.table({"prompt_id": [f"id-{row}" for row in range(count)]} | columns), tmp_path / "m.parquet")
+        return _Shard(tmp_path / "m.parquet", tmp_path / run, overrides)
+
+    return make
+
+
+class _Shard:
+    def __init__(self, manifest, output, overrides):
+        self.output = output
+        settings = [f"manifest.path={manifest}", f"output.path={output}", "flashu.preset=off"]
+        settings += ["sampling.num_inference_steps=2", "sampling.size=64", "quality.enabled=false", *overrides]
+        self.work = prepare(read_config(None, settings)).work
+        self.identity = self.work.setup(Place("worker-7", "node-3", 0.0))
+        self.ran = []
+
+    def do(self, lease=FIRST):
+        """Read, process, encode and write the shard as a worker does."""
+        self.ran = []
+        results = self.work.process(lease, self.work.read(lease), self.ran.append)
+        times = Times(started_at=1_700_000_000.0, read_s=0.1, wait_s=0.2, process_s=1.0)
+        self.report = self.work.write(lease, self.work.encode(results), times)
+        return self
+
+    @property
+    def metadata(self):
+        return pq.read_table(self.output / "metadata/shard-00000.parquet").to_pylist()
+
+    @property
+    def pictures(self):
+        """{(id, index): bytes}"""
+        rows = pq.read_table(self.output / "data/shard-00000.parquet").to_pylist()
+        return {(row["prompt_id"], row["image_index"]): row["image"]["bytes"] for row in rows}
+
+    @property
+    def failures(self):
+        """{id: error}"""
+        file = self.output / "failures/shard-00000.parquet"
+        return {row["prompt_id"]: row["error"] for row in pq.read_table(file).to_pylist()} if file.exists() else {}
+
+
+@pytest.fixture
+def pipeline_raises(monkeypatch):
+    """Makes the pipeline raise what `fault(prompts)` returns, if it returns something; logs the calls."""
+    calls, original = [], TextToImagePipeline.__call__
+
+    def install(fault):
+        def call(self, prompts, **options):
+            calls.append(list(prompts))
+            if error := fault(prompts):
+                raise error
+            return original(self, prompts, **options)
+
+        monkeypatch.setattr(TextToImagePipeline, "__call__", call)
+        return calls
+
+    return install
+
+
+# ----------------------------------------------------------------------------------------------- rows and images
+
+
+def test_a_rows_own_seed_count_guidance_and_negative_prompt_arrive(shard):
+    done = shard(
+        {
+            "prompt": ["a fox", "a cat"],
+            "seed": [40, None],
+            "num_images": [2, None],
+            "guidance_scale": [1.0, None],
+            "negative_prompt": ["", None],
+        },
+        "sampling.seed=9",
+        "sampling.negative_prompt=blurry",
+    ).do()
+    seed = image_seed(9, "id-1", 0, None)
+    keys = ("prompt_id", "image_index", "seed", "guidance_scale", "negative_prompt")
+    assert [tuple(row[key] for key in keys) for row in done.metadata] == [
+        ("id-0", 0, 40, 1.0, ""),
+        ("id-0", 1, 41, 1.0, ""),
+        ("id-1", 0, seed, 7.5, "blurry"),
+    ]
+    assert len(set(done.pictures.values())) == 3
+
+
+def test_each_of_them_changes_the_picture_and_nothing_else_does(shard):
+    def picture(**columns):
+        run = "-".join(map(str, columns.values()))
+        done = shard({"prompt": ["a fox"]} | {name: [value] for name, value in columns.items()}, run=run).do()
+        return done.pictures["id-0", 0]
+
+    plain = picture(seed=1, guidance_scale=5.0, negative_prompt="")
+    assert picture(seed=1, guidance_scale=5.0, negative_prompt="", source="web") == plain
+    others = [
+        picture(seed=2, guidance_scale=5.0, negative_prompt=""),
+        picture(seed=1, guidance_scale=6.0, negative_prompt=""),
+        picture(seed=1, guidance_scale=5.0, negative_prompt="a dog"),
+    ]
+    assert len({plain, *others}) == 4
+
+
+def test_carried_columns_come_through_untouched(shard):
+    tags, when = [["a", "b"], None], pa.array([1_700_000_000_000_000, None], pa.timestamp("us", "UTC"))
+    done = shard({"prompt": ["a fox", "a cat"], "tags": tags, "when": when, "score": [0.1, None]}).do()
+    metadata = pq.read_table(done.output / "metadata/shard-00000.parquet")
+    assert metadata["tags"].to_pylist() == tags
+    assert metadata["when"].combine_chunks() == when
+    assert metadata["score"].to_pylist() == [0.1, None]
+    payload = pq.read_table(done.output / "data/shard-00000.parquet", columns=["tags", "when", "score"])
+    assert payload.equals(metadata.select(["tags", "when", "score"]).replace_schema_metadata(payload.schema.metadata))
+
+
+def test_a_metadata_row_says_what_made_the_image(shard):
+    done = shard({"prompt": ["a fox"]}, "quality.enabled=true").do(Lease(5, 0, attempt=2))
+    (row,) = done.metadata
+    (data,) = done.pictures.values()
+    times = {name: row.pop(name) for name in ("seconds", "sha256", "size_bytes", "model_fingerprint")}
+    quality = {name: row.pop(name) for name in list(row) if name.startswith("quality_")}
+    assert row == {
+        "prompt_id": "id-0",
+        "prompt": "a fox",
+        "negative_prompt": "",
+        "image_index": 0,
+        "seed": image_seed(0, "id-0", 0, None),
+        "width": 64,
+        "height": 64,
+        "file_name": "id-0-0.png",
+        "truncated": False,
+        "model": "embedded",
+        "dtype": "float32",
+        "num_inference_steps": 2,
+        "guidance_scale": 7.5,
+        "time_shift": 3.0,
+        "flashu": "off",
+        "batch_size": 1,
+        "worker": "worker-7",
+        "node": "node-3",
+        "attempt": 2,
+    }
+    assert times["sha256"] == hashlib.sha256(data).hexdigest()
+    assert times["size_bytes"] == len(data)
+    assert 0 < times["seconds"] < 60
+    assert len(times["model_fingerprint"]) == 64
+    assert done.identity.startswith(f"model {times['model_fingerprint'][:16]}, VAE ")
+    assert set(quality) == {
+        f"quality_{name}"
+        for name in ("brightness", "contrast", "sharpness", "colourfulness", "entropy", "broken", "phash")
+    }
+
+
+def test_a_row_made_with_flashu_says_its_settings(shard):
+    done = shard(
+        {"prompt": ["a fox"]}, "flashu.preset=fast", "flashu.r_p=0", "flashu.tau=1", "flashu.schedule=[[2,5]]"
+    ).do()
+    (row,) = done.metadata
+    settings = json.loads(row["flashu"])
+    assert (settings["r_p"], settings["r_LS"], settings["tau"], settings["schedule"]) == (0, 0.3, 1, [[2, 5.0]])
+    assert row["guidance_scale"] is None  # the schedule sets it
+    assert row["num_inference_steps"] == 2
+
+
+def test_the_report_and_the_footer_hold_the_shards_statistics(shard):
+    done = shard({"prompt": ["a fox", "", "a cat"]}).do()
+    footer = pq.read_schema(done.output / "metadata/shard-00000.parquet").metadata[FOOTER_KEY]
+    assert done.report == {"shard": 0, "statistics": footer.decode()}
+    statistics = RunStatistics.from_json(footer)
+    assert (statistics.images, statistics.prompts, statistics.failed_prompts) == (2, 3, 1)
+
+
+def test_a_long_prompt_is_cut_and_marked(shard):
+    done = shard({"prompt": ["a fox", "a long story " * 300]}).do()
+    assert [row["truncated"] for row in done.metadata] == [False, True]
+
+
+def test_a_shard_done_twice_writes_the_same_images(shard):
+    made = shard({"prompt": SIX}, "sampling.batch_size=4")
+    assert made.do().pictures == made.do(Lease(2, 0, 2)).pictures
+
+
+# ----------------------------------------------------------------------------------------------------- bad prompts
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"prompt": ["a fox", ""]}, "prompt is empty"),
+        ({"prompt": ["a fox", " \n"]}, "prompt is empty"),
+        ({"prompt": ["a fox", "a cat"], "num_images": [None, 0]}, "num_images must be between 1 and 10,000, not 0"),
+        ({"prompt": ["a fox", "a cat"], "num_images": [None, 10**6]}, "num_images must be between 1 and 10,000"),
+        ({"prompt": ["a fox", "a cat"], "guidance_scale": [None, -1.0]}, "guidance_scale must be a finite number"),
+        ({"prompt": ["a fox", "a cat"], "guidance_scale": [None, float("nan")]}, "guidance_scale must be a finite"),
+        ({"prompt": ["a fox", "a cat"], "seed": [None, -1]}, "seed must be between 0 and 2^63 - 1"),
+    ],
+)
+def test_a_row_that_cannot_be_made_fails_with_the_reason_and_the_others_are_made(shard, columns, reason):
+    done = shard(columns).do()
+    assert set(done.pictures) == {("id-0", 0)}
+    assert list(done.failures) == ["id-1"]
+    assert done.failures["id-1"].startswith(reason)
+
+
+def test_a_prompt_that_always_raises_is_given_up_alone_after_a_second_chance(shard, pipeline_raises):
+    quiet = shard({"prompt": SIX}, "sampling.batch_size=1").do().pictures
+    calls = pipeline_raises(lambda prompts: ValueError("no\nidea") if SIX[2] in prompts else None)
+    done = shard({"prompt": SIX}, "sampling.batch_size=4").do()
+    assert done.failures == {"id-2": "ValueError: no idea"}
+    assert calls == [SIX[:4], SIX[:1], SIX[1:2], SIX[2:3], SIX[2:3], SIX[3:4], SIX[4:]]
+    assert done.ran == [[0, 1, 2, 3], [0], [1], [2], [3], [4, 5]]
+    made = done.pictures
+    assert set(made) == quiet.keys() - {("id-2", 0)}
+    alone = [("id-0", 0), ("id-1", 0), ("id-3", 0)]  # made by themselves in both runs
+    assert [made[key] for key in alone] == [quiet[key] for key in alone]
+    statistics = RunStatistics.from_json(done.report["statistics"])
+    assert (statistics.prompts, statistics.images, statistics.failed_prompts) == (6, 5, 1)
+
+
+def test_a_prompt_that_raises_once_has_its_image(shard, pipeline_raises):
+    quiet = shard({"prompt": ["a fox"]}).do().pictures
+    calls = pipeline_raises(lambda prompts: ValueError("once") if len(calls) == 1 else None)
+    done = shard({"prompt": ["a fox"]}).do()
+    assert done.pictures == quiet
+    assert not done.failures
+
+
+def test_a_prompt_is_given_up_with_all_its_images(shard, pipeline_raises):
+    calls = pipeline_raises(lambda prompts: ValueError("no") if len(calls) in (2, 3) else None)
+    done = shard({"prompt": ["a fox"], "num_images": [3]}, "sampling.batch_size=2").do()
+    assert done.failures == {"id-0": "ValueError: no"}  # though its first two images were made
+    assert done.metadata == []
+    assert not (done.output / "data").exists() or not list((done.output / "data").iterdir())
+
+
+def test_failures_of_an_earlier_attempt_do_not_outlive_a_good_one(shard, pipeline_raises):
+    calls = pipeline_raises(lambda prompts: ValueError("no") if len(calls) <= 2 else None)
+    made = shard({"prompt": ["a fox"]})
+    assert made.do().failures == {"id-0": "ValueError: no"}
+    assert made.do(Lease(2, 0, 2)).failures == {}
+    assert len(made.metadata) == 1
+
+
+def test_a_prompt_given_up_by_the_queue_is_not_run(shard, pipeline_raises):
+    calls = pipeline_raises(lambda prompts: None)
+    done = shard({"prompt": SIX[:3]}).do(Lease(4, 0, 4, given_up={1: "its worker died"}))
+    assert done.failures == {"id-1": "its worker died"}
+    assert calls == [[SIX[0], SIX[2]]]
+
+
+def test_prompts_in_doubt_run_last_and_by_themselves(shard):
+    done = shard({"prompt": SIX, "num_images": [1, 2, 1, 1, 1, 1]}).do(Lease(4, 0, 4, alone=frozenset({1, 3})))
+    assert done.ran == [[0, 2, 4, 5], [1], [3]]
+    assert [row["prompt_id"] for row in done.metadata] == ["id-0", "id-1", "id-1", "id-2", "id-3", "id-4", "id-5"]
+
+
+# ---------------------------------------------------------------------------------------------------- bad devices
+
+
+def test_when_memory_runs_out_batches_are_halved_and_every_image_is_made(shard, pipeline_raises):
+    calls = pipeline_raises(lambda prompts: OutOfMemoryError("out of memory") if len(prompts) > 2 else None)
+    made = shard({"prompt": SIX}, "sampling.batch_size=6")
+    done = made.do()
+    assert len(done.pictures) == 6
+    assert not done.failures
+    assert {row["batch_size"] for row in done.metadata} <= {1, 2}
+    calls.clear()
+    made.do(Lease(2, 0, 2))  # what did not fit is not tried again
+    assert max(map(len, calls)) <= 2
+
+
+def test_one_image_that_does_not_fit_breaks_the_worker(shard, pipeline_raises):
+    pipeline_raises(lambda prompts: OutOfMemoryError("out of memory on cuda"))
+    with pytest.raises(WorkerBrokenError, match="out of memory on cuda"):
+        shard({"prompt": SIX}).do()
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_device_error_breaks_the_worker_and_no_prompt_is_blamed(shard, pipeline_raises, at):
+    def fault(prompts):
+        if len(calls) == at:
+            return RuntimeError("CUDA error: an illegal memory access was encountered")
+        return ValueError("no") if len(calls) < at else None
+
+    calls = pipeline_raises(fault)
+    made = shard({"prompt": SIX})
+    with pytest.raises(WorkerBrokenError, match="CUDA error: an illegal memory access"):
+        made.do()
+    assert not (made.output / "metadata").exists()
+    assert not made.failures
+
+
+def test_memory_that_runs_out_at_the_second_chance_is_no_fault_of_the_prompt(shard, pipeline_raises):
+    calls = pipeline_raises(lambda prompts: [ValueError("no"), OutOfMemoryError("full")][len(calls) - 1])
+    with pytest.raises(WorkerBrokenError, match="full"):
+        shard({"prompt": ["a fox"]}).do()
+    assert len(calls) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------- setup
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.path=/no/such/model", "no such checkpoint folder: /no/such/model"),
+        ("model.dtype=int7", "dtype int7 is not supported"),
+        ("flashu.scores=/no/such/scores", "/no/such/scores"),
+        ("sampling.size=100", "next to 100 are 96 and 112"),
+    ],
+)
+def test_what_no_worker_can_load_stops_the_run_with_its_reason(shard, override, told):
+    preset = ["flashu.preset=paper-1.5b", "flashu.tau=1"] if "scores" in override else []
+    with pytest.raises((SetupError, ValueError), match=told):
+        shard({"prompt": ["a fox"]}, *preset, override)
+
+
+def test_a_worker_that_does_not_see_the_drivers_folder_stops_the_run(shard):
+    made = shard({"prompt": ["a fox"]})
+    (made.output / "run.json").unlink()
+    with pytest.raises(SetupError, match="workers on several nodes need a file system that they share, or s3://"):
+        made.work.setup(Place("worker-1", "node-2", 0.0))
+
+
+def test_workers_of_a_run_prune_by_the_same_scores(shard):
+    flashu = ("flashu.preset=fast", "flashu.tau=1", "flashu.r_LS=0")
+    first = shard({"prompt": ["a fox"]}, *flashu)
+    stored = open_storage(str(first.output)).get("scores.safetensors")
+    second = shard({"prompt": ["a fox"]}, *flashu)
+    assert second.identity == first.identity
+    assert ", scores " in first.identity
+    assert open_storage(str(first.output)).get("scores.safetensors") == stored
+    assert second.do().pictures == first.do().pictures
