@@ -8,8 +8,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo test lint
 
 demo: $(VENV)/installed
-	$(BIN)/flashu generate "a red circle" "two blue squares" "a green star above a yellow ring" -o demo
-	@echo "The pictures are in demo/. The built-in model is small and untrained so far: expect coloured noise."
+	$(BIN)/flashu run demo
+	@echo "Open demo/report.html. The built-in model is small and untrained so far: expect coloured noise."
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

@@ -52,8 +52,7 @@ from jobs.mergeable import Timeline
 from jobs.statistics import RunStatistics
 from manifests.plan import Manifest
 
-NAMES = ("leases", "pool", "ray-data", "memory", "planning")
-IMAGES, BATCH = 64, 8  # of a shard
+IMAGES = 64  # of a shard, all in one batch
 GATE_TIMEOUT_S = 600
 
 
@@ -88,7 +87,7 @@ QUICK = Scale(
     callers=2,
     actor_leases=200,
     leases=5_000,
-    queue_sizes=(1_000, 20_000),
+    queue_sizes=(1_000, 10_000),
     driver_sizes=(500, 1_000),
     files=20,
     lookups=1_000,
@@ -126,13 +125,6 @@ def shard_statistics(shard: int) -> str:
     return RunStatistics.of_shard(rows, [], work).to_json()
 
 
-def pretend(shard_s: float, running: Callable[[Sequence[int]], None] = lambda items: None) -> None:
-    """A shard's generation, in batches."""
-    for first in range(0, IMAGES, BATCH):
-        running(range(first, first + BATCH))
-        time.sleep(shard_s * BATCH / IMAGES)
-
-
 class Gate:
     """An actor that keeps workers waiting until all are there."""
 
@@ -168,7 +160,8 @@ class SleepWork(ShardWork):
         pass
 
     def process(self, lease: Lease, inputs: None, running: Callable[[Sequence[int]], None]) -> None:
-        pretend(self.shard_s, running)
+        running(range(IMAGES))
+        time.sleep(self.shard_s)
 
     def encode(self, results: None) -> None:
         pass
@@ -186,7 +179,7 @@ class SleepBatches:
         ray.get(gate.arrive.remote())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        pretend(self.shard_s)
+        time.sleep(self.shard_s)
         return {"statistics": np.array([self.report]), "finished_at": np.array([time.time()])}
 
 
@@ -412,11 +405,11 @@ def measure_planning(scale: Scale) -> dict[str, Any]:
 
 
 MEASURES: dict[str, Callable[[Scale], dict[str, Any]]] = {
-    "memory": measure_memory,
-    "planning": measure_planning,
     "leases": measure_leases,
     "pool": measure_pool,
     "ray-data": measure_ray_data,
+    "memory": measure_memory,
+    "planning": measure_planning,
 }
 ON_RAY = ("leases", "pool", "ray-data")
 
@@ -424,7 +417,9 @@ ON_RAY = ("leases", "pool", "ray-data")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few seconds of each, to see that it works")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument(
+        "--only", nargs="+", choices=MEASURES, default=MEASURES, metavar="NAME", help=", ".join(MEASURES)
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the results there, as JSON")
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()
@@ -434,12 +429,12 @@ def main() -> None:
 
     result = {**describe(device("cpu")), "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
     result |= {"ray": ray.__version__, "pyarrow": pa.__version__}
-    chosen = [name for name in MEASURES if name in options.only]
-    result |= {name: MEASURES[name](scale) for name in chosen if name not in ON_RAY}
-    if on_ray := [name for name in chosen if name in ON_RAY]:
+    chosen = {name: measure for name, measure in MEASURES.items() if name in options.only}
+    if chosen.keys() & ON_RAY:
         # Two CPUs more than workers: Ray Data needs room for its tasks that read.
         with session("local", local_cpus=scale.workers + 2):
-            result |= {name: MEASURES[name](scale) for name in on_ray}
+            result |= {name: chosen.pop(name)(scale) for name in ON_RAY if name in chosen}
+    result |= {name: measure(scale) for name, measure in chosen.items()}
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -15,7 +15,7 @@ from enum import IntEnum
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.queue import WAIT, ShardQueue, Silence
@@ -183,7 +183,7 @@ class Stop(IntEnum):
 @dataclass
 class _Member:
     actor: ActorHandle
-    life: ray.ObjectRef  # of its `run`
+    life: ray.ObjectRef  # resolves when its `run` is over
 
 
 class WorkerPool:
@@ -265,6 +265,10 @@ class WorkerPool:
             name = refs[ref]
             try:
                 ended: Ended = ray.get(ref)
+            except ActorUnavailableError:
+                # Out of sight. Ray will know soon whether it is dead, or its node: till then nobody is blamed.
+                self.members[name].life = self.members[name].actor.ended.remote()
+                continue
             except RayActorError as error:
                 self._lose(name, _why(error), blame=self._node_lives(name))
                 continue

@@ -40,8 +40,17 @@ class Worker:
     def __init__(self, work: ShardWork, queue: ActorHandle, name: str, gpus: float, storage_patience_s: float):
         self.work, self.queue, self.storage_patience_s = work, queue, storage_patience_s
         self.place = Place(name, socket.gethostname(), gpus)
+        self.end = Ended()
 
     def run(self) -> Ended:
+        self.end = self._run()
+        return self.end
+
+    def ended(self) -> Ended:
+        """What `run` returned, for a driver that lost sight of this worker. Answers after `run`, like any actor."""
+        return self.end
+
+    def _run(self) -> Ended:
         name = self.place.worker
         ray.get(self.queue.arrived.remote(name, ray.get_runtime_context().get_node_id()))
         try:

@@ -21,7 +21,7 @@ from typing import Any
 import flashu
 from cluster.metrics import Gauges
 from cluster.pool import PoolError, PoolOptions, Snapshot, Stop, WorkerPool, capacity
-from cluster.session import session
+from cluster.session import Session, session
 from cluster.storage import S3Options, Storage, StorageError, open_storage
 from flashu import arguments
 from flashu.acceleration.plan import make_plan
@@ -274,9 +274,12 @@ class GenerationJob:
         prepared = self.prepared
         options, cluster = prepared.pool, prepared.config.cluster
         with session(cluster.address, local_cpus=(options.workers or 1) * options.cpus_per_worker) as where:
-            options = with_gpus(options, cluster.gpus_per_worker)
-            self.progress.note(where)
-            self._warn_of_capacity(options, where)
+            self.progress.note(str(where))
+            if cluster.gpus_per_worker is None and where.gpus:
+                options = replace(options, gpus_per_worker=1.0)
+            self._check_capacity(options, where)
+            with suppress(StorageError):  # which is retried where it matters
+                write_summary(self.storage, self.statistics, self.run_json, state="running")
             self.gauges = Gauges("flashu", self.storage.url, METRICS)
             model = self.run_json.get("model")
             pool = WorkerPool(
@@ -288,17 +291,20 @@ class GenerationJob:
             )
             return pool.run(self._watch, lambda: Stop.NOW if self.hopeless else signals.stop)
 
-    def _warn_of_capacity(self, options: PoolOptions, where: str) -> None:
+    def _check_capacity(self, options: PoolOptions, where: Session) -> None:
+        """Warn of workers that find no place now. Raises `InputError` where none ever will."""
         room = capacity(options)
         wanted = min(options.workers or 1, self.manifest.num_shards - len(self.prepared.committed))
-        if wanted > room:
-            each = f"{options.cpus_per_worker:g} CPUs" + (
-                f" and {options.gpus_per_worker:g} GPUs" if options.gpus_per_worker else ""
-            )
-            self.progress.note(
-                f"Warning: {wanted} workers of {each} each are asked for, and there is room for {room} ({where}); "
-                "the others wait until nodes join"
-            )
+        if wanted <= room:
+            return
+        gpus = f" and {options.gpus_per_worker:g} GPUs" if options.gpus_per_worker else ""
+        text = (
+            f"{wanted} workers of {options.cpus_per_worker:g} CPUs{gpus} each are asked for, and there is room for "
+            f"{room} ({where})"
+        )
+        if not room and not where.joined:
+            raise InputError(f"{text}; lower cluster.gpus_per_worker, or name a cluster with cluster.address")
+        self.progress.note(f"Warning: {text}; the others wait until nodes join")
 
     def _watch(self, snapshot: Snapshot) -> None:
         """Take in what the pool tells, and show it."""
@@ -363,15 +369,6 @@ class GenerationJob:
         took = f" in {duration(statistics.active_s)}" if statistics.active_s else ""
         note(f"{state}: {statistics.images:,} images, {statistics.failed_prompts:,} failed prompts{took}")
         note(f"Report: {self.storage.url}/report.html")
-
-
-def with_gpus(options: PoolOptions, asked: float | None) -> PoolOptions:
-    """One GPU for each worker unless told otherwise, where the connected cluster has any."""
-    if asked is not None:
-        return options
-    import ray
-
-    return replace(options, gpus_per_worker=1.0 if ray.cluster_resources().get("GPU") else 0.0)
 
 
 def main(arguments_: Sequence[str] | None = None) -> None:

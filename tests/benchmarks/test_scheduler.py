@@ -68,11 +68,3 @@ def test_planning_covers_every_row_of_every_file(measured):
     assert planning["rows"] == 20 * 100_000
     assert planning["shards"] == planning["rows"] / 64
     assert planning["open_s"] < 10
-
-
-def test_one_measure_can_be_asked_for(tmp_path):
-    file = tmp_path / "result.json"
-    run("--only", "planning", "-o", file)
-    result = json.loads(file.read_text())
-    assert result["planning"]["rows"]
-    assert "pool" not in result

@@ -1,4 +1,4 @@
-"""The shard queue's rules, on a clock that the tests turn, and a crowd of unreliable workers for all of them at once."""
+"""The shard queue's rules one by one, on a clock that the tests turn; and all at once, with unreliable workers."""
 
 import random
 import sys
@@ -254,6 +254,23 @@ def test_a_holder_that_starts_first_keeps_its_lease(make):
     assert not queue.start(taken.id)
 
 
+def test_what_a_worker_is_about_to_start_is_left_to_it(make):
+    queue = make(1)
+    held = queue.lease("a")
+    assert queue.lease("b") is WAIT
+    assert queue.start(held.id)
+
+
+def test_when_the_one_that_took_a_held_lease_over_dies_the_holder_runs_it(make):
+    queue = make(2)
+    begin(queue, "a")
+    held, taken = queue.lease("a"), queue.lease("b")
+    assert queue.start(taken.id)
+    crash(queue, "b")
+    assert queue.start(held.id)
+    assert queue.lease("c") is WAIT
+
+
 def test_a_busy_worker_takes_nothing_over(make):
     queue = make(3)
     begin(queue, "a")
@@ -480,5 +497,5 @@ def test_memory_does_not_grow_with_finished_shards(make):
     work(1_000)
     before = size()
     work(20_000)
-    assert size() == before
+    assert size() <= before + 2_000  # a deque keeps a block more or less
     assert sys.getsizeof(queue._finished) < 110_000

@@ -1,0 +1,43 @@
+"""`flashu run` with a model that misbehaves on command: what the chaos test starts, as a user starts the real one.
+
+Prompts that hold RAISES make their batch raise, always. Those that hold HANGS never return, once: until the file named
+in CHAOS_HUNG exists. Every start of a shard is a line in the file named in CHAOS_LOG.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from jobs import generate
+from jobs.cli import main
+from jobs.generation import GenerationWork
+
+SECONDS_PER_BATCH = 0.6  # so that there is time for things to go wrong
+
+
+class ChaosWork(GenerationWork):
+    def process(self, lease, inputs, running):
+        with open(os.environ["CHAOS_LOG"], "a") as log:
+            log.write(f"{time.time()} {lease.shard}\n")
+        return super().process(lease, inputs, running)
+
+    def _pictures(self, prompts, *settings):
+        time.sleep(SECONDS_PER_BATCH)
+        if any("RAISES" in prompt for prompt in prompts):
+            raise ArithmeticError("this prompt cannot be drawn")
+        if any("HANGS" in prompt for prompt in prompts):
+            hung = Path(os.environ["CHAOS_HUNG"])
+            if not hung.exists():
+                hung.touch()
+                time.sleep(3600)
+        return super()._pictures(prompts, *settings)
+
+
+if __name__ == "__main__":
+    # Workers must find this class by a name that they can import, which __main__ is not.
+    from tests.jobs import chaos_run
+
+    generate.GenerationWork = chaos_run.ChaosWork
+    sys.argv.insert(1, "run")
+    main()

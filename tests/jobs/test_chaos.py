@@ -1,0 +1,192 @@
+"""A run that loses workers, a node, its storage and its driver ends with the images of a quiet one."""
+
+import collections
+import contextlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.storage import S3Options, open_storage
+from jobs.run_folder import FAILURES, METADATA, shards_with
+from tests.s3_server import (  # noqa: F401 - fixtures
+    DROP,
+    INTERNAL_ERROR,
+    LOSE_ANSWER,
+    UNAVAILABLE,
+    bucket,
+    fault_proxy,
+    s3_environment,
+    s3_server,
+)
+
+ROOT = Path(__file__).parents[2]
+PROMPTS, SHARD = 160, 4
+SETTINGS = (
+    "default",
+    "flashu.preset=off",
+    "sampling.num_inference_steps=2",
+    "sampling.size=64",
+    "sampling.batch_size=2",
+    f"manifest.shard_size={SHARD}",
+    "cluster.workers=2",
+    "cluster.lease_timeout_s=15",
+    "storage.path_style=true",
+)
+RAISES, HANGS = 17, 8  # rows
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    prompts = [f"a picture of {row} things" for row in range(PROMPTS)]
+    prompts[RAISES] += " RAISES"
+    prompts[HANGS] += " HANGS"
+    table = pa.table(
+        {
+            "prompt_id": [f"p{row:03d}" for row in range(PROMPTS)],
+            "prompt": prompts,
+            "num_images": pa.array([2 if row % 10 == 0 else 1 for row in range(PROMPTS)], pa.int32()),
+        }
+    )
+    file = tmp_path_factory.mktemp("manifest") / "prompts.parquet"
+    pq.write_table(table, file)
+    return file
+
+
+@contextlib.contextmanager
+def ray_cluster():
+    """A head for the driver and two nodes of one CPU. Ray's processes inherit the environment as it is here."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def start(manifest, output, log, *more):
+    arguments = [*SETTINGS, f"manifest.path={manifest}", f"output.path={output}", *more]
+    command = [sys.executable, "-m", "tests.jobs.chaos_run", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=log.open("a"), stderr=subprocess.STDOUT)
+
+
+def workers_of(cluster):
+    """Process ids of the cluster's workers that hold a model."""
+    raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in raylets and (folder / "cmdline").read_bytes().startswith(b"ray::Worker.run"):
+                found.append(int(folder.name))
+    return found
+
+
+def committed(storage):
+    return set(shards_with(storage, METADATA))
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def images_of(storage):
+    """{(prompt id, index): sha256} of the metadata; each is checked against the bytes that are there."""
+    found = {}
+    for shard in committed(storage):
+        rows = pq.read_table(io.BytesIO(storage.get(f"metadata/shard-{shard:05d}.parquet"))).to_pylist()
+        data = pq.read_table(io.BytesIO(storage.get(f"data/shard-{shard:05d}.parquet"))).to_pylist() if rows else []
+        assert [row["sha256"] for row in rows] == [row["sha256"] for row in data]
+        for row, image in zip(rows, data, strict=True):
+            key = row["prompt_id"], row["image_index"]
+            assert key not in found, "no image is there twice"
+            found[key] = image["image"]["bytes"]
+    return found
+
+
+def starts(log, since=0.0):
+    lines = [line.split() for line in log.read_text().splitlines()]
+    return collections.Counter(int(shard) for at, shard in lines if float(at) >= since)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_loses_everything_ends_with_the_images_of_a_quiet_one(
+    manifest, fault_proxy, bucket, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # A quiet run, on this machine and its disk. No prompt hangs in it; the one that raises does.
+    quiet, quiet_starts = open_storage(str(tmp_path / "quiet")), tmp_path / "quiet-starts"
+    monkeypatch.setenv("CHAOS_LOG", str(quiet_starts))
+    monkeypatch.setenv("CHAOS_HUNG", str(manifest))
+    assert start(manifest, quiet.url, tmp_path / "quiet.log", "cluster.address=local").wait(300) == 1
+    expected = images_of(quiet)
+    assert len(expected) == PROMPTS + PROMPTS // 10 - 1
+    assert set(starts(quiet_starts).values()) == {1}
+
+    # The same on a cluster and over S3, with everything that can go wrong.
+    events, log, hung = tmp_path / "starts", tmp_path / "run.log", tmp_path / "hung"
+    monkeypatch.setenv("CHAOS_LOG", str(events))
+    monkeypatch.setenv("CHAOS_HUNG", str(hung))
+    storage = open_storage(f"{bucket.url}/run", S3Options(bucket.endpoint_url, path_style=True))
+    with ray_cluster() as cluster:
+        more = (f"cluster.address={cluster.address}", f"storage.endpoint_url={fault_proxy.endpoint_url}")
+        driver = start(manifest, storage.url, log, *more)
+        wait_for(lambda: "no sign of life" in log.read_text())
+        assert hung.exists()
+        lost = 1 + disturb(cluster, storage, fault_proxy)
+        driver.kill()
+        driver.wait()
+        wait_for(lambda: not workers_of(cluster))
+        lost += 2
+        before, killed_at = committed(storage), time.time()
+        assert 2 <= len(before) < PROMPTS // SHARD
+
+        assert start(manifest, storage.url, log, *more).wait(300) == 1, log.read_text()
+
+    assert images_of(storage) == expected, "every good prompt has its images, byte for byte"
+    failures = [
+        row
+        for shard in shards_with(storage, FAILURES)
+        for row in pq.read_table(io.BytesIO(storage.get(f"failures/shard-{shard:05d}.parquet"))).to_pylist()
+    ]
+    assert [(row["prompt_id"], row["error"]) for row in failures] == [
+        (f"p{RAISES:03d}", "ArithmeticError: this prompt cannot be drawn")
+    ]
+    assert not before & starts(events, since=killed_at).keys(), "what was committed was not made again"
+    again = sum(starts(events).values()) - PROMPTS // SHARD
+    assert again <= 2 * lost, "each loss costs the leases in flight: one running and one being written"
+    assert f"Failed: row {RAISES}" in log.read_text()
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in log.read_text()
+
+
+def disturb(cluster, storage, proxy):
+    """Kill workers, break S3 for a while, and exchange a node. Returns how many workers were lost."""
+    chance = random.Random(0)
+    wait_for(lambda: len(committed(storage)) >= 2)
+    for _ in range(2):
+        wait_for(lambda: workers_of(cluster))
+        os.kill(chance.choice(workers_of(cluster)), signal.SIGKILL)
+        time.sleep(3)
+    proxy.inject(INTERNAL_ERROR, UNAVAILABLE, DROP, LOSE_ANSWER, probability=0.5)
+    time.sleep(8)
+    proxy.heal()
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    count = len(committed(storage))
+    wait_for(lambda: len(committed(storage)) > count)
+    return 3
