@@ -10,9 +10,11 @@ ray-data   the same shards through Ray Data's `map_batches` on an actor pool, wi
 memory     of the queue and of the driver, as the number of shards grows
 planning   a manifest of 100 million rows in 1,000 files, all of them links to one of 100,000 rows that are all alike
 
-Efficiency is shards x seconds of a shard / (workers x wall). Wall begins when the last worker is set up (all of them
-wait for it in their `setup`), so starting processes is not in it, and ends with the last shard: its commit in `pool`,
-and the end of its batch in `ray-data`, which has no commits, no leases and no heartbeats to pay for.
+Efficiency is the seconds that all shards sleep / (workers x wall). Wall begins when the last worker is set up (all of
+them wait for it in their `setup`), so starting processes is not in it, and ends with the last shard: its commit in
+`pool`, and the end of its batch in `ray-data`, which has no leases and no commits to pay for. Shards sleep for 1 s, give
+or take 20%, as shards of a real run differ; and then, in a second run, for 1 s exactly, so that all workers keep asking
+at the same moment, which is the worst case, and worse the fewer CPUs the simulated workers share.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import tracemalloc
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.actor import ActorHandle
 
-from cluster.pool import POLL_S, PoolOptions, QueueActor, WorkerPool
+from cluster.pool import POLL_S, PoolOptions, QueueActor, Snapshot, WorkerPool
 from cluster.queue import WAIT, ShardQueue
 from cluster.session import session
 from cluster.work import Lease, Place, ShardWork, Times
@@ -57,12 +59,30 @@ GATE_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
+class Load:
+    """Shards that take `shard_s` on average, each up to `spread` of it more or less."""
+
+    workers: int
+    shards_per_worker: int
+    shard_s: float
+    spread: float = 0.0
+
+    @property
+    def shards(self) -> int:
+        return self.workers * self.shards_per_worker
+
+    def seconds(self, shard: int) -> float:
+        return self.shard_s * (1 + self.spread * random.Random(shard).uniform(-1, 1))
+
+    def efficiency(self, wall_s: float) -> float:
+        return sum(map(self.seconds, range(self.shards))) / (self.workers * wall_s)
+
+
+@dataclass(frozen=True)
 class Scale:
     """How much is measured."""
 
-    workers: int = 32
-    shards_per_worker: int = 30
-    shard_s: float = 1.0
+    loads: tuple[Load, ...] = (Load(32, 60, 1.0, spread=0.2), Load(32, 30, 1.0))
     callers: int = 4
     actor_leases: int = 5_000
     leases: int = 200_000
@@ -72,18 +92,9 @@ class Scale:
     file_rows: int = 100_000
     lookups: int = 100_000
 
-    @property
-    def shards(self) -> int:
-        return self.workers * self.shards_per_worker
-
-    def efficiency(self, wall_s: float) -> float:
-        return self.shards_per_worker * self.shard_s / wall_s
-
 
 QUICK = Scale(
-    workers=4,
-    shards_per_worker=10,
-    shard_s=0.2,
+    loads=(Load(4, 10, 0.2, spread=0.2),),
     callers=2,
     actor_leases=200,
     leases=5_000,
@@ -149,8 +160,8 @@ def make_gate(workers: int) -> ActorHandle:
 class SleepWork(ShardWork):
     """Shards for `WorkerPool`. A commit is the time it was made at."""
 
-    def __init__(self, gate: ActorHandle, shard_s: float, report: str):
-        self.gate, self.shard_s, self.report = gate, shard_s, report
+    def __init__(self, gate: ActorHandle, load: Load, report: str):
+        self.gate, self.load, self.report = gate, load, report
 
     def setup(self, place: Place) -> str:
         ray.get(self.gate.arrive.remote())
@@ -161,25 +172,24 @@ class SleepWork(ShardWork):
 
     def process(self, lease: Lease, inputs: None, running: Callable[[Sequence[int]], None]) -> None:
         running(range(IMAGES))
-        time.sleep(self.shard_s)
+        time.sleep(self.load.seconds(lease.shard))
 
     def encode(self, results: None) -> None:
         pass
 
     def write(self, lease: Lease, encoded: None, times: Times) -> dict:
-        waits = {"wait_s": times.wait_s, "process_s": times.process_s}
-        return {"statistics": self.report, "finished_at": time.time(), **waits}
+        return {"statistics": self.report, "finished_at": time.time(), "wait_s": times.wait_s}
 
 
 class SleepBatches:
     """Shards for Ray Data: batches of one row each."""
 
-    def __init__(self, gate: ActorHandle, shard_s: float, report: str):
-        self.shard_s, self.report = shard_s, report
+    def __init__(self, gate: ActorHandle, load: Load, report: str):
+        self.load, self.report = load, report
         ray.get(gate.arrive.remote())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        time.sleep(self.shard_s)
+        time.sleep(self.load.seconds(int(batch["id"][0])))
         return {"statistics": np.array([self.report]), "finished_at": np.array([time.time()])}
 
 
@@ -239,70 +249,68 @@ def measure_leases(scale: Scale) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ efficiency
 
 
-def measure_pool(scale: Scale) -> dict[str, Any]:
-    gate, total, reports, last = make_gate(scale.workers), RunStatistics(), [], None
+def run_pool(load: Load) -> dict[str, Any]:
+    gate, total, reports = make_gate(load.workers), RunStatistics(), []
 
-    def watch(snapshot: Any) -> None:
-        nonlocal last
-        last = snapshot
+    def watch(snapshot: Snapshot) -> None:
         for report in snapshot.reports:
             total.merge(RunStatistics.from_json(report.pop("statistics")))
             reports.append(report)
         assert not snapshot.lost, snapshot.lost
 
     begun_at = time.time()
-    work = SleepWork(gate, scale.shard_s, shard_statistics(0))
-    WorkerPool(work, scale.shards, options=PoolOptions(workers=scale.workers, cpus_per_worker=1)).run(watch)
-    assert total.shards == scale.shards
-    waits = {f"{stage}_s": statistics.mean(report[f"{stage}_s"] for report in reports) for stage in ("wait", "process")}
-    return _efficiency("pool", scale, gate, begun_at, reports, {**waits, "run_again": last.run_again})
+    work = SleepWork(gate, load, shard_statistics(0))
+    options = PoolOptions(workers=load.workers, cpus_per_worker=1)
+    last = WorkerPool(work, load.shards, options=options).run(watch)
+    assert total.shards == load.shards
+    more = {"wait_s": statistics.mean(report["wait_s"] for report in reports), "run_again": last.run_again}
+    return _efficiency("pool", load, gate, begun_at, reports) | more
 
 
-def measure_ray_data(scale: Scale) -> dict[str, Any]:
+def run_ray_data(load: Load) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy, DataContext
     from ray.data import range as rows
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
-    gate, total, reports = make_gate(scale.workers), RunStatistics(), []
+    gate, total, reports = make_gate(load.workers), RunStatistics(), []
     begun_at = time.time()
     # One row is one block, so that shards are handed out singly: a block is what Ray Data schedules.
-    done = rows(scale.shards, override_num_blocks=scale.shards).map_batches(
+    done = rows(load.shards, override_num_blocks=load.shards).map_batches(
         SleepBatches,
         batch_size=1,
-        compute=ActorPoolStrategy(size=scale.workers),
+        compute=ActorPoolStrategy(size=load.workers),
         num_cpus=1,
-        fn_constructor_args=(gate, scale.shard_s, shard_statistics(0)),
+        fn_constructor_args=(gate, load, shard_statistics(0)),
     )
     for report in done.iter_rows():
         total.merge(RunStatistics.from_json(report.pop("statistics")))
         reports.append(report)
-    assert total.shards == scale.shards
-    return _efficiency("ray-data", scale, gate, begun_at, reports, {})
+    assert total.shards == load.shards
+    return _efficiency("ray-data", load, gate, begun_at, reports)
 
 
-def _efficiency(
-    name: str, scale: Scale, gate: ActorHandle, begun_at: float, reports: list[dict], more: dict[str, Any]
-) -> dict[str, Any]:
+def _efficiency(name: str, load: Load, gate: ActorHandle, begun_at: float, reports: list[dict]) -> dict[str, Any]:
     opened_at, total_s = ray.get(gate.when_opened.remote()), time.time() - begun_at
     ray.kill(gate)
     wall_s = max(report["finished_at"] for report in reports) - opened_at
-    result = {
-        "workers": scale.workers,
-        "shards": scale.shards,
-        "shard_s": scale.shard_s,
-        "efficiency": scale.efficiency(wall_s),
-        "wall_s": wall_s,
-        "start_s": opened_at - begun_at,
-        "total_s": total_s,
-        **more,
-    }
+    start_s = opened_at - begun_at
+    efficiency = load.efficiency(wall_s)
     print(
-        f"{name:<10}{scale.shards} shards of {scale.shard_s:g} s, {scale.workers} workers: {result['efficiency']:.1%} "
-        f"in {wall_s:.2f} s; {result['start_s']:.1f} s to start, {total_s:.1f} s in all",
+        f"{name:<10}{load.shards:,} shards of {load.shard_s:g} s ± {load.spread:.0%}, {load.workers} workers: "
+        f"{efficiency:.1%} in {wall_s:.2f} s; {start_s:.1f} s to start, {total_s:.1f} s in all",
         flush=True,
     )
-    return result
+    load_facts = asdict(load) | {"shards": load.shards}
+    return {**load_facts, "efficiency": efficiency, "wall_s": wall_s, "start_s": start_s, "total_s": total_s}
+
+
+def measure_pool(scale: Scale) -> list[dict[str, Any]]:
+    return [run_pool(load) for load in scale.loads]
+
+
+def measure_ray_data(scale: Scale) -> list[dict[str, Any]]:
+    return [run_ray_data(load) for load in scale.loads]
 
 
 # ------------------------------------------------------------------------------------------- memory and planning
@@ -404,7 +412,7 @@ def measure_planning(scale: Scale) -> dict[str, Any]:
     return result
 
 
-MEASURES: dict[str, Callable[[Scale], dict[str, Any]]] = {
+MEASURES: dict[str, Callable[[Scale], Any]] = {
     "leases": measure_leases,
     "pool": measure_pool,
     "ray-data": measure_ray_data,
@@ -432,7 +440,7 @@ def main() -> None:
     chosen = {name: measure for name, measure in MEASURES.items() if name in options.only}
     if chosen.keys() & ON_RAY:
         # Two CPUs more than workers: Ray Data needs room for its tasks that read.
-        with session("local", local_cpus=scale.workers + 2):
+        with session("local", local_cpus=max(load.workers for load in scale.loads) + 2):
             result |= {name: chosen.pop(name)(scale) for name in ON_RAY if name in chosen}
     result |= {name: measure(scale) for name, measure in chosen.items()}
     if options.output:

@@ -41,7 +41,7 @@ class PoolOptions:
     max_attempts: int = 3
     lease_timeout_s: float = 600.0
     start_timeout_s: float = 1800.0
-    write_patience_s: float = 600.0
+    storage_patience_s: float = 600.0
     hedge: bool = True
 
 
@@ -275,7 +275,7 @@ class WorkerPool:
             except RayError as error:
                 self._lose(name, str(error))
                 continue
-            if ended.hopeless:
+            if ended.hopeless and not snapshot.ready:  # where others run, it is that node's trouble
                 raise PoolError(ended.error)
             self._lose(name, ended.error, blame=False)  # it has told of its leases itself
 
@@ -305,7 +305,7 @@ class WorkerPool:
         needs = {"num_cpus": self.options.cpus_per_worker, "num_gpus": self.options.gpus_per_worker}
         actor_class = ray.remote(Worker).options(**needs, scheduling_strategy="SPREAD", max_restarts=0)
         actor = actor_class.remote(
-            self.work, self.queue, name, self.options.gpus_per_worker, self.options.write_patience_s
+            self.work, self.queue, name, self.options.gpus_per_worker, self.options.storage_patience_s
         )
         self.members[name] = _Member(actor, actor.run.remote())
 
@@ -337,6 +337,6 @@ def capacity(options: PoolOptions) -> int:
 
 
 def _why(error: RayActorError) -> str:
-    """Ray's account of a death, in a line."""
+    """Ray's account of a death, in a line, without its list of possible causes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[-2:])
+    return " ".join(lines[-2:]).partition(" Some common causes")[0]

@@ -168,7 +168,7 @@ def _pool_options(config: RunConfig) -> PoolOptions:
         max_attempts=cluster.max_attempts,
         lease_timeout_s=cluster.lease_timeout_s,
         start_timeout_s=cluster.start_timeout_s,
-        write_patience_s=config.storage.retry_for_s,
+        storage_patience_s=config.storage.retry_for_s,
         hedge=cluster.hedge,
     )
 

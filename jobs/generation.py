@@ -36,6 +36,7 @@ from jobs.quality import METRICS, measure
 from jobs.records import FAILURE, EncodedImage, file_name, metadata_schema, record_schema
 from jobs.run_folder import RUN, failures_key, metadata_key
 from jobs.statistics import FOOTER_KEY, RunStatistics
+from manifests.errors import UnreachableError
 from manifests.plan import Manifest
 from manifests.schema import row_problem
 
@@ -134,8 +135,11 @@ class GenerationWork(ShardWork):
     # ------------------------------------------------------------------------------------------- prefetch thread
 
     def read(self, lease: Lease) -> list[tuple[int, dict[str, Any]]]:
-        rows = self.manifest.rows(lease.shard)
-        return list(zip(rows, self.manifest.read(lease.shard).to_pylist(), strict=True))
+        try:
+            table = self.manifest.read(lease.shard)
+        except UnreachableError as error:
+            raise StorageError(str(error)) from None
+        return list(zip(self.manifest.rows(lease.shard), table.to_pylist(), strict=True))
 
     # ----------------------------------------------------------------------------------------------- main thread
 

@@ -11,6 +11,10 @@ class ManifestError(ValueError):
     """A manifest, or a source for one, cannot be used as it is."""
 
 
+class UnreachableError(ManifestError):
+    """A manifest cannot be reached now; it may well be later."""
+
+
 def quoted(value: object, length: int = 60) -> str:
     """A value as one short line without control characters, whatever the user put into it."""
     text = str(value)

@@ -6,6 +6,7 @@ instance role), never from a URL.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from manifests.errors import ManifestError, named
+from manifests.errors import ManifestError, UnreachableError, named
 
 S3_ERRORS = {
     # What AWS calls it, as Arrow passes it on: what it means to a user.
@@ -179,7 +180,17 @@ def plainly(label: str, doing: str = "read") -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise ManifestError(f"{label} cannot be {doing}: {reason(error)}") from None
+        kind = UnreachableError if _may_pass(error) else ManifestError
+        raise kind(f"{label} cannot be {doing}: {reason(error)}") from None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same may work later: S3 was out of reach or too busy, or a network mount was."""
+    if "AWS Error" in str(error):
+        return bool(
+            re.search(r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|TIMEOUT|HTTP status 5\d\d", str(error))
+        )
+    return isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
 
 
 def reason(error: Exception) -> str:

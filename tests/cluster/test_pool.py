@@ -18,7 +18,7 @@ from cluster.storage import StorageError, open_storage
 from cluster.work import SetupError, ShardWork, WorkerBrokenError
 
 ITEMS = 4  # in each shard
-OPTIONS = PoolOptions(workers=2, lease_timeout_s=60, write_patience_s=60)
+OPTIONS = PoolOptions(workers=2, lease_timeout_s=60, storage_patience_s=60)
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_storage_that_cannot_be_read_for_a_while_costs_no_shard(folder):
 def test_storage_that_fails_for_good_ends_the_run_and_what_was_committed_stays(folder):
     outcome = Outcome(folder)
     with pytest.raises(PoolError, match="shard 2 could not be written: the bucket does not answer"):
-        run(WritingFails(folder, 1e6), 6, replace(OPTIONS, workers=1, write_patience_s=1.5), outcome=outcome)
+        run(WritingFails(folder, 1e6), 6, replace(OPTIONS, workers=1, storage_patience_s=1.5), outcome=outcome)
     assert sorted(report["shard"] for report in outcome.reports) == [0, 1]
     assert outcome.squares == {item: item**2 for item in range(2 * ITEMS)}
 
