@@ -12,9 +12,9 @@ planning   a manifest of 100 million rows in 1,000 files, all of them links to o
 
 Efficiency is the seconds that all shards sleep / (workers x wall). Wall begins when the last worker is set up (all of
 them wait for it in their `setup`), so starting processes is not in it, and ends with the last shard: its commit in
-`pool`, and the end of its batch in `ray-data`, which has no leases and no commits to pay for. Shards sleep for 1 s, give
-or take 20%, as shards of a real run differ; and then, in a second run, for 1 s exactly, so that all workers keep asking
-at the same moment, which is the worst case, and worse the fewer CPUs the simulated workers share.
+`pool`, and the end of its batch in `ray-data`, which has no leases and no commits to pay for. Shards sleep for 1 s,
+give or take 20%, as those of a real run differ; and in a second run for 1 s exactly, so that all workers ask at the
+same moment: the worst case, and the worse the fewer CPUs the simulated workers share.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
@@ -188,7 +188,6 @@ def _section_type(section: str) -> Any:
 
 
 def _names(of: Any) -> list[str]:
-    assert is_dataclass(of)
     return [entry.name for entry in fields(of)]
 
 

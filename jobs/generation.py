@@ -175,39 +175,37 @@ class GenerationWork(ShardWork):
         if not items:
             return
         running(items)
+        error = self._attempt(batch, results)
+        if isinstance(error, OutOfMemoryError):
+            if len(batch) == 1:
+                raise WorkerBrokenError(str(error))
+            self.batch_size = max(1, len(batch) // 2)
+            self._run(batch, results, running)
+        elif error and len(items) > 1:
+            for item in items:
+                self._run([request for request in batch if request.item == item], results, running)
+        elif error:
+            self._try_again(items[0], batch, error, results)
+
+    def _try_again(self, item: int, batch: list[ImageRequest], error: Exception, results: _Results) -> None:
+        """A prompt that raised by itself gets a second chance, and is given up after that."""
+        if not isinstance(error, InputError):
+            error = self._attempt(batch, results)
+        if isinstance(error, OutOfMemoryError):
+            raise WorkerBrokenError(str(error))
+        if error:
+            results.failures[item] = describe(error)
+            results.made = [made for made in results.made if made.request.item != item]
+
+    def _attempt(self, batch: list[ImageRequest], results: _Results) -> Exception | None:
+        """Make a batch's images, or return why not. Raises `WorkerBrokenError` when the device failed."""
         try:
             self._keep(batch, results)
-            return
-        except OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise WorkerBrokenError(str(error)) from None
-            self.batch_size = max(1, len(batch) // 2)
-            error_text = None
         except Exception as error:
             if is_device_error(error):
                 raise WorkerBrokenError(traceback.format_exc()) from None
-            error_text = describe(error)
-        if error_text is None or len(items) > 1:
-            parts = [[request for request in batch if request.item == item] for item in items]
-            for part in parts if error_text else [batch]:
-                self._run(part, results, running)
-        else:
-            self._try_again(items[0], batch, error_text, results)
-
-    def _try_again(self, item: int, batch: list[ImageRequest], error: str, results: _Results) -> None:
-        """A prompt that raised by itself gets a second chance, and is given up after that."""
-        if not error.startswith(InputError.__name__):
-            try:
-                self._keep(batch, results)
-                return
-            except OutOfMemoryError as full:
-                raise WorkerBrokenError(str(full)) from None
-            except Exception as second:
-                if is_device_error(second):
-                    raise WorkerBrokenError(traceback.format_exc()) from None
-                error = describe(second)
-        results.failures[item] = error
-        results.made = [made for made in results.made if made.request.item != item]
+            return error.with_traceback(None)  # which would hold on to the batch's tensors
+        return None
 
     def _keep(self, batch: list[ImageRequest], results: _Results) -> None:
         """Make a batch's images and send them off to be encoded."""
