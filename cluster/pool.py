@@ -19,11 +19,12 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.queue import WAIT, ShardQueue, Silence
-from cluster.work import Lease, ShardWork
+from cluster.work import Lease, ShardWork, describe
 from cluster.worker import Ended, Worker
 
 POLL_S = 0.5
 WAIT_S = 1.0  # how often a waiting worker is looked after even if nothing happened
+ABANDONED_IN_A_ROW = 5  # shards: then it is no shard's fault, and the run stops
 FAILED_STARTS = 3  # in a row, and at least two per worker: then no worker will ever start
 
 
@@ -84,6 +85,7 @@ class QueueActor:
         self.nodes: dict[str, str] = {}
         self.members: set[str] = set()  # workers that are set up
         self.gone: set[str] = set()
+        self.cut_off: set[str] = set()  # workers that could not read or write, since the last commit
         self._changed = asyncio.Event()
 
     async def arrived(self, worker: str, node: str) -> None:
@@ -128,6 +130,7 @@ class QueueActor:
         return self.queue.may_commit(lease_id)
 
     async def committed(self, lease_id: int, shard: int, report: dict) -> None:
+        self.cut_off.clear()
         if self.queue.committed(lease_id, shard):
             self.reports.append(report)
         if not self.queue.remaining:  # else there is nothing new for those who wait
@@ -135,6 +138,7 @@ class QueueActor:
 
     async def failed(self, lease_id: int, error: str) -> None:
         self.queue.failed(lease_id, error)
+        await self._stop_if_hopeless(error)
         self._tell()
 
     async def worker_lost(self, worker: str, error: str, blame: bool) -> None:
@@ -142,7 +146,18 @@ class QueueActor:
         self.members.discard(worker)
         self.gone.add(worker)
         self.queue.worker_lost(worker, error, blame=blame)
+        await self._stop_if_hopeless(error)
         self._tell()
+
+    async def _stop_if_hopeless(self, error: str) -> None:
+        if self.queue.abandoned_in_a_row >= ABANDONED_IN_A_ROW:
+            await self.stop(f"{ABANDONED_IN_A_ROW} shards one after the other could not be done; the last: {error}")
+
+    async def without_storage(self, worker: str, error: str) -> None:
+        """A worker could not read or write for too long. When as many as there are could not, the run stops."""
+        self.cut_off.add(worker)
+        if len(self.cut_off) >= len(self.members):
+            await self.stop(error)
 
     async def stop(self, error: str = "") -> None:
         """No more leases; those out may be finished. `error` is why, unless a person asked for it."""
@@ -237,19 +252,18 @@ class WorkerPool:
             if snapshot.fatal:
                 raise PoolError(snapshot.fatal)
             return snapshot
+        except RayError as error:
+            raise PoolError(f"the shard queue died; run the same command again to go on ({describe(error)})") from None
         finally:
             for member in self.members.values():
                 ray.kill(member.actor)
             ray.kill(self.queue)
 
     def _snapshot(self) -> Snapshot:
-        try:
-            snapshot = ray.get(self.queue.snapshot.remote(self.options.start_timeout_s))
-        except RayError as error:
-            raise PoolError(f"the shard queue died; run the same command again to go on ({error})") from None
-        self.ever_ready |= snapshot.ready
-        if snapshot.ready:
+        snapshot = ray.get(self.queue.snapshot.remote(self.options.start_timeout_s))
+        if snapshot.ready - self.ever_ready:
             self.failed_starts = 0
+        self.ever_ready |= snapshot.ready
         lost, self.lost = self.lost, []
         return replace(snapshot, lost=lost)
 
@@ -288,8 +302,9 @@ class WorkerPool:
         self.lost.append(f"{name}: {error}")
         if name not in self.ever_ready:
             self.failed_starts += 1
-            self.next_start = time.monotonic() + min(30, 2**self.failed_starts)
-            if self.failed_starts >= max(FAILED_STARTS, 2 * (self.options.workers or capacity(self.options))):
+            self.next_start = time.monotonic() + min(300, 2**self.failed_starts)
+            enough = max(FAILED_STARTS, 2 * (self.options.workers or capacity(self.options)))
+            if self.failed_starts >= enough and not self.ever_ready & self.members.keys():
                 raise PoolError(f"no worker can be set up; the last one: {error}")
 
     def _fill(self, snapshot: Snapshot) -> None:
@@ -330,10 +345,13 @@ class WorkerPool:
 
 def capacity(options: PoolOptions) -> int:
     """Workers that the connected cluster has room for, as it is now."""
-    resources = ray.cluster_resources()
-    if options.gpus_per_worker:
-        return int(resources.get("GPU", 0) / options.gpus_per_worker)
-    return int(resources.get("CPU", 0) / options.cpus_per_worker)
+    return sum(_room(node["Resources"], options) for node in ray.nodes() if node["Alive"])
+
+
+def _room(resources: dict[str, float], options: PoolOptions) -> int:
+    """Workers that one node has room for."""
+    needs = {"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker}
+    return min(int(resources.get(name, 0) / amount) for name, amount in needs.items() if amount)
 
 
 def _why(error: RayActorError) -> str:

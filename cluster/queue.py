@@ -82,6 +82,7 @@ class ShardQueue:
         self.max_attempts, self.lease_timeout_s, self.hedge, self.clock = max_attempts, lease_timeout_s, hedge, clock
         self.remaining = num_shards
         self.abandoned: dict[int, str] = {}
+        self.abandoned_in_a_row = 0  # since the last commit
         self.run_again = 0  # leases on shards that had been started before
         self.stopped = False
         self._finished = bytearray(num_shards)  # committed or abandoned
@@ -156,6 +157,7 @@ class ShardQueue:
         """A shard is committed, by a lease that may have been taken back meanwhile. Whether that is news."""
         if holding := self._holdings.get(lease_id):
             self._durations.append(self.clock() - holding.started)
+        self.abandoned_in_a_row = 0
         news = not self._finished[shard] or self.abandoned.pop(shard, None) is not None
         self._finish(shard)
         return news
@@ -270,6 +272,7 @@ class ShardQueue:
         elif trouble.unexplained >= 2 * self.max_attempts:
             self._finish(shard)
             self.abandoned[shard] = error
+            self.abandoned_in_a_row += 1
 
     def _give_back(self, holding: _Holding) -> None:
         shard = holding.lease.shard

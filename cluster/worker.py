@@ -7,11 +7,13 @@ writer thread                                       lease 1: encode, write, comm
 
 from __future__ import annotations
 
+import logging
 import socket
+import threading
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,10 +22,13 @@ import ray
 from ray.actor import ActorHandle
 
 from cluster.storage import StorageError
-from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError
+from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
 
-BACKOFF_S = (1, 30)  # first and longest wait between tries to read or write
+BACKOFF_S = (1.0, 30.0)  # first and longest wait between tries to read or write
+BEAT_S = 1.0
 _NONE = object()
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,9 @@ class Worker:
             identity = self.work.setup(self.place)
         except SetupError as error:
             return Ended(str(error), hopeless=True)
-        except Exception:
-            return Ended(traceback.format_exc())
+        except Exception as error:
+            log.exception("setting up failed")
+            return Ended(describe(error))
         if refusal := ray.get(self.queue.ready.remote(name, identity)):
             return Ended(refusal, hopeless=True)
         prefetch = ThreadPoolExecutor(1, "prefetch")
@@ -95,13 +101,14 @@ class Worker:
             if by_itself:
                 _wait_for(writing)
                 upcoming = prefetch.submit(self._next)
+        _wait_for(writing)
 
     def _process(self, lease: Lease, inputs: Any) -> Any:
         """The shard's results, or `_NONE` if processing raised."""
         try:
             results = self.work.process(lease, inputs, self._running(lease))
         except Exception as error:
-            self._fail(lease, traceback.format_exc())
+            self._fail(lease, error)
             if isinstance(error, WorkerBrokenError):
                 raise
             return _NONE
@@ -114,11 +121,12 @@ class Worker:
         while (lease := ray.get(self.queue.lease.remote(self.place.worker))) is not None:
             start = time.perf_counter()
             try:
-                inputs = self._patiently(lease, partial(self.work.read, lease))
+                with self._beating(lease):
+                    inputs = self._patiently(partial(self.work.read, lease))
             except StorageError as error:
-                self._stop(f"shard {lease.shard} could not be read: {error}")
-            except Exception:
-                self._fail(lease, traceback.format_exc())
+                self._without_storage(f"shard {lease.shard} could not be read: {error}")
+            except Exception as error:
+                self._fail(lease, error)
                 time.sleep(wait)
                 wait = min(2 * wait, longest)
             else:
@@ -131,16 +139,17 @@ class Worker:
 
     def _write(self, lease: Lease, results: Any, times: Times) -> None:
         try:
-            encoded = self.work.encode(results)
-            if ray.get(self.queue.may_commit.remote(lease.id)):
-                report = self._patiently(lease, partial(self.work.write, lease, encoded, times))
-                ray.get(self.queue.committed.remote(lease.id, lease.shard, report))
+            with self._beating(lease):
+                encoded = self.work.encode(results)
+                if ray.get(self.queue.may_commit.remote(lease.id)):
+                    report = self._patiently(partial(self.work.write, lease, encoded, times))
+                    ray.get(self.queue.committed.remote(lease.id, lease.shard, report))
         except StorageError as error:
-            self._stop(f"shard {lease.shard} could not be written: {error}")
-        except Exception:
-            self._fail(lease, traceback.format_exc())
+            self._without_storage(f"shard {lease.shard} could not be written: {error}")
+        except Exception as error:
+            self._fail(lease, error)
 
-    def _patiently(self, lease: Lease, act: Callable[[], Any]) -> Any:
+    def _patiently(self, act: Callable[[], Any]) -> Any:
         """Read or write, again and again while storage fails: what was computed is worth more than the wait."""
         give_up_at = time.monotonic() + self.storage_patience_s
         wait, longest = BACKOFF_S
@@ -150,16 +159,33 @@ class Worker:
             except StorageError:
                 if time.monotonic() + wait > give_up_at:
                     raise
-            for _ in range(wait):
-                self.queue.alive.remote(lease.id)
-                time.sleep(1)
+            time.sleep(wait)
             wait = min(2 * wait, longest)
 
-    def _fail(self, lease: Lease, error: str) -> None:
-        ray.get(self.queue.failed.remote(lease.id, error))
+    @contextmanager
+    def _beating(self, lease: Lease) -> Iterator[None]:
+        """Give signs of life for a lease that waits for storage; not for ever, as storage may hang for good."""
+        done = threading.Event()
 
-    def _stop(self, error: str) -> None:
-        ray.get(self.queue.stop.remote(error))
+        def beat() -> None:
+            give_up_at = time.monotonic() + self.storage_patience_s
+            while not done.wait(BEAT_S) and time.monotonic() < give_up_at:
+                self.queue.alive.remote(lease.id)
+
+        threading.Thread(target=beat, name="beat", daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
+
+    def _fail(self, lease: Lease, error: Exception) -> None:
+        log.error("shard %d failed", lease.shard, exc_info=error)
+        ray.get(self.queue.failed.remote(lease.id, describe(error)))
+
+    def _without_storage(self, error: str) -> None:
+        """Storage failed for too long. Where it is this node's trouble alone, other workers go on."""
+        ray.get(self.queue.without_storage.remote(self.place.worker, error))
+        raise WorkerBrokenError(error)
 
 
 def _wait_for(writing: Future | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 
 from flashu import arguments
 from flashu.config import BATCH_SIZE
-from flashu.errors import InputError
+from flashu.errors import InputError, OutOfMemoryError
 from jobs.config import AUTO
 
 LARGEST = 64
 HEADROOM = 0.90  # of the device's memory
+LONGEST_S = 60.0  # of a batch: a longer one gains nothing, and a worker shows no sign of life meanwhile
 LONGEST_PROMPT = "a very long prompt " * 200  # cut to what the model reads
 
 
@@ -31,6 +33,7 @@ def choose_batch_size(value: Any, device: torch.device, generate: Callable[[list
 
     On CUDA, "auto" makes a batch of one and a batch of two, of the longest prompts, and takes the memory of a further
     image from the difference. Elsewhere memory is not what limits, and it is BATCH_SIZE.
+    Raises `OutOfMemoryError` when not even one image fits.
     """
     if value != AUTO:
         return value
@@ -45,7 +48,14 @@ def choose_batch_size(value: Any, device: torch.device, generate: Callable[[list
 
     free, _ = torch.cuda.mem_get_info(device)
     available = free + torch.cuda.memory_allocated(device)
-    return fitting(peak(1), peak(2), HEADROOM * available)
+    peak_of_one = peak(1)
+    start = time.perf_counter()
+    try:
+        peak_of_two = peak(2)
+    except OutOfMemoryError:
+        return 1
+    seconds = (time.perf_counter() - start) / 2
+    return min(fitting(peak_of_one, peak_of_two, HEADROOM * available), max(1, int(LONGEST_S / seconds)))
 
 
 def fitting(peak_of_one: float, peak_of_two: float, available: float) -> int:

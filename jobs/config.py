@@ -135,6 +135,21 @@ def read_config(config: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     return OmegaConf.to_object(merged)
 
 
+def check_no_credentials(config: RunConfig) -> None:
+    """Raises `InputError` for a URL that holds a password or key, without repeating it. For where settings get known:
+    a run's `run.json`, a cluster's dashboard."""
+    for section, values in config.to_dict().items():
+        for name, value in values.items():
+            if not isinstance(value, str) or "://" not in value or name == "negative_prompt":
+                continue
+            scheme, _, rest = value.partition("://")
+            if "@" in rest or (scheme == "s3" and ":" in rest.partition("/")[0]):  # a secret key may hold a slash
+                raise InputError(
+                    f"{section}.{name} holds credentials. Remove them there, and set AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY in the environment, or name a profile in AWS_PROFILE"
+                )
+
+
 def _find(config: str) -> Path:
     built_in = {file.stem: file for file in sorted(BUILT_IN.glob("*.yaml"))}
     if Path(config).is_file():

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,13 +30,13 @@ from flashu.errors import InputError
 from flashu.models.geometry import parse_size as token_grid
 from flashu.sampler import time_grid
 from jobs.batch_size import check_batch_size
-from jobs.config import AUTO, RunConfig
+from jobs.config import AUTO, RunConfig, check_no_credentials
 from jobs.encoding import ImageEncoder
 from jobs.formats import FORMATS
 from jobs.generation import GenerationWork
 from jobs.image_size import parse_size
 from jobs.progress import Progress, Standing, duration
-from jobs.report import collect_statistics, write_report, write_summary
+from jobs.report import SUMMARY_EVERY_S, collect_statistics, write_report, write_summary
 from jobs.run_folder import FAILURES, METADATA, read_run, shards_with, write_run
 from jobs.statistics import RunStatistics
 from jobs.stop_signals import StopSignals
@@ -45,9 +45,8 @@ from manifests import DEMO
 from manifests.plan import Manifest
 
 EXIT_INCOMPLETE = 1  # some prompts have no images; 2 is for input that cannot be used
-SUMMARY_EVERY_S = 30.0
 SHOWN_FAILURES = 10
-HOPELESS = 50  # prompts: if so many are finished and every one of them failed, the rest is not tried
+HOPELESS = 50  # prompts: when so many failed since the start and none succeeded, the rest is not tried
 METRICS = {
     "images": "Images committed.",
     "images_per_second": "Images per second of the whole run.",
@@ -67,7 +66,7 @@ class PreparedRun:
     config: RunConfig
     manifest: Manifest
     storage: Storage
-    run: dict[str, Any]  # run.json
+    run_json: dict[str, Any]
     committed: list[int]
     work: GenerationWork
     pool: PoolOptions
@@ -89,6 +88,7 @@ def run_job(config: RunConfig) -> int:
 
 def prepare(config: RunConfig) -> PreparedRun:
     """Check settings, manifest, output and what the output holds already; write `run.json`. Raises as `run_job`."""
+    check_no_credentials(config)
     settings = _check_settings(config)
     s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
     _check_paths(config)
@@ -117,7 +117,7 @@ def prepare(config: RunConfig) -> PreparedRun:
     if config.output.retry_failures:
         committed -= set(shards_with(storage, FAILURES))
     size = parse_size("sampling.size", config.sampling.size)
-    work = GenerationWork(config, manifest, settings, size, s3)
+    work = GenerationWork(_with_absolute_paths(config), manifest, settings, size, s3)
     return PreparedRun(config, manifest, storage, run, sorted(committed), work, _pool_options(config))
 
 
@@ -157,6 +157,23 @@ def _check_paths(config: RunConfig) -> None:
             f"output.path {output} is relative to a working directory that Ray removes with the job; "
             "give an absolute path or s3://…"
         )
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The config for workers, which run in another folder: local paths that mean something here, made absolute."""
+
+    def absolute(path: str | None) -> str | None:
+        is_local = path and "://" not in path and Path(path).expanduser().exists()
+        return os.path.abspath(os.path.expanduser(path)) if is_local else path
+
+    model, flashu_, quality = config.model, config.flashu, config.quality
+    return replace(
+        config,
+        model=replace(model, path=absolute(model.path), vae=absolute(model.vae), tokenizer=absolute(model.tokenizer)),
+        flashu=replace(flashu_, scores=absolute(flashu_.scores)),
+        output=replace(config.output, path=absolute(config.output.path)),
+        quality=replace(quality, clip=absolute(quality.clip)),
+    )
 
 
 def _pool_options(config: RunConfig) -> PoolOptions:
@@ -236,9 +253,11 @@ class GenerationJob:
 
     def __init__(self, prepared: PreparedRun, progress: Progress):
         self.prepared, self.progress = prepared, progress
-        self.storage, self.run_json, self.manifest = prepared.storage, prepared.run, prepared.manifest
+        self.storage, self.run_json, self.manifest = prepared.storage, prepared.run_json, prepared.manifest
         self.statistics = RunStatistics()
         self.hopeless = ""
+        self.images = 0  # of this start; the statistics are of the whole run
+        self.raised = 0  # prompts of this start that failed for another reason than what their row says
         self.workers_lost = 0
         self.next_summary = time.monotonic() + SUMMARY_EVERY_S
         self.gauges: Gauges | None = None
@@ -262,13 +281,23 @@ class GenerationJob:
         abandoned = last.abandoned if last else {}
         if state == "complete" and (self.hopeless or abandoned):
             state, error = "failed", self.hopeless
-        with suppress(StorageError) if error else nullcontext():  # the first error says more
-            write_report(self.storage, self.statistics, self.run_json, state=state)
-        self._tell_outcome(state, error, abandoned)
+        reported = self._report(state)
+        unknown = self.manifest.num_rows - self.statistics.prompts if state == "complete" else 0
+        self._tell_outcome(state, error, abandoned, unknown)
         if state == "stopped":
             return signals.exit_code
-        whole = state == "complete" and not self.statistics.failed_prompts
-        return 0 if whole else EXIT_INCOMPLETE
+        whole = state == "complete" and not self.statistics.failed_prompts and not unknown
+        return 0 if whole and reported else EXIT_INCOMPLETE
+
+    def _report(self, state: str) -> bool:
+        """Write the report, and whether that went well: what is committed does not depend on it."""
+        try:
+            write_run(self.storage, self.run_json)
+            write_report(self.storage, self.statistics, self.run_json, state=state)
+        except StorageError as error:
+            self.progress.note(f"The report could not be written: {error}. `flashu report` writes it anew")
+            return False
+        return True
 
     def _work(self, signals: StopSignals) -> Snapshot:
         prepared = self.prepared
@@ -310,16 +339,19 @@ class GenerationJob:
         """Take in what the pool tells, and show it."""
         for report in snapshot.reports:
             self.statistics.merge(RunStatistics.from_json(report["statistics"]))
+            self.images += report["images"]
+            self.raised += report["raised"]
         if snapshot.identity and not self.run_json.get("model"):
             self.run_json["model"] = {"identity": snapshot.identity}
-            write_run(self.storage, self.run_json)
+            with suppress(StorageError):  # it is written again with the report
+                write_run(self.storage, self.run_json)
         for lost in snapshot.lost:
-            self.progress.note(f"Lost {lost.strip().splitlines()[-1] if lost.strip() else lost}")
+            self.progress.note(f"Lost {lost}")
         self.workers_lost += len(snapshot.lost)
         self._show(snapshot)
-        if self.statistics.failed_prompts >= HOPELESS and not self.statistics.images:
-            first = self.statistics.failures[0]["error"]
-            self.hopeless = f"the first {self.statistics.failed_prompts} prompts all failed, as with: {first}"
+        if self.raised >= HOPELESS and not self.images:
+            last = self.statistics.failures[-1]["error"]
+            self.hopeless = f"{self.raised} prompts failed and none succeeded, as with: {last}"
         if time.monotonic() >= self.next_summary:
             self.next_summary = time.monotonic() + SUMMARY_EVERY_S
             with suppress(StorageError):  # a later one, or the end, will do
@@ -352,18 +384,20 @@ class GenerationJob:
                 workers_lost=self.workers_lost,
             )
 
-    def _tell_outcome(self, state: str, error: str, abandoned: dict[int, str]) -> None:
+    def _tell_outcome(self, state: str, error: str, abandoned: dict[int, str], unknown: int) -> None:
         statistics, note = self.statistics, self.progress.note
         for failure in statistics.failures[:SHOWN_FAILURES]:
             prompt_id = json.dumps(failure["prompt_id"], ensure_ascii=False)
-            note(f"Failed: row {failure['row']}, {prompt_id}: {failure['error'].strip().splitlines()[-1]}")
+            note(f"Failed: row {failure['row']}, {prompt_id}: {failure['error']}")
         if statistics.failed_prompts > SHOWN_FAILURES:
             note(f"… and {statistics.failed_prompts - SHOWN_FAILURES:,} more, in {self.storage.url}/{FAILURES}")
         for shard, why in list(abandoned.items())[:SHOWN_FAILURES]:
             rows = self.manifest.rows(shard)
-            note(f"Left out: shard {shard} (rows {rows.start} to {rows.stop - 1}): {why.strip().splitlines()[-1]}")
+            note(f"Left out: shard {shard} (rows {rows.start} to {rows.stop - 1}): {why}")
+        if unknown:
+            note(f"Of {unknown:,} prompts nothing is known: some metadata could not be read, or ids are there twice")
         if error:
-            note(f"The run cannot go on: {error.strip()}")
+            note(f"The run cannot go on: {error}")
         if state in ("failed", "stopped"):
             note("What is committed stays. Run the same command again to go on.")
         took = f" in {duration(statistics.active_s)}" if statistics.active_s else ""

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cluster.checkpoint_cache import local_copy
 from cluster.storage import S3Options, StorageError, open_storage
-from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError
+from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
 from flashu.config import FlashUConfig
-from flashu.devices import is_device_error
+from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.models import geometry
 from jobs import batch_size, worker_model
@@ -36,7 +36,7 @@ from jobs.quality import METRICS, measure
 from jobs.records import FAILURE, EncodedImage, file_name, metadata_schema, record_schema
 from jobs.run_folder import RUN, failures_key, metadata_key
 from jobs.statistics import FOOTER_KEY, RunStatistics
-from manifests.errors import UnreachableError
+from manifests.errors import ManifestError, UnreachableError
 from manifests.plan import Manifest
 from manifests.schema import row_problem
 
@@ -60,12 +60,14 @@ class _Results:
     made: list[_Made]
     failures: dict[int, str]
     rows: dict[int, dict[str, Any]]
+    bad_rows: int = 0  # failures of which nothing could be made
 
 
 @dataclass
 class _Encoded:
     images: list[EncodedImage]
     failures: list[dict[str, Any]]
+    bad_rows: int
     encode_s: float
 
 
@@ -102,15 +104,16 @@ class GenerationWork(ShardWork):
                     f"{self.storage.url} on node {place.node} is not the driver's; workers on several nodes need a "
                     "file system that they share, or s3://"
                 )
-            self.model = worker_model.load(config.model, config.flashu, self.settings, self.storage, self.s3)
-            clip = config.quality.clip
-            self.clip = ClipScorer(clip, self.model.pipe.model.device) if config.quality.enabled and clip else None
-        except (InputError, StorageError, OutOfMemoryError) as error:
+            self.manifest.read(0)
+            device = None if place.gpus else "cpu"  # Ray hides no GPU from workers that asked for none
+            self.model = worker_model.load(config.model, config.flashu, self.settings, self.storage, self.s3, device)
+            device = self.model.pipe.model.device
+            clip = config.quality.enabled and config.quality.clip
+            self.clip = ClipScorer(local_copy(clip, self.s3, config.model.cache_dir), device) if clip else None
+            self.max_tokens = self._max_tokens()
+            self.batch_size = batch_size.choose_batch_size(config.sampling.batch_size, device, self._try_batch)
+        except (InputError, ManifestError, StorageError, OutOfMemoryError) as error:
             raise SetupError(str(error)) from None
-        self.max_tokens = self._max_tokens()
-        self.batch_size = batch_size.choose_batch_size(
-            config.sampling.batch_size, self.model.pipe.model.device, self._try_batch
-        )
         self.schema = record_schema(
             self._quality_fields(), [self.manifest.schema.field(n) for n in self.manifest.carried]
         )
@@ -127,10 +130,9 @@ class GenerationWork(ShardWork):
         return fields + ([pa.field("quality_clip_score", pa.float64())] if self.clip else [])
 
     def _try_batch(self, prompts: list[str]) -> None:
-        try:
-            self._pictures(prompts, [""] * len(prompts), list(range(len(prompts))), self.defaults.guidance_scale)
-        except OutOfMemoryError as error:
-            raise SetupError(str(error)) from None
+        pictures = self._pictures(prompts, [""] * len(prompts), [0] * len(prompts), self.defaults.guidance_scale)
+        if self.clip:
+            self.clip.score(pictures, prompts)
 
     # ------------------------------------------------------------------------------------------- prefetch thread
 
@@ -149,8 +151,12 @@ class GenerationWork(ShardWork):
         results = _Results([], {}, dict(inputs))
         requests: list[ImageRequest] = []
         for item, row in inputs:
-            if problem := lease.given_up.get(item) or row_problem(row):
+            if problem := row_problem(row):
                 results.failures[item] = problem
+                results.bad_rows += 1
+                continue
+            if item in lease.given_up:
+                results.failures[item] = lease.given_up[item]
                 continue
             try:
                 requests += requests_of(item, row, self.defaults, self._count_tokens)
@@ -176,7 +182,7 @@ class GenerationWork(ShardWork):
             return
         running(items)
         error = self._attempt(batch, results)
-        if isinstance(error, OutOfMemoryError):
+        if error and _is_full(error):
             if len(batch) == 1:
                 raise WorkerBrokenError(str(error))
             self.batch_size = max(1, len(batch) // 2)
@@ -191,7 +197,7 @@ class GenerationWork(ShardWork):
         """A prompt that raised by itself gets a second chance, and is given up after that."""
         if not isinstance(error, InputError):
             error = self._attempt(batch, results)
-        if isinstance(error, OutOfMemoryError):
+        if error and _is_full(error):
             raise WorkerBrokenError(str(error))
         if error:
             results.failures[item] = describe(error)
@@ -203,7 +209,7 @@ class GenerationWork(ShardWork):
             self._keep(batch, results)
         except Exception as error:
             if is_device_error(error):
-                raise WorkerBrokenError(traceback.format_exc()) from None
+                raise WorkerBrokenError(describe(error)) from None
             return error.with_traceback(None)  # which would hold on to the batch's tensors
         return None
 
@@ -218,10 +224,11 @@ class GenerationWork(ShardWork):
         )
         seconds = (time.perf_counter() - start) / len(batch)
         clip_scores = self.clip.score(pictures, [request.prompt for request in batch]) if self.clip else None
-        for position, (request, picture) in enumerate(zip(batch, pictures, strict=True)):
-            record = self._record(request, picture) | {"seconds": seconds, "batch_size": len(batch)}
-            if clip_scores:
-                record["quality_clip_score"] = clip_scores[position]
+        attempt = {"seconds": seconds, "batch_size": len(batch)}
+        records = [self._record(*made) | attempt for made in zip(batch, pictures, strict=True)]
+        for record, score in zip(records, clip_scores or (), strict=False):
+            record["quality_clip_score"] = score
+        for request, record, picture in zip(batch, records, pictures, strict=True):
             results.made.append(_Made(request, record, self.encoders.submit(self._encode, picture)))
 
     def _pictures(
@@ -285,12 +292,14 @@ class GenerationWork(ShardWork):
             for item, row in results.rows.items()
             if item in results.failures
         ]
-        return _Encoded(images, failures, encode_s)
+        return _Encoded(images, failures, results.bad_rows, encode_s)
 
     def write(self, lease: Lease, encoded: _Encoded, times: Times) -> dict:
         """Images first, then failures, then the metadata, which is the commit."""
         start = time.perf_counter()
         place, shard = self.place, lease.shard
+        if self.config.output.retry_failures:
+            self.storage.delete(metadata_key(shard))  # it may be committed; until it is again, it does not count
         FORMATS[self.config.output.format].write(self.storage, shard, encoded.images, self.schema)
         attempt = {"worker": place.worker, "node": place.node, "attempt": lease.attempt}
         rows = [image.record | attempt for image in encoded.images]
@@ -314,12 +323,13 @@ class GenerationWork(ShardWork):
         self.storage.put(metadata_key(shard), _parquet(rows, metadata_schema(self.schema), footer))
         if not failures:  # an attempt before may have left some
             self.storage.delete(failures_key(shard))
-        return {"shard": shard, "statistics": statistics}
+        raised = len(failures) - encoded.bad_rows
+        return {"shard": shard, "statistics": statistics, "images": len(rows), "raised": raised}
 
 
-def describe(error: Exception) -> str:
-    """An error in a line: what failures are listed with."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
+def _is_full(error: Exception) -> bool:
+    """Whether memory ran out, in our own network or in another's."""
+    return isinstance(error, OutOfMemoryError) or is_out_of_memory(error)
 
 
 def _sha256(data: bytes) -> str:

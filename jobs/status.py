@@ -9,9 +9,8 @@ from typing import Any
 
 from cluster.storage import NotFound, Storage
 from flashu.errors import InputError
-from jobs.generate import SUMMARY_EVERY_S
 from jobs.progress import duration
-from jobs.report import SUMMARY, collect_statistics, write_report
+from jobs.report import SUMMARY, SUMMARY_EVERY_S, collect_statistics, write_report
 from jobs.run_folder import FAILURES, METADATA, read_run, shards_with
 
 SILENT_S = 4 * SUMMARY_EVERY_S

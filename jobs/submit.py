@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flashu.errors import InputError
-from jobs.config import RunConfig
+from jobs.config import RunConfig, check_no_credentials
 
 BASE = "default"  # the built-in config that the submitted command starts from
 
@@ -53,7 +53,7 @@ def settings_of(config: RunConfig) -> list[str]:
     """What differs from the defaults, as `section.key=value`, with values in JSON, which is YAML too."""
     defaults = RunConfig().to_dict()
     return [
-        f"{section}.{name}={json.dumps(value)}"
+        f"{section}.{name}={json.dumps(value, ensure_ascii=False)}"
         for section, values in config.to_dict().items()
         for name, value in values.items()
         if value != defaults[section][name]
@@ -64,6 +64,11 @@ def _check_paths(config: RunConfig, working_dir: Path | None) -> None:
     def is_relative(path: Any) -> bool:
         return bool(path) and "://" not in path and not Path(path).is_absolute()
 
+    check_no_credentials(config)
+    model = config.model
+    for path in (model.path, model.vae, model.tokenizer, config.flashu.scores, config.quality.clip):
+        if is_relative(path) and Path(path).exists():
+            raise InputError(f"{path} is a relative path; on a cluster give an absolute path, s3://… or a hub id")
     if is_relative(config.output.path):
         raise InputError(f"output.path {config.output.path} is relative; on a cluster give an absolute path or s3://…")
     manifest = config.manifest.path

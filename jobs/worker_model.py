@@ -64,8 +64,9 @@ def load(
     settings: FlashUConfig | None,
     run: Storage,
     s3: S3Options,
+    device: str | None = None,
 ) -> WorkerModel:
-    """Fetch and load the checkpoint onto this worker's device, and switch FlashU on.
+    """Fetch and load the checkpoint onto a device, CUDA if there is one and none is named, and switch FlashU on.
 
     Raises `InputError` (with `CheckpointError`) and `StorageError` for what a user can mend.
     """
@@ -74,7 +75,7 @@ def load(
         return path and local_copy(path, s3, model.cache_dir)
 
     pipe = TextToImagePipeline.from_pretrained(
-        here(model.path), vae=here(model.vae), tokenizer=here(model.tokenizer), dtype=model.dtype
+        here(model.path), vae=here(model.vae), tokenizer=here(model.tokenizer), dtype=model.dtype, device=device
     )
     own = fingerprint(pipe.model)
     dtype = str(pipe.model.dtype).removeprefix("torch.")

@@ -64,7 +64,8 @@ def open_filesystem(
     if "://" not in url:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url)).rstrip("/") or "/"
     scheme, _, rest = url.partition("://")
-    if "@" in rest.partition("/")[0]:
+    authority = rest.partition("/")[0]
+    if "@" in authority or (scheme == "s3" and ":" in authority):  # a secret key may hold a slash
         raise ManifestError(
             f"a {scheme}:// URL must not hold credentials; give them in the environment "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"

@@ -96,7 +96,8 @@ class Manifest:
             fingerprint=fingerprint.hexdigest(),
             schema=footers[0].schema,
             carried=[name for name in footers[0].schema.names if name not in columns_of.TYPES],
-            ids_checked=is_one_build(path, [one.mark for one in footers], found.is_folder),
+            ids_checked="prompt_id" not in columns
+            and is_one_build(path, [one.mark for one in footers], found.is_folder),
             num_row_groups=sum(one.row_groups for one in footers),
             files=tuple(found.names),
             _root=found.root,

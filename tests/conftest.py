@@ -3,9 +3,14 @@
 import os
 from pathlib import Path
 
+import pytest
+
 # The models here are tiny: threads waiting for each other cost more than they bring, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+STARTS_RAY = (
+    "test_chaos.py", "test_pool.py", "test_run.py", "test_run_refusals.py", "test_scheduler.py", "test_submit.py",
+)  # fmt: skip
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -17,6 +22,18 @@ def pytest_addoption(parser):
         metavar="DIR",
         help="a folder of reference numbers, or of such folders; may be repeated (default: tests/golden)",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Spread over several processes (`pytest -n 2`), the tests of a file stay together, as do all that start a Ray.
+
+    Ray's job server joins whichever Ray of the machine was started last.
+    """
+    items.sort(key=lambda item: item.path.name not in STARTS_RAY)  # they take the longest
+    for item in items:
+        group = "ray" if item.path.name in STARTS_RAY else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_generate_tests(metafunc):

@@ -19,6 +19,7 @@ from jobs.report.thumbnails import thumbnails
 from jobs.report.wording import FILTERS, share
 from jobs.statistics import STAGES, RunStatistics
 
+SUMMARY_EVERY_S = 30.0  # while a run is going
 SUMMARY, PAGE, CARD = "summary.json", "report.html", "README.md"
 MAX_WORKERS = 24  # shown one by one
 

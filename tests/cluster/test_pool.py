@@ -249,14 +249,18 @@ def test_a_setup_that_keeps_failing_ends_the_run_after_some_tries(folder, monkey
 
 
 class Differs(Numbers):
+    process_s = 0.4
+
     def setup(self, place):
         super().setup(place)
         return f"model of {place.worker}"
 
 
-def test_workers_that_are_not_alike_end_the_run(folder):
-    with pytest.raises(PoolError, match=r"set up as model of worker-000\d, while this run was begun with model of"):
-        run(Differs(folder), 1000)
+def test_workers_that_are_not_alike_do_not_work_together(folder):
+    outcome = run(Differs(folder), 16)
+    assert_whole(outcome, 16)
+    assert len({report["worker"] for report in outcome.reports}) == 1
+    assert any("while this run was begun with model of" in lost for lost in outcome.lost)
 
 
 def test_a_run_goes_on_only_with_what_it_was_begun_with(folder):
@@ -313,6 +317,23 @@ def test_storage_that_fails_for_good_ends_the_run_and_what_was_committed_stays(f
         run(WritingFails(folder, 1e6), 6, replace(OPTIONS, workers=1, storage_patience_s=1.5), outcome=outcome)
     assert sorted(report["shard"] for report in outcome.reports) == [0, 1]
     assert outcome.squares == {item: item**2 for item in range(2 * ITEMS)}
+
+
+class CutOff(Numbers):
+    """One worker's node has lost its storage for good."""
+
+    process_s = 0.2
+
+    def write(self, lease, encoded, times):
+        if self.place.worker == "worker-0000":
+            raise StorageError("the mount is gone")
+        return super().write(lease, encoded, times)
+
+
+def test_a_worker_that_alone_has_no_storage_is_replaced(folder):
+    outcome = run(CutOff(folder), 24, replace(OPTIONS, storage_patience_s=1.5))
+    assert_whole(outcome, 24)
+    assert any(lost.endswith("could not be written: the mount is gone") for lost in outcome.lost)
 
 
 # -------------------------------------------------------------------------------------------------------------- stop

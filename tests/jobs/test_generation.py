@@ -192,7 +192,7 @@ def test_a_row_made_with_flashu_says_its_settings(shard):
 def test_the_report_and_the_footer_hold_the_shards_statistics(shard):
     done = shard({"prompt": ["a fox", "", "a cat"]}).do()
     footer = pq.read_schema(done.output / "metadata/shard-00000.parquet").metadata[FOOTER_KEY]
-    assert done.report == {"shard": 0, "statistics": footer.decode()}
+    assert done.report == {"shard": 0, "statistics": footer.decode(), "images": 2, "raised": 0}
     statistics = RunStatistics.from_json(footer)
     assert (statistics.images, statistics.prompts, statistics.failed_prompts) == (2, 3, 1)
 
