@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	@echo "Open demo/report.html. The built-in model is small and untrained so far: expect coloured noise."
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -24,16 +24,24 @@ def pytest_addoption(parser):
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Spread over several processes (`pytest -n 2`), the tests of a file stay together, as do all that start a Ray.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Over several processes (`pytest -n 2`), the tests of a file stay together, as do all that start a Ray.
 
     Ray's job server joins whichever Ray of the machine was started last.
     """
-    items.sort(key=lambda item: item.path.name not in STARTS_RAY)  # they take the longest
-    for item in items:
-        group = "ray" if item.path.name in STARTS_RAY else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return "ray" if file.endswith(STARTS_RAY) else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in STARTS_RAY)  # first, as they take the longest
 
 
 def pytest_generate_tests(metafunc):
