@@ -1,6 +1,6 @@
 """What a run is told: the sections of a config file, as OmegaConf structured configs, and reading one.
 
-Settings are checked for their names and types here, for their meaning where they are used (`jobs.generate.prepare`).
+Settings are checked for their names and types here, for their meaning where they are used (`jobs.prepare`).
 """
 
 from __future__ import annotations

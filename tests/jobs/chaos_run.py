@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import generate
+from jobs import prepare
 from jobs.cli import main
 from jobs.generation import GenerationWork
 
@@ -38,6 +38,6 @@ if __name__ == "__main__":
     # Workers must find this class by a name that they can import, which __main__ is not.
     from tests.jobs import chaos_run
 
-    generate.GenerationWork = chaos_run.ChaosWork
+    prepare.GenerationWork = chaos_run.ChaosWork
     sys.argv.insert(1, "run")
     main()

@@ -15,7 +15,7 @@ from cluster.work import Lease, Place, SetupError, Times, WorkerBrokenError
 from flashu import OutOfMemoryError
 from flashu.pipeline import TextToImagePipeline
 from jobs.config import read_config
-from jobs.generate import prepare
+from jobs.prepare import prepare
 from jobs.records import image_seed
 from jobs.statistics import FOOTER_KEY, RunStatistics
 

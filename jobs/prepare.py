@@ -1,0 +1,202 @@
+"""All that can be checked of a run before any worker starts, and `run.json`, which says what it is a run of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import flashu
+from cluster.pool import PoolOptions
+from cluster.storage import S3Options, Storage, open_storage
+from flashu import arguments
+from flashu.acceleration.plan import make_plan
+from flashu.config import NUM_INFERENCE_STEPS, FlashUConfig
+from flashu.errors import InputError
+from flashu.models.geometry import parse_size as token_grid
+from flashu.sampler import time_grid
+from jobs.batch_size import check_batch_size
+from jobs.config import AUTO, RunConfig, check_no_credentials
+from jobs.encoding import ImageEncoder
+from jobs.formats import FORMATS
+from jobs.generation import GenerationWork
+from jobs.image_size import parse_size
+from jobs.run_folder import FAILURES, METADATA, read_run, shards_with, write_run
+from jobs.worker_model import flashu_settings
+from manifests import DEMO
+from manifests.plan import Manifest
+
+
+@dataclass
+class PreparedRun:
+    """A run whose inputs were all found good."""
+
+    config: RunConfig
+    manifest: Manifest
+    storage: Storage
+    run_json: dict[str, Any]
+    committed: list[int]
+    work: GenerationWork
+    pool: PoolOptions
+
+
+def prepare(config: RunConfig) -> PreparedRun:
+    """Check settings, manifest, output and what the output holds already; write `run.json`. Raises as `run_job`."""
+    check_no_credentials(config)
+    settings = _check_settings(config)
+    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
+    _check_paths(config)
+    manifest = Manifest.open(
+        str(DEMO) if config.manifest.path == "demo" else config.manifest.path,
+        shard_size=config.manifest.shard_size,
+        limit=config.manifest.limit,
+        columns=config.manifest.columns,
+        endpoint_url=config.storage.endpoint_url,
+        region=config.storage.region,
+    )
+    if config.manifest.check_ids and not manifest.ids_checked:
+        manifest.check_ids()
+    storage = open_storage(config.output.path, s3)
+    storage.check()
+    run = _describe(config, manifest)
+    earlier = read_run(storage)
+    if earlier is None:
+        if next(iter(storage.list(METADATA)), None):
+            raise InputError(f"{storage.url} holds shards but no run.json; give another output.path")
+    else:
+        _compare(earlier, run, storage.url)
+        run |= {"created": earlier["created"], "model": earlier.get("model")}
+    write_run(storage, run)
+    committed = set(shards_with(storage, METADATA))
+    if config.output.retry_failures:
+        committed -= set(shards_with(storage, FAILURES))
+    size = parse_size("sampling.size", config.sampling.size)
+    work = GenerationWork(_with_absolute_paths(config), manifest, settings, size, s3)
+    return PreparedRun(config, manifest, storage, run, sorted(committed), work, _pool_options(config))
+
+
+def _check_settings(config: RunConfig) -> FlashUConfig | None:
+    sampling, output = config.sampling, config.output
+    settings = flashu_settings(config.flashu, sampling.num_inference_steps)
+    steps = settings.total_steps if settings else sampling.num_inference_steps or NUM_INFERENCE_STEPS
+    time_grid(steps, sampling.time_shift)
+    make_plan(settings, steps, arguments.finite("sampling.guidance_scale", sampling.guidance_scale, zero=True))
+    size = parse_size("sampling.size", sampling.size)
+    if size is not None:
+        token_grid(size, (1, 1))
+    arguments.whole("sampling.num_images", sampling.num_images, least=1)
+    check_batch_size(sampling.batch_size)
+    if output.format not in FORMATS:
+        raise InputError(f"output.format is {output.format!r}; choose one of: {', '.join(FORMATS)}")
+    ImageEncoder(output.image_format, output.quality)
+    cluster = config.cluster
+    if cluster.workers != AUTO:
+        arguments.whole("cluster.workers", cluster.workers, least=1)
+    for name in ("cpus_per_worker", "lease_timeout_s", "start_timeout_s"):
+        arguments.finite(f"cluster.{name}", getattr(cluster, name), zero=False)
+    arguments.whole("cluster.max_attempts", cluster.max_attempts, least=1)
+    if cluster.gpus_per_worker is not None:
+        arguments.finite("cluster.gpus_per_worker", cluster.gpus_per_worker, zero=True)
+    arguments.finite("storage.retry_for_s", config.storage.retry_for_s, zero=True)
+    return settings
+
+
+def _check_paths(config: RunConfig) -> None:
+    for name in ("manifest", "output"):
+        if not getattr(config, name).path:
+            raise InputError(f"{name}.path is not set; put it into the config, or add {name}.path=…")
+    output = config.output.path
+    if "working_dir_files" in Path.cwd().parts and "://" not in output and not os.path.isabs(output):
+        raise InputError(
+            f"output.path {output} is relative to a working directory that Ray removes with the job; "
+            "give an absolute path or s3://…"
+        )
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The config for workers, which run in another folder: local paths that mean something here, made absolute."""
+
+    def absolute(path: str | None) -> str | None:
+        is_local = path and "://" not in path and Path(path).expanduser().exists()
+        return os.path.abspath(os.path.expanduser(path)) if is_local else path
+
+    model, flashu_, quality = config.model, config.flashu, config.quality
+    return replace(
+        config,
+        model=replace(model, path=absolute(model.path), vae=absolute(model.vae), tokenizer=absolute(model.tokenizer)),
+        flashu=replace(flashu_, scores=absolute(flashu_.scores)),
+        output=replace(config.output, path=absolute(config.output.path)),
+        quality=replace(quality, clip=absolute(quality.clip)),
+    )
+
+
+def _pool_options(config: RunConfig) -> PoolOptions:
+    cluster = config.cluster
+    return PoolOptions(
+        workers=None if cluster.workers == AUTO else cluster.workers,
+        gpus_per_worker=cluster.gpus_per_worker or 0.0,
+        cpus_per_worker=cluster.cpus_per_worker,
+        max_attempts=cluster.max_attempts,
+        lease_timeout_s=cluster.lease_timeout_s,
+        start_timeout_s=cluster.start_timeout_s,
+        storage_patience_s=config.storage.retry_for_s,
+        hedge=cluster.hedge,
+    )
+
+
+def _describe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+    """What goes into `run.json`. No secrets: a config holds none."""
+    return {
+        "version": 1,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": config.to_dict(),
+        "manifest": {
+            "path": config.manifest.path,
+            "num_rows": manifest.num_rows,
+            "num_shards": manifest.num_shards,
+            "fingerprint": manifest.fingerprint,
+        },
+        "model": None,  # known when the first worker has loaded it
+        "code": {"version": flashu.__version__, "fingerprint": code_fingerprint()},
+    }
+
+
+def code_fingerprint() -> str:
+    """SHA-256 over the source of the `flashu` package, on which images depend."""
+    folder = Path(flashu.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _compare(earlier: dict[str, Any], now: dict[str, Any], url: str) -> None:
+    """Refuse to mix two runs in one folder."""
+    before, after = _essence(earlier), _essence(now)
+    different = [
+        f"{key} was {before.get(key)!r} and is {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if different:
+        raise InputError(
+            f"{url} holds another run: {'; '.join(different)}. Give another output.path, or the settings of that run"
+        )
+
+
+def _essence(run: dict[str, Any]) -> dict[str, Any]:
+    """The settings that make a run what it is, flat. How and where it runs may differ between two starts."""
+    config = run["config"]
+    essence = {
+        f"{section}.{name}": value
+        for section in ("model", "flashu", "sampling", "output", "quality")
+        for name, value in config[section].items()
+    }
+    for name in ("sampling.batch_size", "model.cache_dir", "output.path", "output.retry_failures"):
+        essence.pop(name, None)
+    essence |= {f"manifest.{name}": config["manifest"][name] for name in ("shard_size", "limit")}
+    return essence | {"the manifest's fingerprint": run["manifest"]["fingerprint"]}
