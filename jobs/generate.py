@@ -85,9 +85,9 @@ class GenerationJob:
         abandoned = last.abandoned if last else {}
         if state == "complete" and (self.hopeless or abandoned):
             state, error = "failed", self.hopeless
-        reported = self._report(state)
         unknown = self.manifest.num_rows - self.statistics.prompts if state == "complete" else 0
         self._tell_outcome(state, error, abandoned, unknown)
+        reported = self._report(state)
         if state == "stopped":
             return signals.exit_code
         whole = state == "complete" and not self.statistics.failed_prompts and not unknown
@@ -101,6 +101,7 @@ class GenerationJob:
         except StorageError as error:
             self.progress.note(f"The report could not be written: {error}. `flashu report` writes it anew")
             return False
+        self.progress.note(f"Report: {self.storage.url}/report.html")
         return True
 
     def _work(self, signals: StopSignals) -> Snapshot:
@@ -206,7 +207,6 @@ class GenerationJob:
             note("What is committed stays. Run the same command again to go on.")
         took = f" in {duration(statistics.active_s)}" if statistics.active_s else ""
         note(f"{state}: {statistics.images:,} images, {statistics.failed_prompts:,} failed prompts{took}")
-        note(f"Report: {self.storage.url}/report.html")
 
 
 def main(arguments_: Sequence[str] | None = None) -> None:
