@@ -122,7 +122,9 @@ def read_footer(filesystem: fs.FileSystem, path: str, size: int, label: str) -> 
         size = file.size() if size is None or size < 0 else size
         tail = file.read_at(min(TAIL, size), max(size - TAIL, 0))
         if size < 12 or tail[-4:] != b"PAR1":
-            raise ManifestError(f"{label} is not a Parquet file, or was cut short")
+            raise ManifestError(
+                f"{label} is not a Parquet file, or was cut short; `flashu manifest build` makes one from text, csv or json"
+            )
         length = int.from_bytes(tail[-8:-4], "little") + 8
         if length > size:
             raise ManifestError(f"{label} is a damaged Parquet file: its footer is longer than the file")
