@@ -123,7 +123,7 @@ def read_footer(filesystem: fs.FileSystem, path: str, size: int, label: str) -> 
         tail = file.read_at(min(TAIL, size), max(size - TAIL, 0))
         if size < 12 or tail[-4:] != b"PAR1":
             raise ManifestError(
-                f"{label} is not a Parquet file, or was cut short; `flashu manifest build` makes one from text, csv or json"
+                f"{label} is not a Parquet file, or was cut short; `flashu manifest build` makes one from text or csv"
             )
         length = int.from_bytes(tail[-8:-4], "little") + 8
         if length > size:
