@@ -33,16 +33,33 @@ class PayloadFormat(ABC):
         """Write images with the records' columns in `schema`; for no images, leave nothing. Raises `StorageError`."""
 
 
-class ParquetPayload(PayloadFormat):
-    """`data/shard-00042.parquet`: the columns, and `image`, which `datasets` reads as an Image."""
+class OneFilePayload(PayloadFormat):
+    """`data/shard-00042` with a suffix: all of a shard's images in one file."""
 
-    pattern = "data/*.parquet"
+    suffix: str
+
+    @property
+    def pattern(self) -> str:
+        return f"data/*{self.suffix}"
 
     def write(self, storage: Storage, shard: int, images: Sequence[EncodedImage], schema: pa.Schema) -> None:
-        key = f"data/shard-{shard_name(shard)}.parquet"
-        if not images:
+        key = f"data/shard-{shard_name(shard)}{self.suffix}"
+        if images:
+            storage.put(key, self.file(images, schema))
+        else:
             storage.delete(key)
-            return
+
+    @abstractmethod
+    def file(self, images: Sequence[EncodedImage], schema: pa.Schema) -> bytes:
+        """The file's bytes."""
+
+
+class ParquetPayload(OneFilePayload):
+    """`data/shard-00042.parquet`: the columns, and `image`, which `datasets` reads as an Image."""
+
+    suffix = ".parquet"
+
+    def file(self, images: Sequence[EncodedImage], schema: pa.Schema) -> bytes:
         image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         pictures = [{"bytes": image.data, "path": image.record["file_name"]} for image in images]
         table = pa.Table.from_pylist([image.record for image in images], schema=schema)
@@ -52,19 +69,15 @@ class ParquetPayload(PayloadFormat):
         buffer = io.BytesIO()
         compression = dict.fromkeys(schema.names, "zstd") | {"image.bytes": "none", "image.path": "zstd"}
         pq.write_table(table, buffer, row_group_size=ROW_GROUP, compression=compression, use_dictionary=schema.names)
-        storage.put(key, buffer.getvalue())
+        return buffer.getvalue()
 
 
-class WebDatasetPayload(PayloadFormat):
+class WebDatasetPayload(OneFilePayload):
     """`data/shard-00042.tar`: an image, its record as .json and its prompt as .txt, under one name each."""
 
-    pattern = "data/*.tar"
+    suffix = ".tar"
 
-    def write(self, storage: Storage, shard: int, images: Sequence[EncodedImage], schema: pa.Schema) -> None:
-        key = f"data/shard-{shard_name(shard)}.tar"
-        if not images:
-            storage.delete(key)
-            return
+    def file(self, images: Sequence[EncodedImage], schema: pa.Schema) -> bytes:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for image in images:
@@ -73,7 +86,7 @@ class WebDatasetPayload(PayloadFormat):
                 _add(tar, image.record["file_name"], image.data)
                 _add(tar, f"{stem}.json", json.dumps(record, ensure_ascii=False, allow_nan=False, default=str).encode())
                 _add(tar, f"{stem}.txt", image.record["prompt"].encode())
-        storage.put(key, buffer.getvalue())
+        return buffer.getvalue()
 
 
 class FilesPayload(PayloadFormat):
