@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 demo: $(VENV)/installed
 	$(BIN)/flashu run demo
-	@echo "Open demo/report.html. The built-in model is small and untrained so far: expect coloured noise."
+	@echo "Open demo/report.html. The built-in model is small, and draws flat shapes: see flashu/embedded/README.md."
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder

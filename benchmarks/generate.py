@@ -39,7 +39,6 @@ from flashu.models.geometry import (
     Showo2Config,
     VaeGeometry,
     VisionGeometry,
-    max_text_tokens,
     parse_size,
 )
 from flashu.models.random_weights import random_model
@@ -103,7 +102,7 @@ def measure(
 ) -> dict[str, float]:
     """Seconds of one batch, whole and by part."""
     clock = Stopwatch(model.device)
-    limit = max_text_tokens(grid[0] * grid[1])
+    limit = model.config.max_text_tokens(grid[0] * grid[1])
     rows = sampler.Rows(
         [[0] * prefix] * batch + [[0, 0]] * batch * plan.guided,
         [[0] * (4 + limit - prefix)] * batch + [[0] * (2 + limit)] * batch * plan.guided,
@@ -150,7 +149,7 @@ def main() -> None:
         grid = parse_size(options.size, config.native_grid)
         arms = {"stock": None} | ({options.flashu: flashu_preset(options.flashu)} if options.flashu else {})
         plans = {arm: plan_of(settings, config, options) for arm, settings in arms.items()}
-        longest = max_text_tokens(grid[0] * grid[1]) + 2
+        longest = config.max_text_tokens(grid[0] * grid[1]) + 2
         if not 2 <= options.prefix <= longest:
             parser.error(f"--prefix {options.prefix}: bos and boi are 2, and at most {longest} fit")
     except ValueError as error:

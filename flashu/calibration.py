@@ -55,7 +55,7 @@ def calibrate(
     norms = ActivationNorms(model.showo.model)
     plan = make_plan(None, num_inference_steps, guidance_scale)
     for seed, prompt in enumerate(prompts):
-        rows = probe.rows_of(prompt, tokenizer, grid, plan)
+        rows = probe.rows_of(model, prompt, tokenizer, grid, plan)
         if method == "tokens":
             watch_token_row(model, rows, tokenizer.ids.image_placeholder, norms)
         else:

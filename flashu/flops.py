@@ -23,7 +23,7 @@ from flashu.acceleration.plan import Plan
 from flashu.config import FlashUConfig
 from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock
-from flashu.models.geometry import PATCH_SIZE, Showo2Config, VaeGeometry, max_text_tokens
+from flashu.models.geometry import PATCH_SIZE, Showo2Config, VaeGeometry
 from flashu.models.layers import rotary_frequencies, rotary_table
 from flashu.models.qwen2 import WHOLE, DecoderLayer, Variant
 from flashu.models.showo2 import Showo2Qwen2_5
@@ -59,7 +59,7 @@ def count_image(
 
     Raises `InputError` when so long a prompt does not fit.
     """
-    limit = max_text_tokens(token_grid[0] * token_grid[1])
+    limit = config.max_text_tokens(token_grid[0] * token_grid[1])
     if not 2 <= prefix_tokens <= limit + 2:
         raise InputError(f"a prefix of {prefix_tokens} tokens: bos and boi are 2, and at most {limit + 2} fit")
     with torch.device("meta"):
@@ -101,7 +101,7 @@ def count_release(
     with torch.device("meta"):
         model = Showo2Qwen2_5(config).bfloat16()
     tokens = token_grid[0] * token_grid[1]
-    length = max_text_tokens(tokens) + tokens + 5
+    length = config.max_text_tokens(tokens) + tokens + 5
     latents = torch.empty(2, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
     x = torch.empty(2, length, config.llm.hidden_size, dtype=model.dtype, device="meta")
     positions = torch.arange(length, device="meta")[None]

@@ -174,7 +174,7 @@ class TextToImagePipeline:
         else:
             plan = make_plan(None, num_inference_steps, guidance_scale)
         token_grid = geometry.parse_size(size, self.model.config.native_grid)
-        max_tokens = geometry.max_text_tokens(token_grid[0] * token_grid[1])
+        max_tokens = self.model.config.max_text_tokens(token_grid[0] * token_grid[1])
 
         requests = []
         for prompt, negative_prompt, seed in zip(prompts, negative_prompts, seeds, strict=True):
@@ -266,8 +266,6 @@ def _out_of_memory_advice(images: int, token_grid: tuple[int, int], device: torc
 
 def tokenizer_beside(model: Showo2Qwen2_5) -> str | Path:
     """Where the tokenizer of a loaded model is: in its folder, or with the LLM that its config names."""
-    if model.source == checkpoint.EMBEDDED:
-        return checkpoint.EMBEDDED
     folder, name = model.source, model.config.llm_model_path
     if folder is not None and find_tokenizer(Path(folder)):
         return folder
@@ -279,7 +277,5 @@ def tokenizer_beside(model: Showo2Qwen2_5) -> str | Path:
 
 def _vae_beside(model: Showo2Qwen2_5) -> str | Path:
     """Where the VAE of a loaded model is: in its folder, or in the Wan 2.1 repository."""
-    if model.source == checkpoint.EMBEDDED:
-        return checkpoint.EMBEDDED
     folder = Path(model.source or ".")
     return next((path for path in (folder / "vae", folder / RELEASED_FILE) if path.exists()), RELEASED_REPOSITORY)

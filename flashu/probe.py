@@ -33,9 +33,11 @@ def require_unpatched(model: Showo2Qwen2_5) -> None:
         raise InputError("this measures the unpatched model; call remove_flashu_patch(model) first")
 
 
-def rows_of(prompt: str, tokenizer: PromptTokenizer, grid: tuple[int, int], plan: Plan) -> sampler.Rows:
+def rows_of(
+    model: Showo2Qwen2_5, prompt: str, tokenizer: PromptTokenizer, grid: tuple[int, int], plan: Plan
+) -> sampler.Rows:
     """The rows of one image: its prompt's, and where the plan is guided an empty one's."""
-    limit = geometry.max_text_tokens(grid[0] * grid[1])
+    limit = model.config.max_text_tokens(grid[0] * grid[1])
     texts = [tokenizer.encode_prompt(text, limit) for text in ([prompt, ""] if plan.guided else [prompt])]
     return sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], grid)
 

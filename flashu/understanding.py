@@ -8,6 +8,7 @@ token stays causal and eoi is inside; its published scores come from it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,36 +36,56 @@ def picture_latents(vae: WanImageVAE, picture: Image.Image, grid: tuple[int, int
 
 
 @dataclass
-class QuestionRow:
-    """What the LLM takes for one image and one question."""
+class QuestionRows:
+    """What the LLM takes for images and a question about each."""
 
-    embeds: Tensor  # (1, positions, hidden)
+    embeds: Tensor  # (images, positions, hidden); shorter questions are padded, and nothing sees the padding
     rotary: Rotary
     mask: Tensor  # (1, 1, positions, positions)
+    lengths: list[int]  # positions of each row before its padding
 
 
-@torch.no_grad()
-def lay_out(model: Showo2Qwen2_5, latents: Tensor, question: EncodedQuestion) -> QuestionRow:
-    """Lay out one image's clean latents (1, channels, height, width) and a question about it."""
+def lay_out(model: Showo2Qwen2_5, latents: Tensor, questions: Sequence[EncodedQuestion]) -> QuestionRows:
+    """Lay out clean latents (images, channels, height, width) and a question about each.
+
+    What stands before the image must be of one length, as it is for all questions of one tokenizer. Differentiable.
+    """
     height, width = latents.shape[-2:]
     positions = model.semantic_positions((height // PATCH_SIZE, width // PATCH_SIZE))
     image = model.embed_images(latents.to(model.device, model.dtype), positions)
-    time = model.embed_times(torch.ones(1)).token
+    time = model.embed_times(torch.ones(1)).token.expand(len(image), 1, -1)
+    longest = max(len(question.after) for question in questions)
     before, after = (
-        model.showo.model.embed_tokens(torch.tensor([ids], device=model.device))
-        for ids in (question.before, question.after)
+        model.showo.model.embed_tokens(torch.tensor(ids, device=model.device))
+        for ids in (
+            [question.before for question in questions],
+            [[*question.after, *[0] * (longest - len(question.after))] for question in questions],
+        )
     )
-    embeds = torch.cat((before, time[None], image, after), dim=1)
+    embeds = torch.cat((before, time, image, after), dim=1)
     length, first = embeds.shape[1], before.shape[1] + 1
     position = torch.arange(length, device=model.device)
     inside = (position >= first) & (position <= first + image.shape[1])
     mask = (position[None] <= position[:, None]) | (inside[None] & inside[:, None])
     config = model.config.llm
     frequencies = rotary_frequencies(config.head_dim, config.rope_theta, model.device)
-    return QuestionRow(embeds, rotary_table(frequencies, position[None], model.dtype), mask[None, None])
+    return QuestionRows(
+        embeds,
+        rotary_table(frequencies, position[None], model.dtype),
+        mask[None, None],
+        [length - longest + len(question.after) for question in questions],
+    )
+
+
+def prefill(model: Showo2Qwen2_5, rows: QuestionRows) -> Tensor:
+    """The LLM's normed output over the rows, (images, positions, hidden). Differentiable."""
+    return model.showo.model(rows.embeds, rows.rotary, mask=rows.mask)[0]
 
 
 @torch.no_grad()
-def prefill(model: Showo2Qwen2_5, row: QuestionRow) -> Tensor:
-    """The LLM's normed output over the row, (1, positions, hidden)."""
-    return model.showo.model(row.embeds, row.rotary, mask=row.mask)[0]
+def next_token_logits(model: Showo2Qwen2_5, latents: Tensor, questions: Sequence[EncodedQuestion]) -> Tensor:
+    """The logits of each answer's first token, (images, vocabulary), for latents (images, channels, height, width)."""
+    rows = lay_out(model, latents, questions)
+    hidden = prefill(model, rows)
+    last = torch.tensor(rows.lengths, device=hidden.device) - 1
+    return model.showo.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), last])

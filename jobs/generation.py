@@ -120,8 +120,9 @@ class GenerationWork(ShardWork):
         return self.model.identity
 
     def _max_tokens(self) -> int:
-        grid = geometry.parse_size(self.size, self.model.pipe.model.config.native_grid)
-        return geometry.max_text_tokens(grid[0] * grid[1])
+        config = self.model.pipe.model.config
+        height, width = geometry.parse_size(self.size, config.native_grid)
+        return config.max_text_tokens(height * width)
 
     def _quality_fields(self) -> list[pa.Field]:
         if not self.config.quality.enabled:

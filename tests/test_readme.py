@@ -32,7 +32,7 @@ def test_snippets_run_in_order_and_make_images():
         names.pop("images", None)
         exec(compile(snippet, "README.md", "exec"), names)
         made.append([image.size for image in names.get("images", [])])
-    size = (128, 128)
+    size = (64, 64)
     assert made == [[size] * 2, [size], [size] * 2, [size] * 2, [], []]
     assert names["config"].total_steps == 32
     assert names["fast_config"].r_p == 0.30

@@ -113,7 +113,7 @@ def generation(
     plan = make_plan(None, num_inference_steps, guidance_scale)
     meter = _Meter(model)
     for seed, prompt in enumerate(prompts):
-        prefix = model.encode_prefix(probe.rows_of(prompt, tokenizer, grid, plan).prefixes, grid)
+        prefix = model.encode_prefix(probe.rows_of(model, prompt, tokenizer, grid, plan).prefixes, grid)
         meter.measure(lambda prefix=prefix, seed=seed: probe.denoise(model, prefix, seed, plan))
         if on_item:
             on_item()
@@ -129,7 +129,7 @@ def understanding_of(
     """Scores over whole question rows; `pairs` are clean latents (1, channels, height, width) and questions."""
     meter = _Meter(model)
     for latents, question in pairs:
-        row = understanding.lay_out(model, latents, question)
+        row = understanding.lay_out(model, latents, [question])
         meter.measure(lambda row=row: understanding.prefill(model, row))
         if on_item:
             on_item()

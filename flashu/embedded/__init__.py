@@ -1,1 +1,1 @@
-"""Files of the small model that ships with the package."""
+"""The small model that ships with the package: a checkpoint folder."""

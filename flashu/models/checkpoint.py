@@ -26,7 +26,6 @@ from flashu.devices import DTYPES, resolve_device, resolve_dtype
 from flashu.errors import CheckpointError
 from flashu.models.geometry import (
     BUILT_IN_LLMS,
-    PRESETS,
     LlmGeometry,
     Showo2Config,
     check_class,
@@ -34,12 +33,12 @@ from flashu.models.geometry import (
     read_json,
     read_llm_geometry,
 )
-from flashu.models.random_weights import random_model
 
 if TYPE_CHECKING:
     from flashu.models.showo2 import Showo2Qwen2_5
 
 EMBEDDED = "embedded"  # the name under which the model that ships with the package is asked for
+EMBEDDED_FOLDER = Path(__file__).parent.parent / "embedded"
 
 # In order of preference: an index names shards, so it comes before a single file of the same format.
 WEIGHT_NAMES = (
@@ -64,9 +63,11 @@ MAX_SHARD_SIZE = "5GB"
 def resolve_folder(path_or_hub_id: str | Path, patterns: Iterable[str]) -> Path:
     """A local folder as it is, or a hub repository's files that match `patterns`, downloaded or cached.
 
-    Raises `CheckpointError` when it is neither.
+    `"embedded"` is the folder that ships with the package. Raises `CheckpointError` when it is none of these.
     """
     name = str(path_or_hub_id)
+    if name == EMBEDDED:
+        return EMBEDDED_FOLDER
     try:
         folder = Path(name).expanduser()
         is_folder, exists = folder.is_dir(), folder.exists()
@@ -247,11 +248,6 @@ def load_showo2(
     """See `Showo2Qwen2_5.from_pretrained`."""
     device = resolve_device(device)
     dtype = None if dtype is None else resolve_dtype(dtype, device)
-    if str(path_or_hub_id) == EMBEDDED:
-        model = random_model(cls, PRESETS[EMBEDDED], 0, dtype or torch.float32, device)
-        model.source = EMBEDDED
-        return model
-
     folder = resolve_folder(path_or_hub_id, ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer/*", "vae/*"])
     config_file = folder / "config.json"
     if not config_file.exists():

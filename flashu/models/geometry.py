@@ -97,6 +97,7 @@ class Showo2Config:
     image_latent_height: int = 27  # the native token grid; other sizes can be asked for
     image_latent_width: int = 27
     num_diffusion_layers: int = 10
+    max_prompt_tokens: int | None = None  # None where rows are as long as the released models'
     vision: VisionGeometry = field(default_factory=VisionGeometry)
     head: HeadGeometry = field(default_factory=HeadGeometry)
 
@@ -104,6 +105,17 @@ class Showo2Config:
     def native_grid(self) -> tuple[int, int]:
         """(height, width) of the token grid that the checkpoint was made for."""
         return self.image_latent_height, self.image_latent_width
+
+    def max_text_tokens(self, image_tokens: int) -> int:
+        """How many prompt tokens fit beside `image_tokens` in the rows that the model was trained on.
+
+        The released row lengths (1024, 1280 and 4352 positions for 729, 1024 and 4096 image tokens) are the image
+        tokens plus 256, rounded up to 128; time token, bos, boi, eoi and eos take five of them.
+        """
+        if self.max_prompt_tokens is not None:
+            return self.max_prompt_tokens
+        row_length = -(-(image_tokens + 256) // 128) * 128
+        return row_length - image_tokens - 5
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of Show-o2's own `config.json`, and the nested geometries that it leaves to hub ids."""
@@ -121,6 +133,7 @@ class Showo2Config:
             "hidden_size": self.llm.hidden_size,
             "clip_latent_dim": self.vision.hidden_size,
             "num_diffusion_layers": self.num_diffusion_layers,
+            "max_prompt_tokens": self.max_prompt_tokens,
             "add_time_embeds": True,
             "add_qk_norm": True,
             "llm_config": asdict(self.llm),
@@ -151,6 +164,8 @@ class Showo2Config:
                 f"but the semantic layers have hidden size {vision.hidden_size}"
             )
         known = {"image_latent_dim", "image_latent_height", "image_latent_width", "num_diffusion_layers"}
+        if data.get("max_prompt_tokens") is not None:
+            known.add("max_prompt_tokens")
         _check_sizes({key: data[key] for key in (known | {"llm_vocab_size"}) & data.keys()}, where)
         return cls(
             llm=llm,
@@ -225,19 +240,31 @@ PRESETS = {
     "show-o2-1.5b-hq-512": replace(_SHOWO2_1_5B, image_latent_height=32, image_latent_width=32),
     "show-o2-1.5b-hq-1024": replace(_SHOWO2_1_5B, image_latent_height=64, image_latent_width=64),
     "show-o2-7b": Showo2Config(llm=QWEN2_5_7B, llm_model_path="Qwen/Qwen2.5-7B-Instruct"),
-    # The small model that ships with the package: 128x128 pixels, 64 image tokens, about 10 million parameters.
+    # The small model that ships with the package: 64x64 pixels, 16 image tokens, about 5 million parameters. It was
+    # trained by benchmarks/train_shapes.py.
     "embedded": Showo2Config(
-        llm=LlmGeometry(192, 512, 10, 6, 2, tie_word_embeddings=True),
-        llm_vocab_size=1024,
-        image_latent_height=8,
-        image_latent_width=8,
-        num_diffusion_layers=4,
-        vision=VisionGeometry(128, 384, 4, 4, grid=8),
-        head=HeadGeometry(256, 768, 8, 2, 32),
+        llm=LlmGeometry(192, 320, 10, 6, 2, tie_word_embeddings=True),
+        llm_vocab_size=512,
+        image_latent_dim=8,
+        image_latent_height=4,
+        image_latent_width=4,
+        num_diffusion_layers=3,
+        max_prompt_tokens=60,
+        vision=VisionGeometry(128, 256, 3, 4, grid=4),
+        head=HeadGeometry(192, 320, 6, 2, 32),
     ),
 }
 
-VAE_PRESETS = {name: VaeGeometry() for name in PRESETS} | {"embedded": VaeGeometry(dim=16)}
+VAE_PRESETS = {name: VaeGeometry() for name in PRESETS} | {
+    "embedded": VaeGeometry(
+        dim=16,
+        z_dim=8,
+        dim_mult=(1, 2, 3, 3),
+        num_res_blocks=1,
+        latent_mean=(0.0,) * 8,
+        latent_std=(1.0,) * 8,
+    )
+}
 
 
 def preset(name: str) -> tuple[Showo2Config, VaeGeometry]:
@@ -267,13 +294,3 @@ def parse_size(size: int | tuple[int, int] | None, native_grid: tuple[int, int])
                 f"next to {side} are {lower} and {lower + PIXELS_PER_TOKEN}"
             )
     return height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
-
-
-def max_text_tokens(image_tokens: int) -> int:
-    """How many prompt tokens fit beside `image_tokens` in the rows that Show-o2 was trained on.
-
-    The released row lengths (1024, 1280 and 4352 positions for 729, 1024 and 4096 image tokens) are the image
-    tokens plus 256, rounded up to 128; time token, bos, boi, eoi and eos take five of them.
-    """
-    row_length = -(-(image_tokens + 256) // 128) * 128
-    return row_length - image_tokens - 5

@@ -119,7 +119,7 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
     def __init__(self, config: Showo2Config):
         super().__init__()
         self.config = config
-        self.source: str | Path | None = None  # the folder it was loaded from, or the name "embedded"
+        self.source: Path | None = None  # the folder it was loaded from
         self.acceleration: Acceleration | None = None  # set by `flashu.apply_flashu_patch`
         self._companions: Any = None  # VAE and tokenizer of the last `t2i_generate`, by what was asked for
         llm, vision, head = config.llm.hidden_size, config.vision.hidden_size, config.head.hidden_size

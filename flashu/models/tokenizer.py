@@ -20,8 +20,6 @@ BOS, EOS = "<|im_start|>", "<|im_end|>"
 BOI, EOI = "<|vision_start|>", "<|vision_end|>"
 IMAGE_PLACEHOLDER, PAD = "<|image_pad|>", "[PAD]"
 
-EMBEDDED_FOLDER = Path(__file__).parent.parent / "embedded" / "tokenizer"
-
 
 @dataclass(frozen=True)
 class TokenIds:
@@ -97,10 +95,7 @@ class PromptTokenizer:
 
         Raises `CheckpointError` when there is none or it cannot be read.
         """
-        if str(path_or_hub_id) == checkpoint.EMBEDDED:
-            folder = EMBEDDED_FOLDER
-        else:
-            folder = checkpoint.resolve_folder(path_or_hub_id, ["tokenizer.json"])
+        folder = checkpoint.resolve_folder(path_or_hub_id, ["tokenizer.json"])
         file = find_tokenizer(folder)
         if file is None:
             raise CheckpointError(f"{folder} holds no tokenizer.json")

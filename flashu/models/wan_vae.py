@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from flashu.devices import resolve_device, resolve_dtype
 from flashu.errors import CheckpointError
 from flashu.models import checkpoint
-from flashu.models.geometry import VAE_PRESETS, VAE_STRIDE, VaeGeometry, read_json
-from flashu.models.random_weights import random_model
+from flashu.models.geometry import VAE_STRIDE, VaeGeometry, read_json
 
 RELEASED_REPOSITORY = "Wan-AI/Wan2.1-T2V-14B"
 RELEASED_FILE = "Wan2.1_VAE.pth"
@@ -191,11 +190,10 @@ class WanImageVAE(nn.Module):
         """
         device = resolve_device(device)
         dtype = None if dtype is None else resolve_dtype(dtype, device)
-        if str(path_or_hub_id) == checkpoint.EMBEDDED:
-            return random_model(cls, VAE_PRESETS[checkpoint.EMBEDDED], 0, dtype or torch.float32, device)
-
         path = Path(path_or_hub_id).expanduser()
-        if not path.is_file():
+        if str(path_or_hub_id) == checkpoint.EMBEDDED:
+            path = checkpoint.EMBEDDED_FOLDER / "vae"
+        elif not path.is_file():
             # Not "*.safetensors": the released repository also holds a video model of many gigabytes.
             patterns = [RELEASED_FILE, "config.json", "model.safetensors*", "model-*.safetensors"]
             path = checkpoint.resolve_folder(path_or_hub_id, patterns)

@@ -37,7 +37,8 @@ def both(pipe, pairs):
 def test_closed_form_equals_taking_neurons_and_groups_out_one_by_one(pipe, pairs, both):
     """Brute force over a whole question row, layer by layer, each on the whole layers' outputs before it."""
     llm = pipe.model.showo.model
-    row = lay_out(pipe.model, *pairs[0])
+    latents, question = pairs[0]
+    row = lay_out(pipe.model, latents, [question])
     x, whole = row.embeds, WHOLE
     for number, layer in enumerate(llm.layers):
         baseline, _ = layer(x, row.rotary, None, row.mask, None, whole)

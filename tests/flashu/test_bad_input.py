@@ -9,7 +9,6 @@ import torch
 
 from flashu import InputError, OutOfMemoryError, Showo2Qwen2_5, TextToImagePipeline
 from flashu.models import WanImageVAE
-from flashu.models.geometry import max_text_tokens
 from flashu.models.random_weights import random_model
 from flashu.models.tokenizer import PromptTokenizer
 from tests import fakes
@@ -56,7 +55,7 @@ def fail(pipe):
 @pytest.fixture(scope="module")
 def long_prompt(pipe):
     """A prompt of ten tokens too many, and the part of it that fits."""
-    limit = max_text_tokens((SIDE // 16) ** 2)
+    limit = pipe.model.config.max_text_tokens((SIDE // 16) ** 2)
     whole, part = "a" + " red" * (limit + 9), "a" + " red" * (limit - 1)
     assert not pipe.tokenizer.encode_prompt(part, limit).truncated
     assert len(pipe.tokenizer.encode_prompt(whole, 10_000).prefix) == 2 + limit + 10
@@ -73,7 +72,7 @@ def test_a_prompt_too_long_gives_the_picture_of_the_part_that_fits(generate, lon
 
 
 def test_a_prompt_too_long_is_warned_of_with_its_place_and_the_limit(generate, long_prompt):
-    with pytest.warns(UserWarning, match=r"1 of 3 prompts are longer than the 363 tokens .*the first is number 1,"):
+    with pytest.warns(UserWarning, match=r"1 of 3 prompts are longer than the 60 tokens .*the first is number 1,"):
         generate(["a red circle", long_prompt[0], "a blue star"])
 
 

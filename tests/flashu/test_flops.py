@@ -11,7 +11,7 @@ from flashu import FLASHU_PRESETS, FlashUConfig, InputError, Showo2Qwen2_5, Wand
 from flashu.acceleration.plan import make_plan
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
-from flashu.models.geometry import PRESETS, VAE_PRESETS, max_text_tokens
+from flashu.models.geometry import PRESETS, VAE_PRESETS
 from flashu.models.random_weights import random_model
 from flashu.patch import Acceleration
 
@@ -30,12 +30,17 @@ def count(settings, steps, model="embedded"):
 def test_count_equals_that_of_a_real_run():
     """Every operation of a run with real weights on the CPU, nothing remembered, nothing multiplied."""
     model = random_model(Showo2Qwen2_5, CONFIG, 0)
-    ones = [torch.ones(512)] * 10, [torch.ones(192)] * 10
+    llm = CONFIG.llm
+    ones = ([torch.ones(width)] * llm.num_hidden_layers for width in (llm.intermediate_size, llm.hidden_size))
     apply_flashu_patch(model, SETTINGS, scores=WandaScores(*ones, fingerprint(model)))
-    limit = max_text_tokens(64)
-    rows = sampler.Rows([[0] * 10, [0, 0]], [[0] * (4 + limit - 10), [0] * (2 + limit)], (8, 8))
+    limit, grid = CONFIG.max_text_tokens(16), CONFIG.native_grid
+    rows = sampler.Rows([[0] * 10, [0, 0]], [[0] * (4 + limit - 10), [0] * (2 + limit)], grid)
     states = sampler.trajectory(
-        model, torch.zeros(1, 16, 16, 16), rows, sampler.time_grid(8), model.acceleration.plan(8, 7.5)
+        model,
+        torch.zeros(1, CONFIG.image_latent_dim, 8, 8),
+        rows,
+        sampler.time_grid(8),
+        model.acceleration.plan(8, 7.5),
     )
     # The counter knows the matrix products of attention, but not the fused operation that a CPU would run for them.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -126,7 +126,7 @@ def test_understanding_prefill(golden):
         before=[ids["bos"], *mmu["system_ids"], *mmu["role_user_ids"], ids["boi"]],
         after=[ids["eoi"], *mmu["question_ids"], *mmu["role_assistant_ids"]],
     )
-    row = understanding.lay_out(golden.model, golden.expected["noise"][:1], question)
+    row = understanding.lay_out(golden.model, golden.expected["noise"][:1], [question])
     logits = golden.model.showo.lm_head(understanding.prefill(golden.model, row)[:, -1])
     assert relative_error(logits, golden.expected["mmu_prefill_last_logits"]) < EVALUATION
 

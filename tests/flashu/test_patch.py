@@ -25,6 +25,7 @@ from flashu.models.geometry import PRESETS
 from flashu.models.random_weights import random_model
 
 OFF = FLASHU_PRESETS["off"]
+GRID = PRESETS["embedded"].native_grid
 SETTINGS = FlashUConfig(r_p=0.3, r_LS=0.3, T_LS=3, T_cache=2, tau=2, schedule=[(4, 3.0), (4, 6.0)])
 PROMPTS = ["a red circle", "two small blue squares to the left of a large green triangle", ""]
 
@@ -124,8 +125,8 @@ def test_a_schedule_whose_first_phase_is_unguided(pipe):
     """Scale 1 for four steps, then 5: as if the run had been cut there and gone on guided from its latents."""
     model = pipe.model
     texts = [pipe.tokenizer.encode_prompt(text, 100) for text in (PROMPTS[0], "")]
-    rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], (8, 8))
-    noise, points = sampler.initial_noise([0], 16, 16, 16), sampler.time_grid(8)
+    rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], GRID)
+    noise, points = sampler.initial_noise([0], 8, 8, 8), sampler.time_grid(8)
     config = replace(OFF, schedule=((4, 1.0), (4, 5.0)), num_inference_steps=None)
     *_, mixed = sampler.trajectory(model, noise, rows, points, make_plan(config, 8, 7.5))
 
@@ -144,8 +145,8 @@ def test_pruned_groups_take_their_biases_along(pipe, scores):
             linear.bias.data.normal_(generator=generator)
     own = replace(scores, fingerprint=fingerprint(model))
     settings = replace(OFF, head_prune_ratio=0.5, num_inference_steps=4)
-    rows = sampler.Rows([[1, 2, 3], [1, 3]], [[4, 5], [4, 5, 6]], (8, 8))
-    noise, points = sampler.initial_noise([0], 16, 16, 16), sampler.time_grid(4)
+    rows = sampler.Rows([[1, 2, 3], [1, 3]], [[4, 5], [4, 5, 6]], GRID)
+    noise, points = sampler.initial_noise([0], 8, 8, 8), sampler.time_grid(4)
 
     apply_flashu_patch(model, settings, scores=own)
     assert model.acceleration.kv_heads == 1
@@ -164,7 +165,7 @@ def test_scores_survive_a_file_and_number_formats(pipe, scores, tmp_path):
     assert all(torch.equal(*pair) for pair in zip(scores.ffn, loaded.ffn, strict=True))
     low = Showo2Qwen2_5.from_pretrained("embedded", dtype="bfloat16")
     apply_flashu_patch(low, SETTINGS, scores=tmp_path / "scores.safetensors")
-    assert low.acceleration.ffn_width == 320
+    assert low.acceleration.ffn_width == 192
 
 
 def test_scores_of_another_model_are_refused(scores):
@@ -199,7 +200,7 @@ def test_calibration_methods_differ_and_both_score_every_neuron(pipe):
     options = {"prompts": PROMPTS[:1], "tokenizer": pipe.tokenizer, "num_inference_steps": 3}
     real, tokens = (calibrate(pipe.model, method=method, **options) for method in ("trajectories", "tokens"))
     for scored in (real, tokens):
-        assert [len(layer) for layer in scored.ffn] == [512] * 10
+        assert [len(layer) for layer in scored.ffn] == [320] * 10
         assert all((layer > 0).all() for layer in scored.ffn)
     assert not torch.allclose(real.ffn[0], tokens.ffn[0], rtol=0.1)
 

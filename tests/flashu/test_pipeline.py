@@ -30,7 +30,7 @@ def levels_apart(picture, other):
 def test_pictures_have_the_native_size_and_are_not_flat(batch):
     for picture in batch:
         assert picture.mode == "RGB"
-        assert picture.size == (128, 128)
+        assert picture.size == (64, 64)
         assert np.asarray(picture).std() > 10
 
 
@@ -112,7 +112,8 @@ def test_stream_gives_each_batch_as_soon_as_it_is_done(pipe):
 
 
 def test_row_lengths_are_the_released_ones():
-    assert [geometry.max_text_tokens(tokens) for tokens in (729, 1024, 4096)] == [290, 251, 251]
+    config = geometry.PRESETS["show-o2-1.5b"]
+    assert [config.max_text_tokens(tokens) for tokens in (729, 1024, 4096)] == [290, 251, 251]
 
 
 def test_t2i_generate_is_the_pipeline(batch):
@@ -122,7 +123,7 @@ def test_t2i_generate_is_the_pipeline(batch):
 
 
 def test_bfloat16_stays_close_to_float32(pipe):
-    """Over a whole guided run; measured here: 40 and 47 dB PSNR between the two formats' pictures."""
+    """Over a whole guided run; measured here: 50 and 41 dB PSNR between the two formats' pictures."""
     low = TextToImagePipeline.from_pretrained("embedded", dtype="bfloat16", device="cpu")
     assert low.model.dtype == low.vae.dtype == torch.bfloat16
     settings = {"seeds": 0, "num_inference_steps": 20}

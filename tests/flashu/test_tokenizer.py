@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from shapes.vocabulary import build_tokenizer
 from tokenizers import Tokenizer
 
 from flashu import CheckpointError
-from flashu.embedded.build_tokenizer import build
-from flashu.models.tokenizer import ADDED_TOKENS, EMBEDDED_FOLDER, PromptTokenizer
+from flashu.models.checkpoint import EMBEDDED_FOLDER
+from flashu.models.geometry import PRESETS
+from flashu.models.tokenizer import ADDED_TOKENS, PromptTokenizer
 from tests import fakes
 
 PROMPTS = (
@@ -163,8 +165,8 @@ def test_another_models_tokenizer_is_refused_with_the_tokens_it_lacks(tmp_path):
 
 
 def test_the_embedded_tokenizer_is_what_its_script_builds(tmp_path):
-    build().save_pretrained(tmp_path)
-    for file in EMBEDDED_FOLDER.iterdir():
+    build_tokenizer(PRESETS["embedded"].llm_vocab_size, seed=0).save_pretrained(tmp_path)
+    for file in (EMBEDDED_FOLDER / "tokenizer").iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
 
 

@@ -111,7 +111,7 @@ def test_a_picture_of_the_models_own_size_is_written(flashu, tmp_path):
     assert outcome.code == 0, outcome.err
     picture = Image.open(tmp_path / "out.png")
     picture.load()
-    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (128, 128))
+    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (64, 64))
     assert outcome.out.startswith("1 image in ")
     assert outcome.out.endswith(f"{tmp_path / 'out.png'}\n")
 
@@ -209,7 +209,7 @@ def test_a_prompt_is_never_a_path(flashu, tmp_path, prompt):
 
 def test_a_prompt_too_long_is_told_and_marked(generate, tmp_path):
     outcome = generate("a red circle " * 200, "-o", tmp_path / "out.png")
-    assert "flashu: warning: 1 of 1 prompts are longer than the 363 tokens that fit and were cut" in outcome.err
+    assert "flashu: warning: 1 of 1 prompts are longer than the 60 tokens that fit and were cut" in outcome.err
     assert info(tmp_path / "out.png")["truncated"] is True
 
 

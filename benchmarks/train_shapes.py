@@ -1,0 +1,232 @@
+"""Train the small Show-o2 that ships with the package, from nothing, on the shapes world.
+
+    python benchmarks/train_shapes.py vae       # pictures to latents and back
+    python benchmarks/train_shapes.py model     # caption → latent, latent + question → answer
+    python benchmarks/train_shapes.py export    # what came of it, as a checkpoint folder
+
+The parts write into --out, and go on from what they find there. A GPU is used where there is one. One seed gives one
+model on one kind of machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from shapes.captions import DESCRIBE, plain_caption, question, training_caption
+from shapes.render import render
+from shapes.scenes import LATTICE, Scene, random_scene
+from shapes.training import Training
+from shapes.vocabulary import build_tokenizer
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flashu.devices import resolve_device
+from flashu.models import Showo2Qwen2_5, WanImageVAE
+from flashu.models.geometry import PIXELS_PER_TOKEN, PRESETS, VAE_PRESETS
+from flashu.models.showo2 import Prefix, Times
+from flashu.models.tokenizer import USER, EncodedQuestion, PromptTokenizer
+from flashu.understanding import lay_out, prefill
+
+CONFIG = PRESETS["embedded"]
+SIDE = CONFIG.image_latent_height * PIXELS_PER_TOKEN
+
+VAE_STEPS, VAE_BATCH, VAE_LR = 1100, 32, 1.5e-3
+KL_WEIGHT = 2e-4
+FOREGROUND = 2  # by so much more do errors count where there is a shape
+STATISTICS_PICTURES = 512
+
+STEPS, BATCH, LR = 8000, 32, 2e-3
+NOISES = 4  # of each picture a step: its caption's keys and values are made once for all of them
+DROPPED = 0.1  # share of captions left out, for classifier-free guidance
+TIME_SHIFT = 3.0  # as in sampling: logit-normal training times lean towards the noise, where the scene is decided
+ASKED = 16  # of a step's pictures are asked about
+TURNS = 2  # questions about a picture, one after the other
+ANSWER_WEIGHT = 0.25
+
+
+def scenes_of_step(
+    part: str, step: int, count: int, options: argparse.Namespace, lattice: int | None = LATTICE
+) -> tuple[list[Scene], Tensor, random.Random]:
+    """The scenes of one step, their pictures (count, 3, side, side) in [-1, 1], and what goes on from their seed."""
+    rng = random.Random(f"{part} {options.seed} {step}")
+    torch.manual_seed(rng.getrandbits(63))
+    scenes = [random_scene(rng, lattice) for _ in range(count)]
+    pixels = torch.from_numpy(np.stack([np.asarray(render(scene, SIDE)) for scene in scenes]))
+    pictures = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return scenes, pictures.to(options.device, memory_format=torch.channels_last), rng
+
+
+# -------------------------------------------------------------------------------------------------------------- VAE
+
+
+def new_vae(options: argparse.Namespace) -> WanImageVAE:
+    torch.manual_seed(options.seed)
+    vae = WanImageVAE(VAE_PRESETS["embedded"])
+    with torch.no_grad():  # little noise at first, or nothing is ever sent through the latent
+        vae.conv1.bias[vae.geometry.z_dim :] = -5.0
+    return vae.to(options.device)
+
+
+def train_vae(options: argparse.Namespace) -> None:
+    vae = new_vae(options)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        _, pictures, _ = scenes_of_step("vae", step, VAE_BATCH, options, lattice=None)  # it may draw anything anywhere
+        with torch.autocast(options.device.type, torch.bfloat16):
+            mean, log_variance = (part.float() for part in vae.encode(pictures))
+            log_variance = log_variance.clamp(-20, 10)
+            latents = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+            drawn = vae.decoder(vae.conv2(latents)).float()
+        error = drawn - pictures
+        shapes = (pictures != pictures[:, :, :1, :1]).any(dim=1, keepdim=True)
+        error = error * (1 + FOREGROUND * shapes)
+        kl = (mean**2 + log_variance.exp() - 1 - log_variance).mean() / 2
+        return {"l1": error.abs().mean(), "l2": error.square().mean(), "kl": KL_WEIGHT * kl}
+
+    Training(vae, options.steps or VAE_STEPS, VAE_LR, options.out / "vae").run(losses)
+
+
+@torch.no_grad()
+def trained_vae(options: argparse.Namespace) -> WanImageVAE:
+    """The averaged VAE, with the mean and standard deviation of its latents' channels, measured on fresh scenes."""
+    vae = new_vae(options).requires_grad_(False)
+    vae.load_state_dict(torch.load(options.out / "vae" / "state.pt", weights_only=True)["average"])
+    _, pictures, _ = scenes_of_step("statistics", 0, STATISTICS_PICTURES, options)
+    latents = torch.cat([vae.encode(batch)[0] for batch in pictures.split(VAE_BATCH)])
+    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    vae.geometry = replace(vae.geometry, latent_mean=tuple(mean.tolist()), latent_std=tuple(std.tolist()))
+    return vae.eval()
+
+
+# ------------------------------------------------------------------------------------------------------------ model
+
+
+def new_model(options: argparse.Namespace) -> Showo2Qwen2_5:
+    """Untrained: matrices N(0, 0.02²), and modulations, gates and velocity at zero, so that blocks start as nothing."""
+    torch.manual_seed(options.seed)
+    model = Showo2Qwen2_5(CONFIG)
+    for name, parameter in model.named_parameters():
+        if "adaLN_modulation" in name or name.startswith("diffusion_head_b.linear"):
+            torch.nn.init.zeros_(parameter)
+        elif parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter[0].numel() ** -0.5 / 2)
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+    return model.to(options.device)
+
+
+def times_of_images(model: Showo2Qwen2_5, t: Tensor) -> Times:
+    """What the network takes for images that are each at a time of their own, `t` (images,)."""
+    times = model.embed_times(t)
+    blocks, final = times.blocks.permute(1, 2, 0, 3), times.final.transpose(0, 1)
+    return Times(times.token[:, None], blocks[:, :, :, None], final[:, :, None])
+
+
+def repeated(prefix: Prefix, times: int) -> Prefix:
+    """A prefix with each of its rows `times` over."""
+    rows = torch.arange(prefix.rows, device=prefix.llm[0].key.device).repeat_interleave(times)
+    return replace(
+        prefix,
+        rows=len(rows),
+        llm=[layer.rows(rows) for layer in prefix.llm],
+        head=[block.rows(rows) for block in prefix.head],
+        llm_rotary=prefix.llm_rotary.rows(rows),
+        head_rotary=prefix.head_rotary.rows(rows),
+        mask=None if prefix.mask is None else prefix.mask[rows],
+    )
+
+
+def flow_loss(model: Showo2Qwen2_5, tokenizer: PromptTokenizer, latents: Tensor, captions: Sequence[str]) -> Tensor:
+    """Flow matching: the squared error of the velocity from noise (time 0) to latent (time 1)."""
+    prefixes = [tokenizer.encode_prompt(caption, CONFIG.max_prompt_tokens).prefix for caption in captions]
+    prefix = repeated(model.encode_prefix(prefixes, CONFIG.native_grid), NOISES)
+    clean = latents.repeat_interleave(NOISES, dim=0)
+    noise = torch.randn_like(clean)
+    t = torch.randn(len(clean), device=clean.device).sigmoid()
+    t = t / (TIME_SHIFT - (TIME_SHIFT - 1) * t)
+    share = t[:, None, None, None]
+    velocity = model.velocity((1 - share) * noise + share * clean, times_of_images(model, t), prefix)
+    return (velocity.float() - (clean - noise)).square().mean()
+
+
+def conversation(tokenizer: PromptTokenizer, scene: Scene, rng: random.Random) -> tuple[EncodedQuestion, list[int]]:
+    """Questions about a scene with their answers, and which of the tokens after the picture belong to answers."""
+
+    def tokens(text: str) -> list[int]:
+        return tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
+
+    turns = [question(scene, rng) for _ in range(TURNS)]
+    if rng.random() < 0.4:
+        turns.append((DESCRIBE, plain_caption(scene)))
+    after: list[int] = []
+    answers: list[int] = []
+    for number, (asked, answer) in enumerate(turns):
+        encoded = tokenizer.encode_question(asked)
+        after += encoded.after if number == 0 else [*tokens(USER), *encoded.after[1:]]
+        said = [*tokens(answer), tokenizer.ids.eos]
+        answers += range(len(after), len(after) + len(said))
+        after += said
+    return EncodedQuestion(encoded.before, after), answers
+
+
+def answer_loss(
+    model: Showo2Qwen2_5, tokenizer: PromptTokenizer, latents: Tensor, scenes: Sequence[Scene], rng: random.Random
+) -> Tensor:
+    """Next-token prediction: the cross-entropy of answers to questions about clean latents."""
+    asked, answers = zip(*(conversation(tokenizer, scene, rng) for scene in scenes), strict=True)
+    hidden = prefill(model, lay_out(model, latents, asked))
+    longest = max(len(row.after) for row in asked)
+    rows = torch.tensor([row for row, places in enumerate(answers) for _ in places], device=hidden.device)
+    places = torch.tensor([place for row in answers for place in row], device=hidden.device)
+    said = torch.tensor([row.after[place] for row, places in zip(asked, answers, strict=True) for place in places])
+    logits = model.showo.lm_head(hidden[rows, hidden.shape[1] - longest + places - 1])
+    return F.cross_entropy(logits.float(), said.to(logits.device))
+
+
+def train_model(options: argparse.Namespace) -> None:
+    vae, model = trained_vae(options), new_model(options)
+    tokenizer = build_tokenizer(CONFIG.llm_vocab_size, options.seed)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        scenes, pictures, rng = scenes_of_step("model", step, BATCH, options)
+        captions = ["" if rng.random() < DROPPED else training_caption(scene, rng) for scene in scenes]
+        # The fused attention kernels are slow to differentiate in bfloat16 on a CPU, and rows are short.
+        with torch.autocast(options.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad():
+                latents = vae.encode(pictures)[0].float()
+            return {
+                "flow": flow_loss(model, tokenizer, latents, captions),
+                "answer": ANSWER_WEIGHT * answer_loss(model, tokenizer, latents[:ASKED], scenes[:ASKED], rng),
+            }
+
+    Training(model, options.steps or STEPS, LR, options.out / "model").run(losses)
+
+
+def export(options: argparse.Namespace) -> None:
+    """The averaged weights as a checkpoint folder."""
+    model = new_model(options)
+    model.load_state_dict(torch.load(options.out / "model" / "state.pt", weights_only=True)["average"])
+    model.save_pretrained(options.to)
+    trained_vae(options).save_pretrained(options.to / "vae")
+    build_tokenizer(CONFIG.llm_vocab_size, options.seed).save_pretrained(options.to / "tokenizer")
+    print(f"written to {options.to}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("vae", "model", "export"))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--out", type=Path, default=Path("shapes-training"))
+    parser.add_argument("--to", type=Path, default=Path("flashu/embedded"), help="where `export` writes")
+    options = parser.parse_args()
+    options.device = resolve_device(options.device)
+    {"vae": train_vae, "model": train_model, "export": export}[options.part](options)

@@ -1,0 +1,91 @@
+"""The quality benchmark, run as a user runs it, on a few prompts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(*arguments):
+    command = [sys.executable, str(BENCHMARKS / "quality.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quality")
+    file, figure = folder / "result.json", folder / "curve.png"
+    done = run("--settings", "stock-8", "paper-1.5b", "--prompts", 6, "--json", file, "--figure", figure)
+    assert done.returncode == 0, done.stderr
+    return file, figure, done.stdout
+
+
+def test_reference_comes_first_and_equals_itself(measured):
+    file, *_ = measured
+    reference, *others = json.loads(file.read_text())["settings"]
+    assert reference["name"] == "stock-50"
+    assert reference["psnr_db"] is None
+    assert reference["ssim"] == pytest.approx(1)
+    assert reference["oracle_change"] == {"points": 0, "standard_error": 0}
+    assert reference["flop_ratio"] == reference["speed_up"] == 1
+    assert {entry["name"] for entry in others} == {"stock-8", "paper-1.5b"}
+
+
+def test_every_setting_is_scored_on_prompts_of_every_sort_and_told_apart_from_the_reference(measured):
+    result = json.loads(measured[0].read_text())
+    assert result["cpu"]
+    assert 0 <= result["answers_right"] <= 100
+    reference = result["settings"][0]
+    for entry in result["settings"]:
+        assert entry["prompts"] == 6
+        for scores in (entry["oracle"], entry["self_answered"]):
+            sorts = [scores[sort] for sort in ("single", "pair", "several")]
+            assert scores["all"] == pytest.approx(sum(sorts) / 3, abs=0.01), "two prompts of each sort"
+            assert all(0 <= score <= 100 for score in sorts)
+        assert entry["oracle_change"]["points"] == pytest.approx(
+            entry["oracle"]["all"] - reference["oracle"]["all"], abs=0.01
+        )
+        assert entry["statistics"]["broken"] == 0
+        if entry is not reference:
+            assert 5 < entry["psnr_db"] < 60
+            assert 0 < entry["ssim"] < 1
+
+
+def test_costs_fall_as_the_plans_say(measured):
+    reference, *others = json.loads(measured[0].read_text())["settings"]
+    few, paper = sorted(others, key=lambda entry: entry["steps"])
+    assert (few["steps"], paper["steps"]) == (8, 35)
+    assert few["flop_ratio"] == pytest.approx(reference["tflop_per_image"] / few["tflop_per_image"], rel=1e-3)
+    assert 4 < few["flop_ratio"] < 7, "7 of 49 evaluations, and the VAE"
+    assert 1.5 < paper["flop_ratio"] < few["flop_ratio"]
+    assert few["speed_up"] > 1.5
+
+
+def test_table_and_figure_show_the_settings(measured):
+    _, figure, printed = measured
+    assert all(name in printed for name in ("stock-50", "stock-8", "paper-1.5b"))
+    assert Image.open(figure).width > 1000
+
+
+def test_check_repeats_a_result_and_names_what_differs(measured, tmp_path):
+    result = json.loads(measured[0].read_text())
+    tampered = next(entry for entry in result["settings"] if entry["name"] == "paper-1.5b")
+    tampered["oracle"]["all"] += 5
+    file = tmp_path / "tampered.json"
+    file.write_text(json.dumps(result))
+    done = run("--check", file)
+    assert done.returncode == 1
+    assert "paper-1.5b: oracle score" in done.stderr
+    assert "stock" not in done.stderr, "the others are repeated"
+
+
+def test_unknown_setting_is_told_without_a_traceback():
+    done = run("--settings", "stock-9")
+    assert done.returncode == 2
+    assert "stock-9" in done.stderr
+    assert "Traceback" not in done.stderr

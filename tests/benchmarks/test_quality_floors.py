@@ -1,0 +1,32 @@
+"""What the embedded model draws, and answers, must not get worse: scores on a fixed part of shapes-bench, with floors.
+
+The scores are those that `benchmarks/quality.py` measures, of the same prompts from the same seeds. The floors lie
+a few points below what was measured, for other processors round otherwise.
+"""
+
+import pytest
+from quality import SETTINGS, Bench, whole_bench
+from quality_measures import answers_right
+
+from flashu import TextToImagePipeline
+
+PROMPTS = 60
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench(TextToImagePipeline.from_pretrained("embedded", device="cpu"), batch_size=60)
+
+
+@pytest.mark.parametrize(("setting", "single", "all_sorts"), [("stock-50", 42, 33), ("paper-1.5b", 29, 24)])
+def test_pictures_follow_their_prompts(bench, setting, single, all_sorts):
+    prompts = whole_bench()[:PROMPTS]
+    pictures, _ = bench.draw(SETTINGS[setting], prompts)
+    judged = bench.judge(prompts, pictures)
+    of_single = [score for item, score in zip(prompts, judged.oracle, strict=True) if item.sort == "single"]
+    assert sum(of_single) / len(of_single) >= single
+    assert judged.oracle.mean() >= all_sorts
+
+
+def test_questions_about_renders_are_answered(bench):
+    assert answers_right(bench.pipe, 60, 64, 60) >= 66

@@ -1,0 +1,58 @@
+"""Training the embedded model, for a few steps: it resumes as if it had not stopped, and what it exports runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashu import TextToImagePipeline
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_shapes.py"
+
+
+def train(part, out, *arguments):
+    command = [sys.executable, str(SCRIPT), part, "--out", str(out), "--device", "cpu", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Three steps of each part: in two pieces, and in one."""
+    pieces, whole = tmp_path_factory.mktemp("pieces"), tmp_path_factory.mktemp("whole")
+    train("vae", pieces, "--steps", 2)
+    assert "going on from step 2 of 3" in train("vae", pieces, "--steps", 3)
+    train("vae", whole, "--steps", 3)
+    for out in (pieces, whole):
+        train("model", out, "--steps", 1)
+    train("model", pieces, "--steps", 2)
+    return pieces, whole
+
+
+def test_training_goes_on_as_if_it_had_not_stopped(trained):
+    pieces, whole = (torch.load(out / "vae" / "state.pt", weights_only=True) for out in trained)
+    assert pieces["step"] == whole["step"] == 3
+    for part in ("model", "average"):
+        for name, value in whole[part].items():
+            assert torch.equal(value, pieces[part][name]), name
+
+
+def test_one_seed_trains_one_model_and_another_step_changes_it(trained):
+    two, one = (torch.load(out / "model" / "state.pt", weights_only=True)["model"] for out in trained)
+    name = "showo.model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(two[name], one[name])
+    assert (two[name] - one[name]).abs().max() < 1e-3, "one step from the same place, at the start of the warm-up"
+
+
+def test_export_is_a_checkpoint_that_draws(trained, tmp_path):
+    train("export", trained[0], "--to", tmp_path / "exported")
+    picture = TextToImagePipeline.from_pretrained(tmp_path / "exported")("a red circle", num_inference_steps=3)[0]
+    assert picture.size == (64, 64)
+
+
+def test_losses_are_logged(trained):
+    lines = [json.loads(line) for line in (trained[0] / "vae" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3]
+    assert all({"seconds", "l1", "l2", "kl"} <= line.keys() for line in lines)
