@@ -63,14 +63,13 @@ settings=(cluster.address="$address")
 if ((gpus > 0)); then # said here, as nodes may still be joining
     settings+=(cluster.gpus_per_worker=1 cluster.workers=$((gpus * ${#nodes[@]})))
 fi
-flashu run "$1" "${settings[@]}" "${@:2}" &
-driver=$!
-
-requeue=false
+requeue=false driver=
 # From scancel, or from a preemption, which requeues by itself:
 trap 'kill -TERM $driver 2>/dev/null || true' TERM
 # The time is nearly up. The run gets two minutes to finish the shards in flight, then one to stop:
 trap 'requeue=true; kill -INT $driver 2>/dev/null || true; (sleep 120; kill -TERM $driver) >/dev/null 2>&1 &' USR1
+flashu run "$1" "${settings[@]}" "${@:2}" &
+driver=$!
 while kill -0 $driver 2>/dev/null; do # a signal ends `wait` before the driver has stopped
     wait $driver && status=0 || status=$?
 done
