@@ -36,7 +36,7 @@ import numpy as np
 from hardware import describe
 from PIL import Image
 from quality_figures import draw_curve
-from quality_measures import answers_right, psnr, self_answers, ssim, statistics_of
+from quality_measures import answers_right, psnr, ssim, statistics_of
 from shapes import oracle
 from shapes.bench import SORTS, Item, items
 from shapes.captions import training_caption
@@ -192,10 +192,8 @@ class Bench:
         """Each item's scores, by the oracle and by the model itself."""
         seen = [oracle.answers(picture, item.propositions) for item, picture in zip(prompts, pictures, strict=True)]
         questions = [[statement.question for statement in item.propositions] for item in prompts]
-        said: list[list[bool]] = []
-        for start in range(0, len(prompts), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            said += self_answers(self.pipe, pictures[batch], questions[batch])
+        probabilities = self.pipe.yes_probability(pictures, questions, batch_size=self.batch_size)
+        said = [[yes > 0.5 for yes in of_picture] for of_picture in probabilities]
         scores = [
             np.array([100 * item.score(one) for item, one in zip(prompts, answers, strict=True)])
             for answers in (seen, said)

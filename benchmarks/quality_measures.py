@@ -6,16 +6,13 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from shapes.captions import yes_no
 from shapes.render import render
 from shapes.scenes import random_scene
 
-from flashu.models.geometry import PIXELS_PER_TOKEN
 from flashu.pipeline import TextToImagePipeline
-from flashu.understanding import next_token_logits, picture_latents
 from jobs.quality import METRICS, Picture, measure
 
 QUESTIONS = 5  # about each render
@@ -53,24 +50,6 @@ def statistics_of(pictures: Sequence[Image.Image]) -> dict[str, float]:
     return {name: float(np.mean([one[name] for one in measured])) for name, m in METRICS.items() if m.type is not str}
 
 
-@torch.no_grad()
-def self_answers(
-    pipe: TextToImagePipeline, pictures: Sequence[Image.Image], questions: Sequence[Sequence[str]]
-) -> list[list[bool]]:
-    """The model's own yes or no to each picture's questions: the likelier of the two single tokens."""
-    yes, no = (pipe.tokenizer.tokenizer.encode(word, add_special_tokens=False).ids for word in ("yes", "no"))
-    if len(yes) != 1 or len(no) != 1:
-        raise ValueError("the model's tokenizer has no single tokens for yes and no")
-    grids = [tuple(side // PIXELS_PER_TOKEN for side in reversed(picture.size)) for picture in pictures]
-    latents = torch.cat([picture_latents(pipe.vae, one, grid) for one, grid in zip(pictures, grids, strict=True)])
-    counts = torch.tensor([len(asked) for asked in questions], device=latents.device)
-    encoded = [pipe.tokenizer.encode_question(question) for asked in questions for question in asked]
-    logits = next_token_logits(pipe.model, latents.repeat_interleave(counts, dim=0), encoded)
-    says_yes = (logits[:, yes[0]] > logits[:, no[0]]).tolist()
-    ends = counts.cumsum(0).tolist()
-    return [says_yes[end - len(asked) : end] for end, asked in zip(ends, questions, strict=True)]
-
-
 def answers_right(pipe: TextToImagePipeline, renders: int, side: int, batch_size: int) -> float:
     """Per cent of yes-or-no questions about fresh renders that the model answers right: how good a judge it is."""
     rng = random.Random("questions about renders")
@@ -80,9 +59,9 @@ def answers_right(pipe: TextToImagePipeline, renders: int, side: int, batch_size
         batch = scenes[start : start + batch_size]
         asked = [[yes_no(scene, rng) for _ in range(QUESTIONS)] for scene in batch]
         questions = [[statement.question for statement, _ in about] for about in asked]
-        said = self_answers(pipe, [render(scene, side) for scene in batch], questions)
+        said = pipe.yes_probability([render(scene, side) for scene in batch], questions, batch_size=batch_size)
         right += [
-            yes == holds
+            (yes > 0.5) == holds
             for one, about in zip(said, asked, strict=True)
             for yes, (_, holds) in zip(one, about, strict=True)
         ]

@@ -16,7 +16,7 @@ MAX_SEED = 2**64 - 1
 
 def texts(name: str, values: Any, count: int | None = None) -> list[str]:
     """A list of texts; one text is repeated `count` times. Raises `InputError` for anything else."""
-    result = [values] * (1 if count is None else count) if isinstance(values, str) else _as_list(name, values)
+    result = [values] * (1 if count is None else count) if isinstance(values, str) else as_list(name, values)
     for value in result:
         if not isinstance(value, str):
             raise InputError(f"{name} holds {value!r}, which is no text")
@@ -25,17 +25,17 @@ def texts(name: str, values: Any, count: int | None = None) -> list[str]:
     return _one_each(name, result, count)
 
 
-def seeds(values: Any, count: int) -> list[int]:
-    """A seed per prompt: given, counted up from one number, or, for None, from torch's global generator."""
+def seeds(values: Any, count: int, of: str = "prompts") -> list[int]:
+    """A seed for each: given, counted up from one number, or, for None, from torch's global generator."""
     if values is None:
         return torch.randint(2**63 - 1, (count,)).tolist()
     if _is_whole(values):
         values = range(int(values), int(values) + count)
-    result = _as_list("seeds", values)
+    result = as_list("seeds", values)
     for value in result:
         if not _is_whole(value) or not 0 <= value <= MAX_SEED:
             raise InputError(f"seeds holds {value!r}; a seed is a whole number from 0 to 2**64 - 1")
-    return [int(value) for value in _one_each("seeds", result, count)]
+    return [int(value) for value in _one_each("seeds", result, count, of)]
 
 
 def whole(name: str, value: Any, least: int) -> int:
@@ -57,13 +57,14 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _as_list(name: str, values: Any) -> list:
+def as_list(name: str, values: Any) -> list:
+    """Several values as a list. Raises `InputError` for what is no iterable."""
     if not isinstance(values, Iterable):
         raise InputError(f"{name} is {values!r}; give one, or several in a list")
     return list(values)
 
 
-def _one_each(name: str, values: list, count: int | None) -> list:
+def _one_each(name: str, values: list, count: int | None, of: str = "prompts") -> list:
     if count is not None and len(values) != count:
-        raise InputError(f"{len(values)} {name} for {count} prompts; give one for each")
+        raise InputError(f"{len(values)} {name} for {count} {of}; give one for each")
     return values

@@ -13,6 +13,7 @@ from flashu.errors import InputError
 NUM_INFERENCE_STEPS = 50
 GUIDANCE_SCALE = 7.5
 BATCH_SIZE = 8
+MAX_NEW_TOKENS = 128
 
 Schedule = Sequence[tuple[int, float]]
 

@@ -1,4 +1,5 @@
-"""From prompts to pictures: tokenizer, Show-o2, sampler and VAE, put together for one process and one device."""
+"""From prompts to pictures, and from pictures and questions to answers: tokenizer, Show-o2, sampler and VAE, put
+together for one process and one device."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from flashu import arguments, sampler
+from flashu import arguments, sampler, visual_questions
 from flashu.acceleration.plan import Plan, make_plan
-from flashu.config import BATCH_SIZE, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from flashu.config import BATCH_SIZE, GUIDANCE_SCALE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS
 from flashu.devices import is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.models import checkpoint, geometry
@@ -41,7 +42,8 @@ class _Request:
 
 
 class TextToImagePipeline:
-    """`pipe = TextToImagePipeline.from_pretrained(…)`, then `pipe(prompts)` gives PIL images."""
+    """`pipe = TextToImagePipeline.from_pretrained(…)`, then `pipe(prompts)` gives PIL images, and
+    `pipe.answer(images, questions)` texts."""
 
     def __init__(self, model: Showo2Qwen2_5, vae: WanImageVAE, tokenizer: PromptTokenizer):
         if len(tokenizer) > model.config.llm_vocab_size:
@@ -124,6 +126,55 @@ class TextToImagePipeline:
             raise InputError(f"{folder} cannot be written: {error}") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # gone already where all went well
+
+    def answer(
+        self,
+        images: Any,
+        questions: Any,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seeds: int | Sequence[int] | None = None,
+        size: int | tuple[int, int] | None = None,
+        fit: str = "crop",
+        batch_size: int = BATCH_SIZE,
+    ) -> Any:
+        """Answer questions about images: texts, in the shape in which the questions came.
+
+        images: a PIL image or a file of one, or a list; of any size and mode.
+        questions: one, asked of every image; or a list with a question, or a list of questions, for each. Questions
+            about one image share its encoding and prefill.
+        max_new_tokens: where an answer is cut that has not ended.
+        temperature: 0 takes the likeliest token each time. Above, tokens are drawn, from the `top_k` likeliest and from
+            the likeliest that have `top_p` of the probability; `seeds` then has one for each question, or the first's.
+        size: as in generation: what images are resized to. None is the checkpoint's own.
+        fit: "crop" cuts off what does not fit the size, as the release does; "letterbox" shows all of it, on grey.
+        batch_size: images read at once.
+
+        Raises `InputError` for what is no image or no question, and for settings that cannot be used.
+        """
+        asked = visual_questions.Asked.of(images, questions)
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        options |= {"seeds": seeds, "size": size, "fit": fit, "batch_size": batch_size}
+        return asked.shaped(visual_questions.answer(self, asked, **options))
+
+    def yes_probability(
+        self,
+        images: Any,
+        questions: Any,
+        *,
+        size: int | tuple[int, int] | None = None,
+        fit: str = "crop",
+        batch_size: int = BATCH_SIZE,
+    ) -> Any:
+        """How likely "yes" is, against "no", as the answer to each question: numbers in [0, 1].
+
+        One pass, with no decoding. Arguments and shape are those of `answer`.
+        """
+        asked = visual_questions.Asked.of(images, questions)
+        return asked.shaped(visual_questions.yes_probability(self, asked, size=size, fit=fit, batch_size=batch_size))
 
     def __call__(self, prompts: str | Sequence[str], **options: Any) -> list[Image.Image]:
         """All pictures of `prompts` as a list; see `stream` for the options and for what each picture carries."""

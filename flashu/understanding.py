@@ -1,9 +1,10 @@
-"""One pass of the LLM over an image and a question: the layout and mask in which Show-o2 reads them.
+"""How Show-o2 reads an image and a question: the layout and mask of a row, run whole.
 
     [bos] system user [boi] [time(1)] [image × N] [eoi] question assistant
 
 Text is causal. The released mask gives full attention to the N + 1 positions after the time token, so that the time
-token stays causal and eoi is inside; its published scores come from it.
+token stays causal and eoi is inside; its published scores come from it. Nothing up to eoi sees the question: what
+answers questions makes that part once an image (`flashu.answering`); training and calibration run whole rows.
 """
 
 from __future__ import annotations
@@ -11,28 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN
+from flashu.models.geometry import PATCH_SIZE
 from flashu.models.layers import Rotary, rotary_frequencies, rotary_table
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedQuestion
-from flashu.models.wan_vae import WanImageVAE
-
-
-@torch.no_grad()
-def picture_latents(vae: WanImageVAE, picture: Image.Image, grid: tuple[int, int]) -> Tensor:
-    """A picture of any size and mode to clean latents (1, channels, height, width) for a token grid.
-
-    Resized until it covers the grid's pixels and cropped at the centre, as the release does; the posterior's mean.
-    """
-    height, width = (side * PIXELS_PER_TOKEN for side in grid)
-    fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    return vae.encode(pixels.to(vae.device))[0]
 
 
 @dataclass
@@ -48,32 +34,18 @@ class QuestionRows:
 def lay_out(model: Showo2Qwen2_5, latents: Tensor, questions: Sequence[EncodedQuestion]) -> QuestionRows:
     """Lay out clean latents (images, channels, height, width) and a question about each.
 
-    What stands before the image must be of one length, as it is for all questions of one tokenizer. Differentiable.
+    What stands before the image must be the same for all, as it is for questions of one tokenizer. Differentiable.
     """
-    height, width = latents.shape[-2:]
-    positions = model.semantic_positions((height // PATCH_SIZE, width // PATCH_SIZE))
-    image = model.embed_images(latents.to(model.device, model.dtype), positions)
-    time = model.embed_times(torch.ones(1)).token.expand(len(image), 1, -1)
+    image = embed_image(model, latents, questions[0])
     longest = max(len(question.after) for question in questions)
-    before, after = (
-        model.showo.model.embed_tokens(torch.tensor(ids, device=model.device))
-        for ids in (
-            [question.before for question in questions],
-            [[*question.after, *[0] * (longest - len(question.after))] for question in questions],
-        )
-    )
-    embeds = torch.cat((before, time, image, after), dim=1)
-    length, first = embeds.shape[1], before.shape[1] + 1
-    position = torch.arange(length, device=model.device)
-    inside = (position >= first) & (position <= first + image.shape[1])
-    mask = (position[None] <= position[:, None]) | (inside[None] & inside[:, None])
-    config = model.config.llm
-    frequencies = rotary_frequencies(config.head_dim, config.rope_theta, model.device)
+    after = [[*question.after, *[0] * (longest - len(question.after))] for question in questions]
+    embeds = torch.cat((image, embed_tokens(model, after)), dim=1)
+    length = image.shape[1] + longest
     return QuestionRows(
         embeds,
-        rotary_table(frequencies, position[None], model.dtype),
-        mask[None, None],
-        [length - longest + len(question.after) for question in questions],
+        rotary_at(model, torch.arange(length, device=model.device)[None]),
+        row_mask(length, len(questions[0].before), image.shape[1], model.device),
+        [image.shape[1] + len(question.after) for question in questions],
     )
 
 
@@ -82,10 +54,31 @@ def prefill(model: Showo2Qwen2_5, rows: QuestionRows) -> Tensor:
     return model.showo.model(rows.embeds, rows.rotary, mask=rows.mask)[0]
 
 
-@torch.no_grad()
-def next_token_logits(model: Showo2Qwen2_5, latents: Tensor, questions: Sequence[EncodedQuestion]) -> Tensor:
-    """The logits of each answer's first token, (images, vocabulary), for latents (images, channels, height, width)."""
-    rows = lay_out(model, latents, questions)
-    hidden = prefill(model, rows)
-    last = torch.tensor(rows.lengths, device=hidden.device) - 1
-    return model.showo.lm_head(hidden[torch.arange(len(hidden), device=hidden.device), last])
+def embed_image(model: Showo2Qwen2_5, latents: Tensor, question: EncodedQuestion) -> Tensor:
+    """From bos to the last image token, (images, positions, hidden). Of `question`, what stands before the image."""
+    height, width = latents.shape[-2:]
+    positions = model.semantic_positions((height // PATCH_SIZE, width // PATCH_SIZE))
+    image = model.embed_images(latents.to(model.device, model.dtype), positions)
+    time = model.embed_times(torch.ones(1)).token.expand(len(image), 1, -1)
+    before = embed_tokens(model, [question.before]).expand(len(image), -1, -1)
+    return torch.cat((before, time, image), dim=1)
+
+
+def embed_tokens(model: Showo2Qwen2_5, ids: Sequence[Sequence[int]]) -> Tensor:
+    return model.showo.model.embed_tokens(torch.tensor(ids, device=model.device))
+
+
+def rotary_at(model: Showo2Qwen2_5, positions: Tensor) -> Rotary:
+    """The LLM's rotation at `positions` (rows or 1, positions)."""
+    config = model.config.llm
+    return rotary_table(rotary_frequencies(config.head_dim, config.rope_theta, model.device), positions, model.dtype)
+
+
+def row_mask(length: int, before: int, image_end: int, device: torch.device) -> Tensor:
+    """Which of a row's positions sees which, (1, 1, length, length).
+
+    `before` positions stand before the time token; eoi is at `image_end`, right after the last image token.
+    """
+    position = torch.arange(length, device=device)
+    inside = (position > before) & (position <= image_end)
+    return ((position[None] <= position[:, None]) | (inside[None] & inside[:, None]))[None, None]

@@ -252,7 +252,7 @@ def _question_pairs(
 ) -> list[tuple[Tensor, EncodedQuestion]]:
     """Latents and encoded questions; of the model's own pictures of `prompts`, where none are given."""
     from flashu.pipeline import TextToImagePipeline
-    from flashu.understanding import picture_latents
+    from flashu.visual_questions import picture_latents
 
     pipe = TextToImagePipeline.from_model(model, vae=vae, tokenizer=tokenizer)
     if asked is None:

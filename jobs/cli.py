@@ -9,13 +9,20 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.session import SessionError
 from cluster.storage import StorageError
-from flashu.config import BATCH_SIZE, FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, flashu_preset
+from flashu.config import (
+    BATCH_SIZE,
+    FLASHU_PRESETS,
+    GUIDANCE_SCALE,
+    MAX_NEW_TOKENS,
+    NUM_INFERENCE_STEPS,
+    flashu_preset,
+)
 from flashu.errors import InputError, OutOfMemoryError
 from jobs import acceleration_cli, manifest_cli, run_cli
 from jobs.image_size import parse_size
@@ -35,6 +42,7 @@ app = typer.Typer(
     Try it, with no download and no GPU:
 
         flashu generate "a red circle" -o out.png
+        flashu ask out.png "What colour is the circle?"
 
     With the released model:
 
@@ -59,6 +67,10 @@ TokenizerOption = Annotated[
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="bfloat16 or float32.", show_default="bfloat16 on CUDA, else float32")
 ]
+DeviceOption = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu, …", show_default="CUDA if there is one")]
+SizeOption = Annotated[
+    str | None, typer.Option(help="Pixels per side, or WIDTHxHEIGHT; multiples of 16.", show_default="the model's own")
+]
 
 
 @app.command()
@@ -79,10 +91,7 @@ def generate(
     ] = None,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 0 or 1 for none.")] = GUIDANCE_SCALE,
     negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
-    size: Annotated[
-        str | None,
-        typer.Option(help="Pixels per side, or WIDTHxHEIGHT; multiples of 16.", show_default="the model's own"),
-    ] = None,
+    size: SizeOption = None,
     flashu: Annotated[
         str | None, typer.Option(help=f"Accelerate with FlashU settings: {', '.join(FLASHU_PRESETS)}.")
     ] = None,
@@ -90,9 +99,7 @@ def generate(
         Path | None, typer.Option(help="Calibrated scores for --flashu.", show_default="measured first")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images made at once.")] = BATCH_SIZE,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, cuda:1, cpu, …", show_default="CUDA if there is one")
-    ] = None,
+    device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
     """Make images from prompts.
@@ -139,6 +146,49 @@ def generate(
     seconds = time.perf_counter() - start
     shown = str(files[0]) if len(files) == 1 else f"{files[0]} … {files[-1].name}"
     typer.echo(f"{len(files)} image{'s'[: len(files) > 1]} in {seconds:.1f} s: {shown}")
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="An image file.", metavar="IMAGE")],
+    questions: Annotated[list[str], typer.Argument(help="One or more, each in quotes.", metavar="QUESTION…")],
+    yes_no: Annotated[
+        bool, typer.Option("--yes-no", help="Answer yes or no, with the probability of yes; fast: nothing is decoded.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Where an answer is cut.")] = MAX_NEW_TOKENS,
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest answer; above, answers are drawn.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens.", show_default="all")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first answer; each next one gets the next number.")] = 0,
+    letterbox: Annotated[
+        bool, typer.Option("--letterbox", help="Show all of the image, on grey, instead of cutting its sides off.")
+    ] = False,
+    model: ModelOption = "embedded",
+    vae: VaeOption = None,
+    tokenizer: TokenizerOption = None,
+    size: SizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Answer questions about an image, a line each."""
+    pixels = parse_size("--size", size)
+    from flashu import arguments
+    from flashu.pipeline import TextToImagePipeline
+    from flashu.visual_questions import open_picture
+
+    picture = open_picture(image)  # before a model is fetched and loaded, which can take long
+    arguments.texts("questions", questions)
+    arguments.whole("--max-new-tokens", max_new_tokens, least=1)
+    arguments.finite("--temperature", temperature, zero=True)
+    pipe = TextToImagePipeline.from_pretrained(model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device)
+    shown: dict[str, Any] = {"size": pixels, "fit": "letterbox" if letterbox else "crop"}
+    if yes_no:
+        for probability in pipe.yes_probability(picture, questions, **shown):
+            typer.echo(f"{'yes' if probability > 0.5 else 'no'} {probability:.3f}")
+        return
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seeds": seed}
+    for answer in pipe.answer(picture, questions, max_new_tokens=max_new_tokens, **drawn, **shown):
+        typer.echo(answer)
 
 
 @app.command()

@@ -24,6 +24,28 @@ class KeyValue(NamedTuple):
         """Those of some rows only."""
         return KeyValue(self.key[index], self.value[index])
 
+    def followed_by(self, own: KeyValue) -> KeyValue:
+        """These positions and, behind them, those of `own`."""
+        return KeyValue(torch.cat((self.key, own.key), dim=2), torch.cat((self.value, own.value), dim=2))
+
+
+class KeyValueCache:
+    """Keys and values that grow: like a `KeyValue`, but `followed_by` keeps what it is given, in memory set aside."""
+
+    def __init__(self, past: KeyValue, room: int):
+        """Begins with `past`, and has room for so many positions more."""
+        rows, heads, self.length, width = past.key.shape
+        self._states = [states.new_empty(rows, heads, self.length + room, width) for states in past]
+        for states, old in zip(self._states, past, strict=True):
+            states[:, :, : self.length] = old
+
+    def followed_by(self, own: KeyValue) -> KeyValue:
+        """All positions so far, those of `own` last."""
+        start, self.length = self.length, self.length + own.key.shape[2]
+        for states, new in zip(self._states, own, strict=True):
+            states[:, :, start : self.length] = new
+        return KeyValue(*(states[:, :, : self.length] for states in self._states))
+
 
 class Rotary(NamedTuple):
     """Cosines and sines of the positions being run, each (rows or 1, 1, positions, head_dim)."""
@@ -93,7 +115,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotary: Rotary,
-        prefix: KeyValue | None = None,
+        prefix: KeyValue | KeyValueCache | None = None,
         mask: Tensor | None = None,
         tail: Tensor | None = None,
         kv_heads: int | None = None,
@@ -110,10 +132,7 @@ class Attention(nn.Module):
         width = kv_heads and kv_heads * (self.q_proj.out_features // self.k_proj.out_features) * self.head_dim
         query = rotary(self.q_norm(self._heads(leading(self.q_proj, x, width))))
         own = self.key_value(x, rotary, kv_heads)
-        key, value = own
-        if prefix is not None:
-            key = torch.cat((prefix.key, key), dim=2)
-            value = torch.cat((prefix.value, value), dim=2)
+        key, value = own if prefix is None else prefix.followed_by(own)
         if prefix is None and mask is None:
             grouped = query.shape[1] != key.shape[1]
             out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashu.models.geometry import LlmGeometry
-from flashu.models.layers import Attention, GatedMlp, KeyValue, Rotary, embedding
+from flashu.models.layers import Attention, GatedMlp, KeyValue, KeyValueCache, Rotary, embedding
 
 Observer = Callable[[int, Tensor, Tensor], None]  # layer number, its input, its output: (rows, positions, hidden) each
 
@@ -66,7 +66,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         rotary: Rotary,
-        prefix: KeyValue | None,
+        prefix: KeyValue | KeyValueCache | None,
         mask: Tensor | None,
         tail: Tensor | None,
         variant: Variant,
@@ -87,7 +87,7 @@ class Qwen2Model(nn.Module):
         self,
         x: Tensor,
         rotary: Rotary,
-        prefix: Sequence[KeyValue | None] | None = None,
+        prefix: Sequence[KeyValue | KeyValueCache | None] | None = None,
         mask: Tensor | None = None,
         tail: Tensor | None = None,
         variant: Variant = WHOLE,

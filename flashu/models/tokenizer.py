@@ -89,6 +89,10 @@ class PromptTokenizer:
         ids = self.ids
         return EncodedQuestion([ids.bos, *system, *user, ids.boi], [ids.eoi, *asked, *assistant])
 
+    def decode(self, tokens: list[int]) -> str:
+        """An answer's tokens to text, without framing tokens and the space around it."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> PromptTokenizer:
         """Load `tokenizer.json` from a folder, its `tokenizer/` subfolder, or a hub repository.

@@ -10,7 +10,8 @@ from PIL import Image
 from flashu import InputError, TextToImagePipeline
 from flashu.analysis import activations, compare, figures, obd
 from flashu.models.qwen2 import WHOLE
-from flashu.understanding import lay_out, picture_latents
+from flashu.understanding import lay_out
+from flashu.visual_questions import picture_latents
 
 PROMPTS = ["a red circle", "two blue squares"]
 

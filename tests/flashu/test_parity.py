@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from flashu import FlashUConfig, apply_flashu_patch, sampler, understanding
+from flashu import FlashUConfig, answering, apply_flashu_patch, sampler, understanding
 from flashu.acceleration import layer_skipping
 from flashu.acceleration.plan import make_plan
 from flashu.acceleration.wanda import ActivationNorms
@@ -119,16 +119,30 @@ def test_wanda_scores_from_token_rows(golden):
             assert relative_error(layer, reference) < EVALUATION
 
 
-@torch.no_grad()
-def test_understanding_prefill(golden):
+@pytest.fixture(scope="module")
+def question(golden):
     ids, mmu = golden.meta["token_ids"], golden.meta["mmu"]
-    question = EncodedQuestion(
+    return EncodedQuestion(
         before=[ids["bos"], *mmu["system_ids"], *mmu["role_user_ids"], ids["boi"]],
         after=[ids["eoi"], *mmu["question_ids"], *mmu["role_assistant_ids"]],
     )
+
+
+@torch.no_grad()
+def test_understanding_prefill(golden, question):
     row = understanding.lay_out(golden.model, golden.expected["noise"][:1], [question])
     logits = golden.model.showo.lm_head(understanding.prefill(golden.model, row)[:, -1])
     assert relative_error(logits, golden.expected["mmu_prefill_last_logits"]) < EVALUATION
+
+
+def test_answer_with_the_image_read_once(golden, question):
+    images = answering.read_images(golden.model, golden.expected["noise"][:1], question)
+    (logits,) = answering.first_logits(golden.model, images, [[question]])
+    assert relative_error(logits, golden.expected["mmu_prefill_last_logits"]) < EVALUATION
+    expected = golden.expected["mmu_greedy_tokens"].flatten().tolist()
+    never = -1  # the reference stops after so many tokens, whatever they are
+    ((tokens,),) = answering.generate(golden.model, images, [[question]], len(expected), never, answering.greedy)
+    assert tokens == expected
 
 
 def pytest_generate_tests(metafunc):

@@ -1,0 +1,155 @@
+"""Answers about images: side by side and cached, they are those of whole rows run alone."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flashu import TextToImagePipeline, answering, understanding
+from flashu.errors import InputError
+from flashu.visual_questions import as_rgb, picture_latents
+from tests.reference import relative_error
+
+QUESTIONS = (
+    ("Is there a red circle?", "What colour is the background?"),
+    ("How many shapes are there?",),
+    ("Describe the picture.", "What shape is blue?", "Is there a ring?"),
+)
+NEVER = -1  # no answer ends
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return TextToImagePipeline.from_pretrained("embedded", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def latents(pipe):
+    config = pipe.model.config
+    shape = (config.image_latent_dim, 2 * config.image_latent_height, 2 * config.image_latent_width)
+    return torch.randn(len(QUESTIONS), *shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def encoded(pipe):
+    return [[pipe.tokenizer.encode_question(text) for text in texts] for texts in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def images(pipe, latents, encoded):
+    return answering.read_images(pipe.model, latents, encoded[0][0])
+
+
+def recomputed(pipe, latents, question, count):
+    """A greedy answer by whole rows, run anew for every token, and the logits of its first token."""
+    tokens, first = [], None
+    for _ in range(count):
+        longer = type(question)(question.before, [*question.after, *tokens])
+        with torch.no_grad():
+            hidden = understanding.prefill(pipe.model, understanding.lay_out(pipe.model, latents, [longer]))
+            logits = pipe.model.showo.lm_head(hidden[:, -1])
+        first = logits if first is None else first
+        tokens.append(int(logits.argmax()))
+    return first, tokens
+
+
+def test_answers_are_those_of_whole_rows_whatever_stands_beside(pipe, latents, encoded, images):
+    answers = answering.generate(pipe.model, images, encoded, 12, NEVER, answering.greedy)
+    logits = answering.first_logits(pipe.model, images, encoded)
+    for place, asked in enumerate(encoded):
+        assert len(answers[place]) == len(logits[place]) == len(asked)
+        for question, answer, own in zip(asked, answers[place], logits[place], strict=True):
+            first, tokens = recomputed(pipe, latents[place : place + 1], question, 12)
+            assert relative_error(own[None], first) < 1e-5
+            assert answer == tokens
+
+
+def test_an_answer_ends_at_its_stop_token_and_the_others_go_on(pipe, encoded, images):
+    whole = answering.generate(pipe.model, images, encoded, 12, NEVER, answering.greedy)
+    stop = whole[2][0][3]
+    cut = answering.generate(pipe.model, images, encoded, 12, stop, answering.greedy)
+    for full, short in zip(chain(*whole), chain(*cut), strict=True):
+        assert short == (full[: full.index(stop)] if stop in full else full)
+
+
+def test_a_drawn_answer_depends_on_its_seed_alone(pipe, encoded, images):
+    def drawn(seeds, asked):
+        return answering.generate(pipe.model, images, asked, 6, NEVER, answering.Sampler(seeds, 1.5, None, 1.0))
+
+    together = drawn([[7, 8], [9], [10, 11, 12]], encoded)
+    assert together == drawn([[7, 8], [9], [10, 11, 12]], encoded)
+    fewer = drawn([[7], [9], [10]], [asked[:1] for asked in encoded])
+    assert [of_image[0] for of_image in fewer] == [of_image[0] for of_image in together]
+    assert together != drawn([[1, 2], [3], [4, 5, 6]], encoded)
+
+
+def test_draws_follow_the_probabilities_and_their_limits():
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    logits = probabilities.log().expand(1, 4000, 4)
+
+    def shares(**limits):
+        sampler = answering.Sampler([range(4000)], **{"temperature": 1.0, "top_k": None, "top_p": 1.0} | limits)
+        return torch.bincount(sampler(logits)[0], minlength=4) / 4000
+
+    assert torch.allclose(shares(), probabilities, atol=0.03)
+    assert torch.allclose(shares(top_k=2), torch.tensor([0.625, 0.375, 0, 0]), atol=0.03)
+    assert torch.allclose(shares(top_p=0.6), torch.tensor([0.625, 0.375, 0, 0]), atol=0.03)
+    assert shares(temperature=0.01)[0] == 1
+    assert shares(top_p=1e-6)[0] == 1
+
+
+def test_answers_come_in_the_shape_of_the_questions(pipe):
+    picture = Image.new("RGB", (64, 64), "white")
+    assert isinstance(pipe.answer(picture, "Is there a ring?"), str)
+    assert len(pipe.answer(picture, ["Is there a ring?", "Is there a star?"])) == 2
+    answers = pipe.answer([picture, picture], ["Is there a ring?", ["What shape is red?"]], batch_size=1)
+    assert isinstance(answers[0], str)
+    assert isinstance(answers[1], list)
+    probabilities = pipe.yes_probability([picture, picture], "Is there a ring?")
+    assert probabilities == pytest.approx([probabilities[0]] * 2, abs=1e-5)
+    assert 0 <= probabilities[0] <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_images_of_any_mode_are_read(mode):
+    sixteen_bit = Image.fromarray(np.full((8, 8), 65535, dtype=np.uint16))
+    picture = sixteen_bit if mode == "I;16" else Image.new("L", (8, 8), 255).convert(mode)
+    assert np.asarray(as_rgb(picture)).tolist() == np.full((8, 8, 3), 255).tolist()
+
+
+def test_transparent_parts_are_white_and_cameras_that_were_turned_are_upright():
+    assert as_rgb(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    picture = Image.new("RGB", (4, 2))
+    picture.getexif()[0x0112] = 6
+    assert as_rgb(picture).size == (2, 4)
+
+
+def test_letterbox_shows_the_sides_that_a_crop_cuts_off(pipe):
+    wide = Image.new("RGB", (192, 64), "white")
+    wide.paste("red", (0, 0, 40, 64))
+    plain = picture_latents(pipe.vae, Image.new("RGB", (64, 64), "white"), (4, 4))
+    assert torch.equal(picture_latents(pipe.vae, wide, (4, 4)), plain)
+    assert not torch.equal(picture_latents(pipe.vae, wide, (4, 4), "letterbox"), plain)
+
+
+@pytest.mark.parametrize(
+    ("images", "questions", "options", "said"),
+    [
+        ("nowhere.png", "What?", {}, "nowhere.png: there is no such file"),
+        (__file__, "What?", {}, "cannot be read as an image"),
+        ([3], "What?", {}, "images holds 3"),
+        ([Image.new("RGB", (8, 8))] * 2, ["What?"], {}, "1 questions for 2 images"),
+        (Image.new("RGB", (8, 8)), " ", {}, "a question is empty"),
+        ([Image.new("RGB", (8, 8))], [[]], {}, "a question is empty"),
+        (Image.new("RGB", (8, 8)), "What?", {"fit": "squash"}, "fit is 'squash'; there are: crop, letterbox"),
+        (Image.new("RGB", (8, 8)), "What?", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        (Image.new("RGB", (8, 8)), "What?", {"top_p": 1.5}, "top_p is 1.5"),
+        (Image.new("RGB", (8, 8)), "What?", {"temperature": -1}, "temperature is -1"),
+        (Image.new("RGB", (8, 8)), ["What?", "Who?"], {"seeds": [1]}, "1 seeds for 2 questions"),
+    ],
+)
+def test_bad_input_is_named(pipe, images, questions, options, said):
+    with pytest.raises(InputError, match=said.replace("(", r"\(")):
+        pipe.answer(images, questions, **options)
