@@ -1,4 +1,4 @@
-"""FlashU: Show-o2, from a prompt to a picture, as it was released and accelerated.
+"""FlashU: Show-o2, from prompts to pictures and from questions to answers, as it was released and accelerated.
 
 One process, one device. Names below are imported on first use, so that `import flashu` costs nothing.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flashu.acceleration.wanda import WandaScores
-    from flashu.calibration import calibrate
+    from flashu.calibration import calibrate, calibrate_understanding
     from flashu.config import FLASHU_PRESETS, FlashUConfig
     from flashu.errors import CheckpointError, InputError, OutOfMemoryError
     from flashu.models import Showo2Qwen2_5
@@ -28,6 +28,7 @@ _HOMES = {
     "WandaScores": "flashu.acceleration.wanda",
     "apply_flashu_patch": "flashu.patch",
     "calibrate": "flashu.calibration",
+    "calibrate_understanding": "flashu.calibration",
     "remove_flashu_patch": "flashu.patch",
 }
 
@@ -42,6 +43,7 @@ __all__ = [
     "WandaScores",
     "apply_flashu_patch",
     "calibrate",
+    "calibrate_understanding",
     "remove_flashu_patch",
 ]
 __version__ = "0.1.0"

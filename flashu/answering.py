@@ -3,7 +3,8 @@
 An image's part of the row, bos to eoi, sees no question: its keys and values are made once (`read_images`). All
 questions about an image stand side by side in one row behind it; each sees the image and itself, at the positions it
 would have alone. So neither an image nor its keys and values are ever repeated for a question, and each further token
-costs one position a question. Same numbers as whole rows (`flashu.understanding`), to rounding.
+costs one position a question. Same numbers as whole rows (`flashu.understanding`), to rounding. A model that FlashU
+accelerates reads as its `acceleration.reading` says.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashu.acceleration.reading import WHOLE_READING
+from flashu.acceleration.visual_tokens import kept_tokens, most_valued
 from flashu.models.layers import KeyValue, KeyValueCache
+from flashu.models.qwen2 import Variant
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedQuestion
 from flashu.understanding import embed_image, embed_tokens, rotary_at, row_mask
@@ -26,8 +30,10 @@ Chooser = Callable[[Tensor], Tensor]  # logits (images, questions, vocabulary) t
 class ReadImages:
     """What questions see of a batch of images: each layer's keys and values from bos to eoi."""
 
-    layers: list[KeyValue]
-    length: int  # positions
+    layers: list[KeyValue | None]  # None where a layer is left out; fewer positions after image tokens are dropped
+    length: int  # positions of the row, dropped ones too
+    variant: Variant
+    split: int  # the number of layers that see every position
 
 
 @torch.no_grad()
@@ -36,11 +42,28 @@ def read_images(model: Showo2Qwen2_5, latents: Tensor, question: EncodedQuestion
     image = embed_image(model, latents, question)
     eoi = embed_tokens(model, [question.after[:1]]).expand(len(image), -1, -1)
     embeds = torch.cat((image, eoi), dim=1)
-    length = embeds.shape[1]
-    rotary = rotary_at(model, torch.arange(length, device=model.device)[None])
-    mask = row_mask(length, len(question.before), length - 1, model.device)
-    _, layers = model.showo.model(embeds, rotary, mask=mask)
-    return ReadImages(layers, length)
+    length, before, count = embeds.shape[1], len(question.before), len(model.showo.model.layers)
+    positions = torch.arange(length, device=model.device)[None]
+    reading = model.acceleration.reading if model.acceleration else WHOLE_READING
+    variant = reading.variant(count, model.device)
+    split = count if reading.drop_after is None else reading.drop_after + 1
+
+    def run(embeds: Tensor, positions: Tensor, layers: range) -> tuple[Tensor, list[KeyValue | None]]:
+        mask = row_mask(embeds.shape[1], before, embeds.shape[1] - 1, model.device)
+        return model.showo.model(embeds, rotary_at(model, positions), mask=mask, variant=variant, layers=layers)
+
+    embeds, layers = run(embeds, positions, range(split))
+    ranked = next((layer for layer in reversed(layers) if layer is not None), None)
+    if split < count and ranked is not None:
+        first = before + 1  # after the time token
+        values = ranked.value[:, :, first:-1]
+        kept = first + most_valued(values, kept_tokens(values.shape[2], reading.drop_share))
+        frame = [part.expand(len(kept), -1) for part in (positions[:, :first], positions[:, -1:])]
+        positions = torch.cat((frame[0], kept, frame[1]), dim=1)
+        embeds = embeds.gather(1, positions[..., None].expand(-1, -1, embeds.shape[2]))
+    if split < count:
+        layers += run(embeds, positions, range(split, count))[1]
+    return ReadImages(layers, length, variant, split)
 
 
 class Conversation:
@@ -70,18 +93,15 @@ class Conversation:
         question, offset = slots // longest, slots % longest
         own = (question[:, None] == question) & (offset[:, None] >= offset)
         room = self.count * (longest + max_new_tokens)
-        self.caches = [KeyValueCache(layer, room) for layer in images.layers]
-        hidden = self._run(
-            embed_tokens(model, padded),
-            (images.length + offset)[None],
-            torch.cat((own.new_ones(len(own), images.length), own), dim=1)[None],
-        ).unflatten(1, (self.count, longest))
+        self.images = images
+        self.caches = [layer and KeyValueCache(layer, room) for layer in images.layers]
+        hidden = self._run(embed_tokens(model, padded), (images.length + offset)[None], own[None])
+        hidden = hidden.unflatten(1, (self.count, longest))
         last = (lengths - 1)[:, :, None, None].expand(-1, -1, 1, hidden.shape[-1])
         self.logits = model.showo.lm_head(hidden.gather(2, last)[:, :, 0])
         self.positions = images.length + lengths  # of the next token of each answer
         numbers = torch.arange(self.count, device=device)
-        mine = (question == numbers[:, None]) & (offset < lengths[:, :, None])
-        self.seen = torch.cat((mine.new_ones(len(texts), self.count, images.length), mine), dim=2)
+        self.seen = (question == numbers[:, None]) & (offset < lengths[:, :, None])  # by the next tokens, past images
         self._eye = torch.eye(self.count, dtype=torch.bool, device=device).expand(len(texts), -1, -1)
 
     def advance(self, tokens: Tensor) -> None:
@@ -92,8 +112,16 @@ class Conversation:
         self.positions = self.positions + 1
 
     def _run(self, embeds: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
-        rotary = rotary_at(self.model, positions)
-        return self.model.showo.model(embeds, rotary, self.caches, seen[:, None])[0]
+        """The normed output of positions that see their image and, past it, what `seen` (rows, positions, …) says."""
+        rotary, split = rotary_at(self.model, positions), self.images.split
+        for layers in (range(split), range(split, len(self.caches))):
+            past = next((self.images.layers[layer] for layer in layers if self.images.layers[layer]), None)
+            mask = None
+            if past is not None:  # some of them run
+                mask = torch.cat((seen.new_ones(*seen.shape[:2], past.key.shape[2]), seen), dim=2)[:, None]
+            variant = self.images.variant
+            embeds, _ = self.model.showo.model(embeds, rotary, self.caches, mask, variant=variant, layers=layers)
+        return embeds
 
 
 @torch.no_grad()

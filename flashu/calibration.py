@@ -1,8 +1,8 @@
-"""Measuring the importances that pruning goes by, on the work that the model will do.
+"""Measuring the importances that pruning and skipping go by, on the work that the model will do.
 
-`trajectories` watches real denoising runs, so that FFNs see noise, text and image embeddings as they will when they
-are pruned. `tokens` is the release's way: one pass over the token rows, with the placeholder's embedding where the
-image belongs.
+For generation, `trajectories` watches real denoising runs, so that FFNs see noise, text and image embeddings as they
+will when they are pruned; `tokens` is the release's way: one pass over the token rows, with the placeholder's embedding
+where the image belongs. For understanding, rows of an image and a question are watched.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from flashu import probe, sampler
+from flashu import probe, sampler, understanding
 from flashu.acceleration.plan import Plan, make_plan
-from flashu.acceleration.wanda import ActivationNorms, WandaScores
+from flashu.acceleration.wanda import UNDERSTANDING, ActivationNorms, WandaScores
 from flashu.config import GUIDANCE_SCALE
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import geometry
+from flashu.models.qwen2 import SimilaritySum
 from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import PromptTokenizer
+from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
 
 METHODS = ("trajectories", "tokens")
 
@@ -47,10 +49,7 @@ def calibrate(
     if not prompts:
         raise InputError("calibration needs at least one prompt")
     probe.require_unpatched(model)
-    if tokenizer is None:
-        from flashu.pipeline import tokenizer_beside
-
-        tokenizer = PromptTokenizer.from_pretrained(tokenizer_beside(model))
+    tokenizer = tokenizer or _tokenizer_of(model)
     grid = geometry.parse_size(size, model.config.native_grid)
     norms = ActivationNorms(model.showo.model)
     plan = make_plan(None, num_inference_steps, guidance_scale)
@@ -64,6 +63,58 @@ def calibrate(
             on_prompt()
     ffn, attention = norms.scores()
     return WandaScores(ffn, attention, fingerprint(model), method=method)
+
+
+@torch.no_grad()
+def calibrate_understanding(
+    model: Showo2Qwen2_5,
+    pairs: Sequence[tuple[Tensor, EncodedQuestion]] | None = None,
+    *,
+    tokenizer: PromptTokenizer | None = None,
+    on_pair: Callable[[], object] | None = None,
+) -> WandaScores:
+    """Wanda scores of `model` for understanding, and how much each of its layers does.
+
+    pairs: clean latents (1, channels, height, width), each with a question. Without any, the model's own images of
+        built-in prompts, asked what is in them, with `tokenizer` or the one beside the model.
+    Needs a model that is not patched. Raises `InputError` for no pairs, or a patched model.
+    """
+    probe.require_unpatched(model)
+    if pairs is None:
+        pairs = _own_pairs(model, tokenizer or _tokenizer_of(model))
+    if not pairs:
+        raise InputError("calibration needs at least one pair of an image and a question")
+    norms, similarities, positions = ActivationNorms(model.showo.model), 0, 0
+    for latents, question in pairs:
+        row = understanding.lay_out(model, latents, [question])
+        similarity = SimilaritySum(row.mask.new_ones(row.embeds.shape[:2]))
+        with norms.watching():
+            model.showo.model(row.embeds, row.rotary, mask=row.mask, observe=similarity)
+        similarities, positions = similarities + similarity.total()[0].cpu(), positions + row.embeds.shape[1]
+        if on_pair:
+            on_pair()
+    ffn, attention = norms.scores()
+    return WandaScores(
+        ffn, attention, fingerprint(model), UNDERSTANDING, "whole rows", layers=1 - similarities / positions
+    )
+
+
+def _own_pairs(model: Showo2Qwen2_5, tokenizer: PromptTokenizer) -> list[tuple[Tensor, EncodedQuestion]]:
+    """The model's own images of the built-in prompts, each with a question."""
+    plan = make_plan(None, probe.NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
+    question = tokenizer.encode_question(probe.QUESTION)
+    pairs = []
+    for seed, prompt in enumerate(probe.PROMPTS):
+        rows = probe.rows_of(model, prompt, tokenizer, model.config.native_grid, plan)
+        latents = probe.denoise(model, model.encode_prefix(rows.prefixes, rows.grid), seed, plan)
+        pairs.append((latents, question))
+    return pairs
+
+
+def _tokenizer_of(model: Showo2Qwen2_5) -> PromptTokenizer:
+    from flashu.pipeline import tokenizer_beside
+
+    return PromptTokenizer.from_pretrained(tokenizer_beside(model))
 
 
 def watch_trajectory(model: Showo2Qwen2_5, rows: sampler.Rows, seed: int, plan: Plan, norms: ActivationNorms) -> None:

@@ -34,6 +34,12 @@ class FlashUConfig:
         `adaptive_guidance_schedule` is the release's other name for it.
     num_inference_steps: grid points T. Without it, the schedule's length; without that, 50.
 
+    While answering questions about images, a model goes by these instead, all off by default:
+
+    und_r_p: share of each FFN's neurons left out.
+    und_r_LS: share of layers left out: always the same ones, by calibration.
+    und_r_tok, und_tok_layer: share of an image's tokens dropped after that layer (from 0), by their value vectors.
+
     T_LS and T_cache also take the release's -1 for off. Raises `InputError` saying what does not fit.
     """
 
@@ -45,6 +51,10 @@ class FlashUConfig:
     tau: int
     schedule: tuple[tuple[int, float], ...] | None
     num_inference_steps: int | None
+    und_r_p: float
+    und_r_LS: float  # noqa: N815
+    und_r_tok: float
+    und_tok_layer: int
 
     def __init__(
         self,
@@ -58,6 +68,10 @@ class FlashUConfig:
         num_inference_steps: int | None = None,
         *,
         adaptive_guidance_schedule: Schedule | None = _NOT_GIVEN,
+        und_r_p: float = 0.0,
+        und_r_LS: float = 0.0,  # noqa: N803
+        und_r_tok: float = 0.0,
+        und_tok_layer: int = 2,
     ):
         if schedule is not _NOT_GIVEN and adaptive_guidance_schedule is not _NOT_GIVEN:
             raise InputError("schedule and adaptive_guidance_schedule are two names for one setting; give one")
@@ -72,7 +86,13 @@ class FlashUConfig:
             "tau": tau,
             "schedule": _phases(schedule),
             "num_inference_steps": num_inference_steps,
+            "und_r_p": _ratio("und_r_p", und_r_p),
+            "und_r_LS": _ratio("und_r_LS", und_r_LS),
+            "und_r_tok": _ratio("und_r_tok", und_r_tok),
+            "und_tok_layer": und_tok_layer,
         }
+        if not _is_whole(und_tok_layer) or und_tok_layer < 0:
+            raise InputError(f"und_tok_layer is {und_tok_layer}; it is the number of a layer, counted from 0")
         for name, value in values.items():
             object.__setattr__(self, name, value)
         self.check_steps(self.total_steps)
@@ -123,6 +143,15 @@ class FlashUConfig:
             parts.append(f"tau={self.tau} full steps")
         if self.schedule:
             parts.append("guidance " + ", ".join(f"{steps}x{scale:g}" for steps, scale in self.schedule))
+        understanding = []
+        if self.und_r_p:
+            understanding.append(f"FFN pruning und_r_p={self.und_r_p:g}")
+        if self.und_r_LS:
+            understanding.append(f"layer skipping und_r_LS={self.und_r_LS:g}")
+        if self.und_r_tok:
+            understanding.append(f"token pruning und_r_tok={self.und_r_tok:g} after layer {self.und_tok_layer}")
+        if understanding:
+            parts.append("answering with " + ", ".join(understanding))
         return "; ".join(parts) or "off"
 
 

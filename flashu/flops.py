@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashu import sampler
+from flashu import answering, sampler
 from flashu.acceleration import hybrid
 from flashu.acceleration.head_cache import Head, actions
 from flashu.acceleration.plan import Plan
@@ -28,9 +28,11 @@ from flashu.models.layers import rotary_frequencies, rotary_table
 from flashu.models.qwen2 import WHOLE, DecoderLayer, Variant
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.siglip import EncoderLayer
+from flashu.models.tokenizer import EncodedQuestion
 from flashu.models.wan_vae import WanImageVAE
 from flashu.patch import Acceleration
 
+FRAME_TOKENS = 15  # bos, system, user, boi, by Qwen2.5's tokenizer
 ONCE = ("prefix", "VAE decode")  # parts that an image does not take at every step
 REPEATED_BLOCKS = (DecoderLayer, EncoderLayer, ModulatedAttentionBlock)
 
@@ -90,6 +92,36 @@ def count_image(
 
 
 @torch.no_grad()
+def count_answer(
+    config: Showo2Config,
+    acceleration: Acceleration | None,
+    token_grid: tuple[int, int],
+    question_tokens: int,
+    answer_tokens: int,
+    questions: int = 1,
+    frame_tokens: int = FRAME_TOKENS,
+) -> dict[str, int]:
+    """FLOP of so many questions about one image, each answered in so many tokens, by part; without the VAE's encoder.
+
+    question_tokens: of each question, with what follows it in its row. frame_tokens: what stands before the image.
+    """
+    with torch.device("meta"):
+        model = Showo2Qwen2_5(config).bfloat16()
+    model.acceleration = acceleration
+    latents = torch.empty(1, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
+    question = EncodedQuestion([0] * frame_tokens, [0] * (1 + question_tokens))
+    with _Counter(model) as counter:
+        images = answering.read_images(model, latents, question)
+        parts = {"image": counter.total()}
+        conversation = answering.Conversation(model, images, [[question] * questions], answer_tokens - 1)
+        parts["questions"] = counter.total() - parts["image"]
+        for _ in range(answer_tokens - 1):
+            conversation.advance(torch.empty(1, questions, dtype=torch.long, device="meta"))
+        parts["further tokens"] = counter.total() - parts["image"] - parts["questions"]
+    return parts
+
+
+@torch.no_grad()
 def count_release(
     config: Showo2Config, flashu: FlashUConfig | None, num_inference_steps: int, token_grid: tuple[int, int]
 ) -> list[int]:
@@ -123,7 +155,9 @@ def count_release(
                 skipping = flashu.skips_layers and index % flashu.T_LS
                 run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if skipping else 0)
                 layers = [None] * run + [none] * (config.llm.num_hidden_layers - run)
-                variant = Variant(acceleration.ffn_width, acceleration.kv_heads, tuple(layers))
+                width = acceleration.ffn_width
+                neurons = width and ((0, width),) * len(layers)
+                variant = Variant(neurons, acceleration.kv_heads, tuple(layers))
             hidden, _ = model.showo.model(x, llm_rotary, variant=variant)
             model.showo.lm_head(hidden)
             hidden = model.diff_proj(hidden)
@@ -206,6 +240,4 @@ class _Counter:
 def _shapes(value: Any) -> Any:
     if isinstance(value, Tensor):
         return tuple(value.shape)
-    if isinstance(value, Variant):
-        return value.ffn_width, value.kv_heads
     return tuple(map(_shapes, value)) if isinstance(value, tuple) else value

@@ -24,6 +24,7 @@ PROMPTS = (
     "a wooden bowl of oranges next to a glass of water on a checkered tablecloth",
     "a mountain valley in autumn with a river, highly detailed",
 )
+QUESTION = "What is in the image?"
 NUM_INFERENCE_STEPS = 8
 
 

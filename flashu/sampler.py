@@ -121,13 +121,12 @@ class _Prefixes:
             del self.made[kind]
 
     def _variant(self, row: PlanRow) -> Variant:
-        ran_by = None
+        ran_by, layers = None, len(self.model.showo.model.layers)
         if row.skip:
-            layers = len(self.model.showo.model.layers)
             per_image = len(self.rows.prefixes) // self.images
             ran_by = layer_skipping.rows_that_run(self.skipped, layers, per_image, self.model.device)
         return Variant(
-            ffn_width=self.plan.ffn_width if row.llm is Llm.PRUNED else None,
+            neurons=((0, self.plan.ffn_width),) * layers if row.llm is Llm.PRUNED and self.plan.ffn_width else None,
             kv_heads=self.plan.kv_heads,
             rows=ran_by,
         )

@@ -33,6 +33,17 @@ DeviceOption = Annotated[str | None, typer.Option(help="cuda, cpu, …", show_de
 PromptsOption = Annotated[
     Path | None, typer.Option(help="A text file, a prompt a line.", show_default="built-in prompts")
 ]
+TaskOption = Annotated[str, typer.Option(help="generation or understanding.")]
+VaeOption = Annotated[
+    str | None, typer.Option(help="For understanding: the VAE.", show_default="beside the model, else the hub")
+]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help='For understanding: JSON lines {"image": FILE, "question": TEXT}.',
+        show_default="the model's own pictures of the prompts",
+    ),
+]
 FolderOption = Annotated[Path, typer.Option("--output", "-o", help="The folder for numbers and figures.")]
 
 
@@ -81,30 +92,42 @@ def calibrate(
     model: ModelOption = "embedded",
     tokenizer: TokenizerOption = None,
     prompts: PromptsOption = None,
+    task: TaskOption = "generation",
     method: Annotated[
-        str, typer.Option(help="trajectories: real denoising runs; tokens: one pass over token rows, as the release.")
+        str,
+        typer.Option(
+            help="For generation. trajectories: real denoising runs; tokens: one pass over token rows, as the release."
+        ),
     ] = "trajectories",
-    steps: Annotated[int, typer.Option(help="Inference steps of each trajectory.")] = 8,
+    vae: VaeOption = None,
+    pairs: PairsOption = None,
+    steps: Annotated[int, typer.Option(help="Inference steps of each trajectory, or of the model's own pictures.")] = 8,
     device: DeviceOption = None,
 ) -> None:
-    """Measure which FFN neurons and KV groups matter, for every worker of a cluster to prune alike."""
+    """Measure which FFN neurons, KV groups and layers matter, for every worker of a cluster to prune alike."""
     from tqdm import tqdm
 
-    from flashu.calibration import calibrate as measure
+    from flashu import calibration
     from flashu.probe import PROMPTS
 
+    _check_task(task)
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output.parent)
     if output.is_dir():
         raise InputError(f"-o {output} is a folder; name a file")
+    asked = _read_pairs(pairs) if pairs else None
     network, tokens = _load(model, tokenizer, device)
-    with tqdm(total=len(texts), unit="prompt", disable=None, leave=False) as bar:
-        scores = measure(
-            network, texts, tokenizer=tokens, method=method, num_inference_steps=steps, on_prompt=bar.update
-        )
+    items = _question_pairs(network, tokens, vae, asked, texts, steps) if task == "understanding" else texts
+    with tqdm(total=len(items), unit="item", disable=None, leave=False) as bar:
+        if task == "understanding":
+            scores = calibration.calibrate_understanding(network, items, on_pair=bar.update)
+        else:
+            options = {"method": method, "num_inference_steps": steps, "on_prompt": bar.update}
+            scores = calibration.calibrate(network, items, tokenizer=tokens, **options)
     with _writing(output):
         scores.save(output)
-    typer.echo(f"{output}: scores of {len(scores.ffn)} layers from {len(texts)} prompts ({method})")
+    source = "questions" if task == "understanding" else "prompts"
+    typer.echo(f"{output}: scores of {len(scores.ffn)} layers for {task}, from {len(items)} {source} ({scores.method})")
 
 
 @analyze.command()
@@ -112,18 +135,10 @@ def obd(
     output: FolderOption = Path("analysis"),
     model: ModelOption = "embedded",
     tokenizer: TokenizerOption = None,
-    vae: Annotated[
-        str | None, typer.Option(help="For understanding: the VAE.", show_default="beside the model, else the hub")
-    ] = None,
-    task: Annotated[str, typer.Option(help="generation or understanding.")] = "generation",
+    vae: VaeOption = None,
+    task: TaskOption = "generation",
     prompts: PromptsOption = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(
-            help='For understanding: JSON lines {"image": FILE, "question": TEXT}.',
-            show_default="the model's own pictures of the prompts",
-        ),
-    ] = None,
+    pairs: PairsOption = None,
     steps: Annotated[int, typer.Option(help="Inference steps of each run.")] = 8,
     device: DeviceOption = None,
 ) -> None:
@@ -134,8 +149,7 @@ def obd(
     from flashu.analysis import obd as analysis
     from flashu.probe import PROMPTS
 
-    if task not in analysis.TASKS:
-        raise InputError(f"--task {task}: there are {', '.join(analysis.TASKS)}")
+    _check_task(task)
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output)
     asked = _read_pairs(pairs) if pairs else None
@@ -212,6 +226,13 @@ def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2
 
     network = Showo2Qwen2_5.from_pretrained(model, dtype="float32", device=resolve_device(device))
     return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network))
+
+
+def _check_task(task: str) -> None:
+    from flashu.acceleration.wanda import TASKS
+
+    if task not in TASKS:
+        raise InputError(f"--task {task}: there are {', '.join(TASKS)}")
 
 
 def _read_prompts(file: Path | None) -> list[str]:

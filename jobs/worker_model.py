@@ -82,17 +82,12 @@ def load(
     identity = f"model {own[:16]}, VAE {fingerprint(pipe.vae)[:16]}, {dtype}"
     if settings is not None:
         scores = None
-        if _prunes(settings, pipe):
+        if Acceleration.of(settings, pipe.model.config.llm).needs_scores:
             given = here(flashu.scores)
             scores = WandaScores.load(given) if given else _shared_scores(pipe, run)
             identity += f", scores {_digest(scores)[:16]}"
         apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
     return WorkerModel(pipe, own, dtype, identity)
-
-
-def _prunes(settings: FlashUConfig, pipe: TextToImagePipeline) -> bool:
-    acceleration = Acceleration.of(settings, pipe.model.config.llm)
-    return bool(acceleration.ffn_width or acceleration.kv_heads)
 
 
 def _shared_scores(pipe: TextToImagePipeline, run: Storage) -> WandaScores:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flashu.errors import InputError
 from flashu.models.qwen2 import Qwen2Model
 
-GENERATION = "generation"
+TASKS = GENERATION, UNDERSTANDING = "generation", "understanding"
 
 
 @dataclass
@@ -32,11 +32,14 @@ class WandaScores:
     fingerprint: str  # of the model they were measured on
     task: str = GENERATION
     method: str = ""
+    layers: Tensor | None = None  # (layers,): how much each changes what passes through it; of understanding
 
     def save(self, file: str | Path) -> None:
         """Write a safetensors file."""
         tensors = {f"layers.{i}.mlp.down_proj": scores for i, scores in enumerate(self.ffn)}
         tensors |= {f"layers.{i}.self_attn.o_proj": scores for i, scores in enumerate(self.attention)}
+        if self.layers is not None:
+            tensors["layers"] = self.layers
         about = {"fingerprint": self.fingerprint, "task": self.task, "method": self.method}
         save_file(tensors, file, metadata={"flashu": json.dumps(about)})
 
@@ -47,6 +50,7 @@ class WandaScores:
             with safe_open(file, framework="pt") as opened:
                 about = json.loads((opened.metadata() or {})["flashu"])
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+            importances = tensors.pop("layers", None)
             layers = range(len(tensors) // 2)
             return cls(
                 ffn=[tensors[f"layers.{i}.mlp.down_proj"] for i in layers],
@@ -54,6 +58,7 @@ class WandaScores:
                 fingerprint=about["fingerprint"],
                 task=about["task"],
                 method=about["method"],
+                layers=importances,
             )
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{file} is not a file of Wanda scores (flashu calibrate makes them): {error}") from None

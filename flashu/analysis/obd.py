@@ -28,8 +28,6 @@ from flashu.models.qwen2 import DecoderLayer, Qwen2Model
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
 
-TASKS = ("generation", "understanding")
-
 
 @dataclass
 class ObdScores:

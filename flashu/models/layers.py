@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Span = tuple[int, int]  # from the first, up to the one after the last
+
 
 class KeyValue(NamedTuple):
     """Keys (already rotated) and values of some positions, each (rows, kv_heads, positions, head_dim)."""
@@ -107,8 +109,8 @@ class Attention(nn.Module):
 
     def key_value(self, x: Tensor, rotary: Rotary, kv_heads: int | None = None) -> KeyValue:
         """The keys and values of `x` (rows, positions, hidden) alone; of the first `kv_heads` heads, if given."""
-        width = kv_heads and kv_heads * self.head_dim
-        key, value = (self._heads(leading(projection, x, width)) for projection in (self.k_proj, self.v_proj))
+        width = kv_heads and (0, kv_heads * self.head_dim)
+        key, value = (self._heads(sliced(projection, x, width)) for projection in (self.k_proj, self.v_proj))
         return KeyValue(rotary(self.k_norm(key)), value)
 
     def forward(
@@ -129,8 +131,9 @@ class Attention(nn.Module):
         `kv_heads` runs only the first key-value heads, with the query heads that belong to them.
         Returns the output, shaped like `x`, and the keys and values of `x`.
         """
-        width = kv_heads and kv_heads * (self.q_proj.out_features // self.k_proj.out_features) * self.head_dim
-        query = rotary(self.q_norm(self._heads(leading(self.q_proj, x, width))))
+        group = self.q_proj.out_features // self.k_proj.out_features
+        width = kv_heads and (0, kv_heads * group * self.head_dim)
+        query = rotary(self.q_norm(self._heads(sliced(self.q_proj, x, width))))
         own = self.key_value(x, rotary, kv_heads)
         key, value = own if prefix is None else prefix.followed_by(own)
         if prefix is None and mask is None:
@@ -142,7 +145,7 @@ class Attention(nn.Module):
             span = -tail.shape[2]
             out = _grouped_attention(query[:, :, :span], key[:, :, :span], value[:, :, :span], mask)
             out = torch.cat((out, _grouped_attention(query[:, :, span:], key, value, tail)), dim=2)
-        return leading(self.o_proj, out.transpose(1, 2).flatten(2), inputs=width), own
+        return sliced(self.o_proj, out.transpose(1, 2).flatten(2), inputs=width), own
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -173,15 +176,16 @@ class GatedMlp(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, width: int | None = None) -> Tensor:
-        """Run the whole FFN, or its first `width` neurons."""
-        gated = F.silu(leading(self.gate_proj, x, width)) * leading(self.up_proj, x, width)
-        return leading(self.down_proj, gated, inputs=width)
+    def forward(self, x: Tensor, neurons: Span | None = None) -> Tensor:
+        """Run the whole FFN, or a span of its neurons."""
+        gated = F.silu(sliced(self.gate_proj, x, neurons)) * sliced(self.up_proj, x, neurons)
+        return sliced(self.down_proj, gated, inputs=neurons)
 
 
-def leading(linear: nn.Linear, x: Tensor, outputs: int | None = None, inputs: int | None = None) -> Tensor:
-    """`linear(x)`, made with a leading slice of its outputs or of its inputs: a view, not a copy of its weight."""
+def sliced(linear: nn.Linear, x: Tensor, outputs: Span | None = None, inputs: Span | None = None) -> Tensor:
+    """`linear(x)`, made with a span of its outputs or of its inputs: a view, not a copy of its weight."""
     if outputs is None and inputs is None:
         return linear(x)
-    bias = None if linear.bias is None else linear.bias[:outputs]
-    return F.linear(x, linear.weight[:outputs, :inputs], bias)
+    rows, columns = (slice(*span) if span else slice(None) for span in (outputs, inputs))
+    bias = None if linear.bias is None else linear.bias[rows]
+    return F.linear(x, linear.weight[rows, columns], bias)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashu.models.geometry import LlmGeometry
-from flashu.models.layers import Attention, GatedMlp, KeyValue, KeyValueCache, Rotary, embedding
+from flashu.models.layers import Attention, GatedMlp, KeyValue, KeyValueCache, Rotary, Span, embedding
 
 Observer = Callable[[int, Tensor, Tensor], None]  # layer number, its input, its output: (rows, positions, hidden) each
 
@@ -23,12 +23,15 @@ Observer = Callable[[int, Tensor, Tensor], None]  # layer number, its input, its
 class Variant:
     """How much of the LLM runs. The default is all of it."""
 
-    ffn_width: int | None = None  # leading neurons of every FFN
+    neurons: tuple[Span, ...] | None = None  # of each layer's FFN; None for all
     kv_heads: int | None = None  # leading key-value heads of every attention
     rows: tuple[Tensor | None, ...] | None = None  # per layer, the rows that run it; None for all of them
 
     def rows_of(self, layer: int) -> Tensor | None:
         return self.rows and self.rows[layer]
+
+    def neurons_of(self, layer: int) -> Span | None:
+        return self.neurons and self.neurons[layer]
 
 
 WHOLE = Variant()
@@ -69,11 +72,12 @@ class DecoderLayer(nn.Module):
         prefix: KeyValue | KeyValueCache | None,
         mask: Tensor | None,
         tail: Tensor | None,
-        variant: Variant,
+        kv_heads: int | None,
+        neurons: Span | None,
     ) -> tuple[Tensor, KeyValue]:
-        attended, own = self.self_attn(self.input_layernorm(x), rotary, prefix, mask, tail, variant.kv_heads)
+        attended, own = self.self_attn(self.input_layernorm(x), rotary, prefix, mask, tail, kv_heads)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x), variant.ffn_width), own
+        return x + self.mlp(self.post_attention_layernorm(x), neurons), own
 
 
 class Qwen2Model(nn.Module):
@@ -92,23 +96,25 @@ class Qwen2Model(nn.Module):
         tail: Tensor | None = None,
         variant: Variant = WHOLE,
         observe: Observer | None = None,
+        layers: range | None = None,
     ) -> tuple[Tensor, list[KeyValue | None]]:
         """Run embeddings (rows, positions, hidden) through the layers and the final norm.
 
         See `layers.Attention.forward` for `prefix` (one entry a layer, made by the same variant), `mask` and `tail`,
         which needs all rows. `observe` is shown every layer that all rows run; the last one's output as the final norm
-        leaves it.
+        leaves it. `layers` runs those only; the final norm follows the last of all.
         Returns the normed output and each layer's keys and values, of the rows that ran it.
         """
         seen: list[KeyValue | None] = []
-        for index, layer in enumerate(self.layers):
-            before, rows, own = x, variant.rows_of(index), None
+        for index in range(len(self.layers)) if layers is None else layers:
+            layer, before, rows, own = self.layers[index], x, variant.rows_of(index), None
             past = prefix[index] if prefix else None
+            part = (variant.kv_heads, variant.neurons_of(index))
             if rows is None:
-                x, own = layer(x, rotary, past, mask, tail, variant)
+                x, own = layer(x, rotary, past, mask, tail, *part)
             elif len(rows):
                 seen_by_rows = None if mask is None else mask[rows]
-                some, own = layer(x[rows], rotary.rows(rows), past, seen_by_rows, None, variant)
+                some, own = layer(x[rows], rotary.rows(rows), past, seen_by_rows, None, *part)
                 x = x.index_copy(0, rows, some)
             seen.append(own)
             if index == len(self.layers) - 1:
