@@ -5,12 +5,13 @@
     python benchmarks/train_shapes.py export    # what came of it, as a checkpoint folder
 
 The parts write into --out, and go on from what they find there. A GPU is used where there is one. One seed gives one
-model on one kind of machine.
+model on one kind of machine, and number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from shapes.captions import DESCRIBE, plain_caption, question, training_caption
 from shapes.render import render
 from shapes.scenes import LATTICE, Scene, random_scene
-from shapes.training import Training
+from shapes.training import Training, in_processes, processes, rank, state_file
 from shapes.vocabulary import build_tokenizer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,8 +38,10 @@ from flashu.understanding import lay_out, prefill
 CONFIG = PRESETS["embedded"]
 SIDE = CONFIG.image_latent_height * PIXELS_PER_TOKEN
 
-VAE_STEPS, VAE_BATCH, VAE_LR = 1100, 32, 1.5e-3
-KL_WEIGHT = 2e-4
+VAE_STEPS, VAE_BATCH, VAE_LR = 1500, 32, 1.5e-3
+LATENT_NOISE = 0.3  # on latents, against each channel's spread, so that a picture survives a model's small errors
+LATENT_NOISE_AT_FIRST = 0.02  # or nothing is ever sent through the latent
+SCALE_WEIGHT = 1e-4  # on latents' squares: something has to hold their scale
 FOREGROUND = 2  # by so much more do errors count where there is a shape
 STATISTICS_PICTURES = 512
 
@@ -46,21 +49,26 @@ STEPS, BATCH, LR = 8000, 32, 2e-3
 NOISES = 4  # of each picture a step: its caption's keys and values are made once for all of them
 DROPPED = 0.1  # share of captions left out, for classifier-free guidance
 TIME_SHIFT = 3.0  # as in sampling: logit-normal training times lean towards the noise, where the scene is decided
-ASKED = 16  # of a step's pictures are asked about
-TURNS = 2  # questions about a picture, one after the other
+ASKED = 12  # of a step's pictures are asked about
+TURNS = 4  # questions about a picture, one after the other
 ANSWER_WEIGHT = 0.25
 
 
 def scenes_of_step(
     part: str, step: int, count: int, options: argparse.Namespace, lattice: int | None = LATTICE
 ) -> tuple[list[Scene], Tensor, random.Random]:
-    """The scenes of one step, their pictures (count, 3, side, side) in [-1, 1], and what goes on from their seed."""
-    rng = random.Random(f"{part} {options.seed} {step}")
+    """This process's share of a step's `count` scenes, their pictures, and what goes on from their seed."""
+    rng = random.Random(f"{part} {options.seed} {step} {rank()}")
     torch.manual_seed(rng.getrandbits(63))
-    scenes = [random_scene(rng, lattice) for _ in range(count)]
+    scenes = [random_scene(rng, lattice) for _ in range(count // processes())]
+    return scenes, pictures_of(scenes, options), rng
+
+
+def pictures_of(scenes: Sequence[Scene], options: argparse.Namespace) -> Tensor:
+    """(scenes, 3, side, side) in [-1, 1]."""
     pixels = torch.from_numpy(np.stack([np.asarray(render(scene, SIDE)) for scene in scenes]))
     pictures = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-    return scenes, pictures.to(options.device, memory_format=torch.channels_last), rng
+    return pictures.to(options.device, memory_format=torch.channels_last)
 
 
 # -------------------------------------------------------------------------------------------------------------- VAE
@@ -68,39 +76,43 @@ def scenes_of_step(
 
 def new_vae(options: argparse.Namespace) -> WanImageVAE:
     torch.manual_seed(options.seed)
-    vae = WanImageVAE(VAE_PRESETS["embedded"])
-    with torch.no_grad():  # little noise at first, or nothing is ever sent through the latent
-        vae.conv1.bias[vae.geometry.z_dim :] = -5.0
-    return vae.to(options.device)
+    return WanImageVAE(VAE_PRESETS["embedded"]).to(options.device)
 
 
 def train_vae(options: argparse.Namespace) -> None:
-    vae = new_vae(options)
+    vae, steps = new_vae(options), options.steps or VAE_STEPS
 
     def losses(step: int) -> dict[str, Tensor]:
         _, pictures, _ = scenes_of_step("vae", step, VAE_BATCH, options, lattice=None)  # it may draw anything anywhere
-        with torch.autocast(options.device.type, torch.bfloat16):
-            mean, log_variance = (part.float() for part in vae.encode(pictures))
-            log_variance = log_variance.clamp(-20, 10)
-            latents = mean + torch.randn_like(mean) * (log_variance / 2).exp()
-            drawn = vae.decoder(vae.conv2(latents)).float()
-        error = drawn - pictures
+        mean = vae.encode(pictures.bfloat16())[0]
+        spread = mean.float().std(dim=(0, 2, 3), keepdim=True)
+        risen = min(max(2 * step / steps - 1, 0) * 1.5, 1)  # from the middle on, until five sixths
+        noise = LATENT_NOISE_AT_FIRST + risen * (LATENT_NOISE - LATENT_NOISE_AT_FIRST)
+        latents = mean + noise * spread * torch.randn_like(mean)
+        error = vae.decoder(vae.conv2(latents.bfloat16())).float() - pictures
         shapes = (pictures != pictures[:, :, :1, :1]).any(dim=1, keepdim=True)
         error = error * (1 + FOREGROUND * shapes)
-        kl = (mean**2 + log_variance.exp() - 1 - log_variance).mean() / 2
-        return {"l1": error.abs().mean(), "l2": error.square().mean(), "kl": KL_WEIGHT * kl}
+        scale = SCALE_WEIGHT * mean.float().square().mean()
+        return {"l1": error.abs().mean(), "l2": error.square().mean(), "scale": scale}
 
-    Training(vae, options.steps or VAE_STEPS, VAE_LR, options.out / "vae").run(losses)
+    Training(vae, steps, VAE_LR, options.out / "vae").run(losses)
 
 
 @torch.no_grad()
 def trained_vae(options: argparse.Namespace) -> WanImageVAE:
-    """The averaged VAE, with the mean and standard deviation of its latents' channels, measured on fresh scenes."""
+    """The averaged VAE, with the mean and standard deviation of its latents' channels, measured on fresh scenes.
+
+    Its posterior's variance is the noise that it was trained under, for all pictures the same.
+    """
     vae = new_vae(options).requires_grad_(False)
-    vae.load_state_dict(torch.load(options.out / "vae" / "state.pt", weights_only=True)["average"])
-    _, pictures, _ = scenes_of_step("statistics", 0, STATISTICS_PICTURES, options)
+    vae.load_state_dict(torch.load(state_file(options.out / "vae"), weights_only=True)["average"])
+    rng = random.Random(f"statistics {options.seed}")
+    pictures = pictures_of([random_scene(rng) for _ in range(STATISTICS_PICTURES)], options)
     latents = torch.cat([vae.encode(batch)[0] for batch in pictures.split(VAE_BATCH)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    channels = vae.geometry.z_dim
+    vae.conv1.weight[channels:] = 0
+    vae.conv1.bias[channels:] = 2 * (LATENT_NOISE * std).log()
     vae.geometry = replace(vae.geometry, latent_mean=tuple(mean.tolist()), latent_std=tuple(std.tolist()))
     return vae.eval()
 
@@ -197,13 +209,14 @@ def train_model(options: argparse.Namespace) -> None:
     def losses(step: int) -> dict[str, Tensor]:
         scenes, pictures, rng = scenes_of_step("model", step, BATCH, options)
         captions = ["" if rng.random() < DROPPED else training_caption(scene, rng) for scene in scenes]
+        with torch.no_grad():
+            latents = vae.encode(pictures)[0]
+        asked = ASKED // processes()
         # The fused attention kernels are slow to differentiate in bfloat16 on a CPU, and rows are short.
-        with torch.autocast(options.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            with torch.no_grad():
-                latents = vae.encode(pictures)[0].float()
+        with sdpa_kernel(SDPBackend.MATH):
             return {
                 "flow": flow_loss(model, tokenizer, latents, captions),
-                "answer": ANSWER_WEIGHT * answer_loss(model, tokenizer, latents[:ASKED], scenes[:ASKED], rng),
+                "answer": ANSWER_WEIGHT * answer_loss(model, tokenizer, latents[:asked], scenes[:asked], rng),
             }
 
     Training(model, options.steps or STEPS, LR, options.out / "model").run(losses)
@@ -212,7 +225,7 @@ def train_model(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """The averaged weights as a checkpoint folder."""
     model = new_model(options)
-    model.load_state_dict(torch.load(options.out / "model" / "state.pt", weights_only=True)["average"])
+    model.load_state_dict(torch.load(state_file(options.out / "model"), weights_only=True)["average"])
     model.save_pretrained(options.to)
     trained_vae(options).save_pretrained(options.to / "vae")
     build_tokenizer(CONFIG.llm_vocab_size, options.seed).save_pretrained(options.to / "tokenizer")
@@ -225,8 +238,13 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=None)
+    parser.add_argument("--processes", type=int, help="that share a batch (default: one a core, or one on a GPU)")
     parser.add_argument("--out", type=Path, default=Path("shapes-training"))
     parser.add_argument("--to", type=Path, default=Path("flashu/embedded"), help="where `export` writes")
     options = parser.parse_args()
     options.device = resolve_device(options.device)
-    {"vae": train_vae, "model": train_model, "export": export}[options.part](options)
+    if options.part == "export":
+        export(options)
+    else:
+        cores = (os.cpu_count() or 1) if options.device.type == "cpu" else 1
+        in_processes(options.processes or cores, {"vae": train_vae, "model": train_model}[options.part], options)

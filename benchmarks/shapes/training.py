@@ -1,17 +1,25 @@
-"""What both trainings share: seeded steps that resume, a warm-up and cosine schedule, averaged weights, a log."""
+"""What both trainings share: seeded steps that resume, a warm-up and cosine schedule, averaged weights, a log.
+
+On a CPU, a process a core, each with its share of every batch, is half as fast again as one process with a thread a
+core: at these sizes threads mostly wait for each other.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 WARM_UP = 100  # steps
 EMA_DECAY = 0.998
@@ -20,20 +28,52 @@ REPORT_EVERY, SAVE_EVERY = 25, 250  # steps
 LossesOf = Callable[[int], dict[str, Tensor]]
 
 
+def in_processes(count: int, work: Callable[..., None], *arguments: object) -> None:
+    """Call `work` in so many processes that share the machine's cores, and each know its `rank`."""
+    if count == 1:
+        work(*arguments)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        torch.multiprocessing.spawn(_join, (count, meeting, work, arguments), nprocs=count)
+
+
+def _join(number: int, count: int, meeting: str, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    torch.set_num_threads(max((os.cpu_count() or 1) // count, 1))
+    dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=count)
+    try:
+        work(*arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 class Training:
     """Trains `model` for a number of steps; its averaged copy is what is kept.
 
-    The state (weights, average, optimisers, step) is written to `folder`/state.pt and gone on from there. What a step
-    sees must depend on its number alone, so a training that was cut off ends as one that was not.
+    `model` itself is made bfloat16 and does the work; weights are kept, updated and averaged in float32.
+    The state (weights, average, optimisers, step) is written to `folder`, a file a process, and gone on from there.
+    What a step sees must depend on its number and the process alone, so a training that was cut off ends as one that
+    was not.
     """
 
     def __init__(self, model: nn.Module, steps: int, lr: float, folder: Path):
-        self.model, self.steps, self.lr, self.folder = model, steps, lr, folder
+        self.steps, self.lr, self.folder = steps, lr, folder
+        self.weights = copy.deepcopy(model)
         self.average = copy.deepcopy(model).requires_grad_(False)
+        self.model = model.to(torch.bfloat16, memory_format=torch.channels_last)
         self.step, self.seconds = 0, 0.0
-        self.optimisers = _optimisers(model, lr)
+        self.shares = [_inner_matrices(self.weights)[number :: processes()] for number in range(processes())]
+        self.optimisers = _optimisers(self.weights, self.shares[rank()], lr)
         folder.mkdir(parents=True, exist_ok=True)
-        self.state_file, self.log_file = folder / "state.pt", folder / "log.jsonl"
+        self.state_file, self.log_file = state_file(folder, rank()), folder / "log.jsonl"
         if self.state_file.exists():
             self._load()
 
@@ -61,39 +101,64 @@ class Training:
             for group in optimiser.param_groups:
                 group["lr"] = self.lr * _schedule(self.step, self.steps)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        weights = list(self.weights.parameters())
+        grads = torch.cat([parameter.grad.float().flatten() for parameter in self.model.parameters()]) / processes()
+        if processes() > 1:
+            dist.all_reduce(grads)
+        grads *= (1 / (grads.norm() + 1e-6)).clamp(max=1)
+        for weight, grad in zip(weights, grads.split([weight.numel() for weight in weights]), strict=True):
+            weight.grad = grad.view_as(weight)
         for optimiser in self.optimisers:
             optimiser.step()
-            optimiser.zero_grad()
+        if processes() > 1:
+            for owner, share in enumerate(self.shares):
+                updated = parameters_to_vector(share).detach()
+                dist.broadcast(updated, owner)
+                sizes = [matrix.numel() for matrix in share]
+                for matrix, new in zip(share, updated.split(sizes), strict=True):
+                    matrix.data.copy_(new.view_as(matrix))  # in place: Muon holds views of them
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            torch._foreach_lerp_(list(self.average.parameters()), weights, 1 - decay)
+            torch._foreach_copy_(list(self.model.parameters()), weights)
+        self.model.zero_grad()
 
     def _report(self, line: dict[str, float]) -> None:
-        print(json.dumps(line), flush=True)
-        with self.log_file.open("a") as log:
-            log.write(json.dumps(line) + "\n")
+        if rank() == 0:
+            print(json.dumps(line), flush=True)
+            with self.log_file.open("a") as log:
+                log.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
         state = {
-            "model": self.model.state_dict(),
+            "weights": self.weights.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "processes": processes(),
             "step": self.step,
             "seconds": self.seconds,
         }
         partial = self.state_file.with_suffix(".partial")
         torch.save(state, partial)
+        if processes() > 1:
+            dist.barrier()  # so that their steps are the same, in all but a hair's breadth
         partial.replace(self.state_file)
 
     def _load(self) -> None:
         state = torch.load(self.state_file, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        if state["processes"] != processes():
+            raise SystemExit(f"{self.folder} was trained by {state['processes']} processes: go on with --processes")
+        self.weights.load_state_dict(state["weights"])
+        self.model.load_state_dict(state["weights"])
         self.average.load_state_dict(state["average"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         print(f"going on from step {self.step} of {self.steps}", flush=True)
+
+
+def state_file(folder: Path, process: int = 0) -> Path:
+    return folder / f"state-{process}.pt"
 
 
 class Muon(torch.optim.Muon):
@@ -107,23 +172,25 @@ class Muon(torch.optim.Muon):
     def step(self) -> None:
         for matrix, weight in zip(self.matrices, self.weights, strict=True):
             matrix.grad = weight.grad.reshape(matrix.shape)
-            weight.grad = None
         super().step()
 
 
-def _optimisers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the network, AdamW for everything else: gains, biases, embeddings, both ends."""
-    inner = {
-        id(module.weight)
+def _inner_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices inside the network: not gains, biases, embeddings (or a head tied to them), nor either end."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return [
+        module.weight
         for module in model.modules()
         if isinstance(module, (nn.Linear, nn.Conv2d)) and min(len(module.weight), module.weight[0].numel()) >= 16
-    }
-    inner -= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}  # a tied head
-    parameters = list(model.parameters())
-    return [
-        torch.optim.AdamW([p for p in parameters if id(p) not in inner], lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
-        Muon([p for p in parameters if id(p) in inner], lr),
+        if id(module.weight) not in embeddings
     ]
+
+
+def _optimisers(model: nn.Module, share: Sequence[nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for this process's share of the inner matrices, AdamW for everything else."""
+    inner = {id(matrix) for matrix in _inner_matrices(model)}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in inner]
+    return [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0), Muon(share, lr)]
 
 
 def _schedule(step: int, steps: int) -> float:

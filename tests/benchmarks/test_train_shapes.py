@@ -13,9 +13,14 @@ from flashu import TextToImagePipeline
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_shapes.py"
 
 
-def train(part, out, *arguments):
-    command = [sys.executable, str(SCRIPT), part, "--out", str(out), "--device", "cpu", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def train(part, out, *arguments, check=True):
+    common = ("--out", out, "--device", "cpu", "--processes", 2)
+    command = [sys.executable, str(SCRIPT), part, *map(str, (*common, *arguments))]
+    return subprocess.run(command, check=check, capture_output=True, text=True)
+
+
+def state(out, part, process=0):
+    return torch.load(out / part / f"state-{process}.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +28,7 @@ def trained(tmp_path_factory):
     """Three steps of each part: in two pieces, and in one."""
     pieces, whole = tmp_path_factory.mktemp("pieces"), tmp_path_factory.mktemp("whole")
     train("vae", pieces, "--steps", 2)
-    assert "going on from step 2 of 3" in train("vae", pieces, "--steps", 3)
+    assert "going on from step 2 of 3" in train("vae", pieces, "--steps", 3).stdout
     train("vae", whole, "--steps", 3)
     for out in (pieces, whole):
         train("model", out, "--steps", 1)
@@ -32,18 +37,36 @@ def trained(tmp_path_factory):
 
 
 def test_training_goes_on_as_if_it_had_not_stopped(trained):
-    pieces, whole = (torch.load(out / "vae" / "state.pt", weights_only=True) for out in trained)
+    pieces, whole = (state(out, "vae") for out in trained)
     assert pieces["step"] == whole["step"] == 3
-    for part in ("model", "average"):
+    for part in ("weights", "average"):
         for name, value in whole[part].items():
             assert torch.equal(value, pieces[part][name]), name
 
 
 def test_one_seed_trains_one_model_and_another_step_changes_it(trained):
-    two, one = (torch.load(out / "model" / "state.pt", weights_only=True)["model"] for out in trained)
+    two, one = (state(out, "model")["weights"] for out in trained)
     name = "showo.model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(two[name], one[name])
     assert (two[name] - one[name]).abs().max() < 1e-3, "one step from the same place, at the start of the warm-up"
+
+
+def test_processes_hold_the_same_weights(trained):
+    first, second = (state(trained[1], "vae", process)["weights"] for process in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_every_matrix_moves_whichever_process_owns_it(trained):
+    after_two, after_one = (state(out, "model")["weights"] for out in trained)
+    names = [name for name in after_one if name.endswith("_proj.weight")]
+    assert len(names) > 70
+    assert not [name for name in names if torch.equal(after_two[name], after_one[name])]
+
+
+def test_another_number_of_processes_is_refused(trained):
+    refused = train("vae", trained[0], "--processes", 1, check=False)
+    assert refused.returncode == 1
+    assert "was trained by 2 processes" in refused.stderr
 
 
 def test_export_is_a_checkpoint_that_draws(trained, tmp_path):
@@ -55,4 +78,4 @@ def test_export_is_a_checkpoint_that_draws(trained, tmp_path):
 def test_losses_are_logged(trained):
     lines = [json.loads(line) for line in (trained[0] / "vae" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3]
-    assert all({"seconds", "l1", "l2", "kl"} <= line.keys() for line in lines)
+    assert all({"seconds", "l1", "l2", "scale"} <= line.keys() for line in lines)
