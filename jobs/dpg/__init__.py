@@ -1,0 +1,1 @@
+"""DPG-Bench: its question file, and how answers become scores."""
