@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from shapes.captions import DESCRIBE, plain_caption, question, training_caption
 from shapes.render import render
 from shapes.scenes import LATTICE, Scene, random_scene
-from shapes.training import Training, in_processes, processes, rank, state_file
+from shapes.training import STATE, Training, check_processes, in_processes, processes, rank
 from shapes.vocabulary import build_tokenizer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -52,6 +52,7 @@ TIME_SHIFT = 3.0  # as in sampling: logit-normal training times lean towards the
 ASKED = 12  # of a step's pictures are asked about
 TURNS = 4  # questions about a picture, one after the other
 ANSWER_WEIGHT = 0.25
+SHARES = (1, 2, 4)  # numbers of processes that every batch can be cut into
 
 
 def scenes_of_step(
@@ -84,7 +85,7 @@ def train_vae(options: argparse.Namespace) -> None:
 
     def losses(step: int) -> dict[str, Tensor]:
         _, pictures, _ = scenes_of_step("vae", step, VAE_BATCH, options, lattice=None)  # it may draw anything anywhere
-        mean = vae.encode(pictures.bfloat16())[0]
+        mean = vae.encode(pictures)[0]
         spread = mean.float().std(dim=(0, 2, 3), keepdim=True)
         risen = min(max(2 * step / steps - 1, 0) * 1.5, 1)  # from the middle on, until five sixths
         noise = LATENT_NOISE_AT_FIRST + risen * (LATENT_NOISE - LATENT_NOISE_AT_FIRST)
@@ -105,7 +106,7 @@ def trained_vae(options: argparse.Namespace) -> WanImageVAE:
     Its posterior's variance is the noise that it was trained under, for all pictures the same.
     """
     vae = new_vae(options).requires_grad_(False)
-    vae.load_state_dict(torch.load(state_file(options.out / "vae"), weights_only=True)["average"])
+    vae.load_state_dict(torch.load(options.out / "vae" / STATE, weights_only=True)["average"])
     rng = random.Random(f"statistics {options.seed}")
     pictures = pictures_of([random_scene(rng) for _ in range(STATISTICS_PICTURES)], options)
     latents = torch.cat([vae.encode(batch)[0] for batch in pictures.split(VAE_BATCH)])
@@ -225,7 +226,7 @@ def train_model(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """The averaged weights as a checkpoint folder."""
     model = new_model(options)
-    model.load_state_dict(torch.load(state_file(options.out / "model"), weights_only=True)["average"])
+    model.load_state_dict(torch.load(options.out / "model" / STATE, weights_only=True)["average"])
     model.save_pretrained(options.to)
     trained_vae(options).save_pretrained(options.to / "vae")
     build_tokenizer(CONFIG.llm_vocab_size, options.seed).save_pretrained(options.to / "tokenizer")
@@ -238,13 +239,19 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=None)
-    parser.add_argument("--processes", type=int, help="that share a batch (default: one a core, or one on a GPU)")
+    parser.add_argument(
+        "--processes", type=int, choices=SHARES, help="that share a batch (default: two on a CPU, one on a GPU)"
+    )
     parser.add_argument("--out", type=Path, default=Path("shapes-training"))
     parser.add_argument("--to", type=Path, default=Path("flashu/embedded"), help="where `export` writes")
     options = parser.parse_args()
     options.device = resolve_device(options.device)
     if options.part == "export":
         export(options)
-    else:
-        cores = (os.cpu_count() or 1) if options.device.type == "cpu" else 1
-        in_processes(options.processes or cores, {"vae": train_vae, "model": train_model}[options.part], options)
+        raise SystemExit
+    count = options.processes or (2 if options.device.type == "cpu" and (os.cpu_count() or 1) > 1 else 1)
+    try:
+        check_processes(options.out / options.part, count)
+    except ValueError as error:
+        parser.error(str(error))
+    in_processes(count, {"vae": train_vae, "model": train_model}[options.part], options)

@@ -46,22 +46,20 @@ def read_images(model: Showo2Qwen2_5, latents: Tensor, question: EncodedQuestion
     positions = torch.arange(length, device=model.device)[None]
     reading = model.acceleration.reading if model.acceleration else WHOLE_READING
     variant = reading.variant(count, model.device)
-    split = count if reading.drop_after is None else reading.drop_after + 1
+    split = reading.whole_layers(count)
 
     def run(embeds: Tensor, positions: Tensor, layers: range) -> tuple[Tensor, list[KeyValue | None]]:
         mask = row_mask(embeds.shape[1], before, embeds.shape[1] - 1, model.device)
         return model.showo.model(embeds, rotary_at(model, positions), mask=mask, variant=variant, layers=layers)
 
     embeds, layers = run(embeds, positions, range(split))
-    ranked = next((layer for layer in reversed(layers) if layer is not None), None)
-    if split < count and ranked is not None:
+    if split < count:
         first = before + 1  # after the time token
-        values = ranked.value[:, :, first:-1]
+        values = layers[-1].value[:, :, first:-1]
         kept = first + most_valued(values, kept_tokens(values.shape[2], reading.drop_share))
         frame = [part.expand(len(kept), -1) for part in (positions[:, :first], positions[:, -1:])]
         positions = torch.cat((frame[0], kept, frame[1]), dim=1)
-        embeds = embeds.gather(1, positions[..., None].expand(-1, -1, embeds.shape[2]))
-    if split < count:
+        embeds = embeds.gather(1, positions[..., None].expand(-1, -1, embeds.shape[2]))  # as positions count from 0
         layers += run(embeds, positions, range(split, count))[1]
     return ReadImages(layers, length, variant, split)
 
@@ -170,16 +168,17 @@ class Sampler:
     the answers beside it."""
 
     def __init__(self, seeds: Sequence[Sequence[int]], temperature: float, top_k: int | None, top_p: float):
-        """`seeds` has one for each question of each image. `top_k` keeps the likeliest so many tokens, `top_p` the
-        likeliest that together have that share of the probability; None and 1 keep all."""
+        """`seeds` has one for each question of each image; `temperature` is above 0. `top_k` keeps the likeliest so
+        many tokens, `top_p` the likeliest that together have that share of the probability; None and 1 keep all."""
         self.generators = [[torch.Generator().manual_seed(seed) for seed in of_image] for of_image in seeds]
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
     def __call__(self, logits: Tensor) -> Tensor:
-        ordered, tokens = (logits.float() / self.temperature).sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(dim=-1)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        kept = before < self.top_p
+        ordered, tokens = logits.float().sort(dim=-1, descending=True, stable=True)
+        probabilities = ((ordered - ordered[..., :1]) / self.temperature).softmax(dim=-1)
+        kept = torch.ones_like(probabilities, dtype=torch.bool)
+        if self.top_p < 1:
+            kept = probabilities.cumsum(dim=-1) - probabilities < self.top_p
         if self.top_k is not None:
             kept[..., self.top_k :] = False
         sums = (probabilities * kept).cumsum(dim=-1)

@@ -1,4 +1,4 @@
-"""What a caller may pass to generation: checked once, here, with errors that name the argument and the value."""
+"""What a caller may pass: checked once, here, with errors that name the argument and the value."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from flashu import probe, sampler, understanding
 from flashu.acceleration.plan import Plan, make_plan
@@ -21,7 +20,7 @@ from flashu.fingerprint import fingerprint
 from flashu.models import geometry
 from flashu.models.qwen2 import SimilaritySum
 from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
+from flashu.models.tokenizer import PromptTokenizer
 
 METHODS = ("trajectories", "tokens")
 
@@ -68,7 +67,7 @@ def calibrate(
 @torch.no_grad()
 def calibrate_understanding(
     model: Showo2Qwen2_5,
-    pairs: Sequence[tuple[Tensor, EncodedQuestion]] | None = None,
+    pairs: Sequence[probe.Pair] | None = None,
     *,
     tokenizer: PromptTokenizer | None = None,
     on_pair: Callable[[], object] | None = None,
@@ -81,34 +80,21 @@ def calibrate_understanding(
     """
     probe.require_unpatched(model)
     if pairs is None:
-        pairs = _own_pairs(model, tokenizer or _tokenizer_of(model))
+        pairs = list(probe.own_pairs(model, tokenizer or _tokenizer_of(model)))
     if not pairs:
         raise InputError("calibration needs at least one pair of an image and a question")
     norms, similarities, positions = ActivationNorms(model.showo.model), 0, 0
     for latents, question in pairs:
         row = understanding.lay_out(model, latents, [question])
-        similarity = SimilaritySum(row.mask.new_ones(row.embeds.shape[:2]))
+        similarity = SimilaritySum(torch.ones(row.embeds.shape[:2], dtype=torch.bool, device=model.device))
         with norms.watching():
             model.showo.model(row.embeds, row.rotary, mask=row.mask, observe=similarity)
         similarities, positions = similarities + similarity.total()[0].cpu(), positions + row.embeds.shape[1]
         if on_pair:
             on_pair()
     ffn, attention = norms.scores()
-    return WandaScores(
-        ffn, attention, fingerprint(model), UNDERSTANDING, "whole rows", layers=1 - similarities / positions
-    )
-
-
-def _own_pairs(model: Showo2Qwen2_5, tokenizer: PromptTokenizer) -> list[tuple[Tensor, EncodedQuestion]]:
-    """The model's own images of the built-in prompts, each with a question."""
-    plan = make_plan(None, probe.NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
-    question = tokenizer.encode_question(probe.QUESTION)
-    pairs = []
-    for seed, prompt in enumerate(probe.PROMPTS):
-        rows = probe.rows_of(model, prompt, tokenizer, model.config.native_grid, plan)
-        latents = probe.denoise(model, model.encode_prefix(rows.prefixes, rows.grid), seed, plan)
-        pairs.append((latents, question))
-    return pairs
+    importances = 1 - similarities / positions
+    return WandaScores(ffn, attention, fingerprint(model), UNDERSTANDING, "whole rows", importances)
 
 
 def _tokenizer_of(model: Showo2Qwen2_5) -> PromptTokenizer:

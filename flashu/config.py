@@ -23,7 +23,7 @@ _TABLE_7: Schedule = ((24, 7.5), (11, 10.0))
 
 @dataclass(frozen=True, init=False)
 class FlashUConfig:
-    """What FlashU may do while generating. The defaults are the paper's Table 7, for Show-o2 1.5B.
+    """What FlashU may do while generating, and while answering. The defaults are the paper's Table 7, for Show-o2 1.5B.
 
     r_p: share of each FFN's neurons left out on steps that are not full (§3.2); 0 turns it off.
     head_prune_ratio: share of each layer's KV groups left out on every step (§3.2); 0 turns it off.

@@ -1,4 +1,4 @@
-"""Counting the operations of one image, row by row of its plan and part by part of the network.
+"""Counting the operations of one image, row by row of its plan and part by part of the network, and of answers.
 
 The real sampler runs on PyTorch's `meta` device under its FLOP counter, so the count is of what a generation
 dispatches; no weights and no GPU are needed. A multiply-add counts as two. Blocks that are called again with the same
@@ -240,4 +240,5 @@ class _Counter:
 def _shapes(value: Any) -> Any:
     if isinstance(value, Tensor):
         return tuple(value.shape)
+    # A cache stands for itself: it grows with every call, so none is like another.
     return tuple(map(_shapes, value)) if isinstance(value, tuple) else value

@@ -1,7 +1,8 @@
 """Switching FlashU on and off on a model that is loaded.
 
 Applying puts FFN neurons and KV groups in order of importance and sets `model.acceleration`, which tells pipeline and
-sampler what to plan and how much of the LLM a step runs. Removing puts every weight back where it was.
+sampler what to plan and how much of the LLM a step runs, and `flashu.answering` how much of it reads a question.
+Removing puts every weight back where it was.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Acceleration:
         )
 
     @property
-    def needs_scores(self) -> bool:
+    def needs_generation_scores(self) -> bool:
         """Whether generation's scores decide anything."""
         return bool(self.ffn_width or self.kv_heads)
 
@@ -127,7 +128,7 @@ def apply_flashu_patch(
     geometry = model.config.llm
     acceleration = Acceleration.of(config, geometry)
     with unpatched(model):
-        if acceleration.needs_scores:
+        if acceleration.needs_generation_scores:
             scores = _scores_for(model, GENERATION, scores, tokenizer)
         if acceleration.needs_understanding_scores:
             understanding_scores = _scores_for(model, UNDERSTANDING, understanding_scores, tokenizer)
@@ -136,7 +137,8 @@ def apply_flashu_patch(
         if acceleration.und_ffn_width:
             acceleration.reading = replace(acceleration.reading, neurons=tuple(spans))
     if acceleration.und_layers_to_skip:
-        (left_out,) = least_important(understanding_scores.layers[None], acceleration.und_layers_to_skip)
+        importances = understanding_scores.layer_importances
+        (left_out,) = least_important(importances[None], acceleration.und_layers_to_skip)
         acceleration.reading = replace(acceleration.reading, layers_left_out=left_out)
     if acceleration.kv_heads:
         acceleration.kv_orders = [
@@ -180,9 +182,9 @@ def _ffn_orders(
 ) -> tuple[list[Tensor], list[Span]]:
     """Each layer's order of neurons, and the span of those that answering runs. A task without pruning keeps all."""
     size = geometry.intermediate_size
-    everything = [torch.zeros(size)] * geometry.num_hidden_layers
-    generation = scores.ffn if acceleration.ffn_width else everything
-    understanding = understanding_scores.ffn if acceleration.und_ffn_width else everything
+    equal = [torch.zeros(size)] * geometry.num_hidden_layers
+    generation = scores.ffn if acceleration.ffn_width else equal
+    understanding = understanding_scores.ffn if acceleration.und_ffn_width else equal
     kept, und_kept = (width or size for width in (acceleration.ffn_width, acceleration.und_ffn_width))
     found = [
         ffn_pruning.shared_order(one, kept, other, und_kept)
@@ -211,6 +213,8 @@ def _scores_for(
         scores = WandaScores.load(scores)
     if scores.task != task:
         raise InputError(f"these scores were measured for {scores.task}; {task} is pruned by scores for {task}")
+    if task == UNDERSTANDING and scores.layer_importances is None:
+        raise InputError("these scores say nothing of layers; run flashu calibrate --task understanding")
     if scores.fingerprint != (own := fingerprint(model)):
         raise InputError(
             f"these scores were measured on another model (fingerprint {scores.fingerprint[:12]}…, this one has "

@@ -156,9 +156,9 @@ class TextToImagePipeline:
         Raises `InputError` for what is no image or no question, and for settings that cannot be used.
         """
         asked = visual_questions.Asked.of(images, questions)
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        options |= {"seeds": seeds, "size": size, "fit": fit, "batch_size": batch_size}
-        return asked.shaped(visual_questions.answer(self, asked, **options))
+        decoding = visual_questions.Decoding(max_new_tokens, temperature, top_k, top_p)
+        view = visual_questions.View(size, fit)
+        return asked.shaped(visual_questions.answer(self, asked, decoding, seeds, view, batch_size))
 
     def yes_probability(
         self,
@@ -174,7 +174,8 @@ class TextToImagePipeline:
         One pass, with no decoding. Arguments and shape are those of `answer`.
         """
         asked = visual_questions.Asked.of(images, questions)
-        return asked.shaped(visual_questions.yes_probability(self, asked, size=size, fit=fit, batch_size=batch_size))
+        view = visual_questions.View(size, fit)
+        return asked.shaped(visual_questions.yes_probability(self, asked, view, batch_size))
 
     def __call__(self, prompts: str | Sequence[str], **options: Any) -> list[Image.Image]:
         """All pictures of `prompts` as a list; see `stream` for the options and for what each picture carries."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from flashu import sampler
-from flashu.acceleration.plan import Plan
+from flashu.acceleration.plan import Plan, make_plan
+from flashu.config import GUIDANCE_SCALE
 from flashu.errors import InputError
 from flashu.models import geometry
 from flashu.models.showo2 import Prefix, Showo2Qwen2_5
-from flashu.models.tokenizer import PromptTokenizer
+from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
 
 PROMPTS = (
     "a red circle",
@@ -25,6 +26,7 @@ PROMPTS = (
     "a mountain valley in autumn with a river, highly detailed",
 )
 QUESTION = "What is in the image?"
+Pair = tuple[Tensor, EncodedQuestion]  # clean latents (1, channels, height, width), and what is asked about them
 NUM_INFERENCE_STEPS = 8
 
 
@@ -32,6 +34,21 @@ def require_unpatched(model: Showo2Qwen2_5) -> None:
     """Raises `InputError` when FlashU is on: what is measured would be of part of the model."""
     if model.acceleration is not None:
         raise InputError("this measures the unpatched model; call remove_flashu_patch(model) first")
+
+
+def own_pairs(
+    model: Showo2Qwen2_5,
+    tokenizer: PromptTokenizer,
+    prompts: Sequence[str] = PROMPTS,
+    num_inference_steps: int = NUM_INFERENCE_STEPS,
+) -> Iterator[Pair]:
+    """The model's own images of some prompts, each asked what is in it."""
+    plan = make_plan(None, num_inference_steps, GUIDANCE_SCALE)
+    for seed, prompt in enumerate(prompts):
+        rows = rows_of(model, prompt, tokenizer, model.config.native_grid, plan)
+        with torch.no_grad():
+            prefix = model.encode_prefix(rows.prefixes, rows.grid)
+        yield denoise(model, prefix, seed, plan), tokenizer.encode_question(QUESTION)
 
 
 def rows_of(

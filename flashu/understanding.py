@@ -28,7 +28,6 @@ class QuestionRows:
     embeds: Tensor  # (images, positions, hidden); shorter questions are padded, and nothing sees the padding
     rotary: Rotary
     mask: Tensor  # (1, 1, positions, positions)
-    lengths: list[int]  # positions of each row before its padding
 
 
 def lay_out(model: Showo2Qwen2_5, latents: Tensor, questions: Sequence[EncodedQuestion]) -> QuestionRows:
@@ -45,7 +44,6 @@ def lay_out(model: Showo2Qwen2_5, latents: Tensor, questions: Sequence[EncodedQu
         embeds,
         rotary_at(model, torch.arange(length, device=model.device)[None]),
         row_mask(length, len(questions[0].before), image.shape[1], model.device),
-        [image.shape[1] + len(question.after) for question in questions],
     )
 
 

@@ -15,10 +15,9 @@ from flashu.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from flashu.models import PromptTokenizer, Showo2Qwen2_5
-    from flashu.models.tokenizer import EncodedQuestion
+    from flashu.probe import Pair
 
 analyze = typer.Typer(
     no_args_is_help=True, help="Measure which neurons, layers and head outputs matter. Draws figures."
@@ -104,13 +103,17 @@ def calibrate(
     steps: Annotated[int, typer.Option(help="Inference steps of each trajectory, or of the model's own pictures.")] = 8,
     device: DeviceOption = None,
 ) -> None:
-    """Measure which FFN neurons, KV groups and layers matter, for every worker of a cluster to prune alike."""
+    """Measure which FFN neurons, KV groups and layers matter to a task.
+
+    By scores of generation, every worker of a cluster prunes alike; those of understanding are for
+    `apply_flashu_patch(…, understanding_scores=…)`.
+    """
     from tqdm import tqdm
 
     from flashu import calibration
     from flashu.probe import PROMPTS
 
-    _check_task(task)
+    _check_task(task, pairs)
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output.parent)
     if output.is_dir():
@@ -149,7 +152,7 @@ def obd(
     from flashu.analysis import obd as analysis
     from flashu.probe import PROMPTS
 
-    _check_task(task)
+    _check_task(task, pairs)
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output)
     asked = _read_pairs(pairs) if pairs else None
@@ -228,11 +231,13 @@ def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2
     return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network))
 
 
-def _check_task(task: str) -> None:
-    from flashu.acceleration.wanda import TASKS
+def _check_task(task: str, pairs: Path | None) -> None:
+    from flashu.acceleration.wanda import GENERATION, TASKS
 
     if task not in TASKS:
         raise InputError(f"--task {task}: there are {', '.join(TASKS)}")
+    if task == GENERATION and pairs:
+        raise InputError("--pairs are for --task understanding; generation is measured on --prompts")
 
 
 def _read_prompts(file: Path | None) -> list[str]:
@@ -246,14 +251,13 @@ def _read_prompts(file: Path | None) -> list[str]:
 
 def _read_pairs(file: Path) -> list[tuple[Image.Image, str]]:
     """Pictures and questions from JSON lines."""
-    from PIL import Image
+    from flashu.visual_questions import open_picture
 
     asked = []
     for number, line in enumerate(_read(file).splitlines(), start=1):
         try:
             pair = json.loads(line)
-            with Image.open(file.parent / pair["image"]) as picture:
-                asked.append((picture.convert("RGB"), str(pair["question"])))
+            asked.append((open_picture(file.parent / pair["image"]), str(pair["question"])))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 f'{file}, line {number}: needs {{"image": FILE, "question": TEXT}} with a readable image: {error}'
@@ -270,15 +274,15 @@ def _question_pairs(
     asked: list[tuple[Image.Image, str]] | None,
     prompts: Sequence[str],
     steps: int,
-) -> list[tuple[Tensor, EncodedQuestion]]:
+) -> list[Pair]:
     """Latents and encoded questions; of the model's own pictures of `prompts`, where none are given."""
     from flashu.pipeline import TextToImagePipeline
+    from flashu.probe import own_pairs
     from flashu.visual_questions import picture_latents
 
-    pipe = TextToImagePipeline.from_model(model, vae=vae, tokenizer=tokenizer)
     if asked is None:
-        asked = [(picture, "What is in the image?") for picture in pipe(prompts, seeds=0, num_inference_steps=steps)]
-    grid = model.config.native_grid
+        return list(own_pairs(model, tokenizer, prompts, steps))
+    pipe, grid = TextToImagePipeline.from_model(model, vae=vae, tokenizer=tokenizer), model.config.native_grid
     return [(picture_latents(pipe.vae, picture, grid), tokenizer.encode_question(text)) for picture, text in asked]
 
 

@@ -82,7 +82,7 @@ def load(
     identity = f"model {own[:16]}, VAE {fingerprint(pipe.vae)[:16]}, {dtype}"
     if settings is not None:
         scores = None
-        if Acceleration.of(settings, pipe.model.config.llm).needs_scores:
+        if Acceleration.of(settings, pipe.model.config.llm).needs_generation_scores:
             given = here(flashu.scores)
             scores = WandaScores.load(given) if given else _shared_scores(pipe, run)
             identity += f", scores {_digest(scores)[:16]}"

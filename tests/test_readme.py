@@ -33,7 +33,9 @@ def test_snippets_run_in_order_and_make_images():
         exec(compile(snippet, "README.md", "exec"), names)
         made.append([image.size for image in names.get("images", [])])
     size = (64, 64)
-    assert made == [[size] * 2, [size], [size] * 2, [size] * 2, [], []]
+    assert made == [[size] * 2, [size], [], [size] * 2, [size] * 2, [], []]
+    assert [type(answer) for answer in (names["answer"], *names["answers"])] == [str, str, list]
+    assert len(names["probabilities"]) == 2
     assert names["config"].total_steps == 32
     assert names["fast_config"].r_p == 0.30
     assert names["quality_config"].tau == 15

@@ -24,6 +24,7 @@ from torch.nn.utils import parameters_to_vector
 WARM_UP = 100  # steps
 EMA_DECAY = 0.998
 REPORT_EVERY, SAVE_EVERY = 25, 250  # steps
+STATE = "state.pt"
 
 LossesOf = Callable[[int], dict[str, Tensor]]
 
@@ -59,9 +60,9 @@ class Training:
     """Trains `model` for a number of steps; its averaged copy is what is kept.
 
     `model` itself is made bfloat16 and does the work; weights are kept, updated and averaged in float32.
-    The state (weights, average, optimisers, step) is written to `folder`, a file a process, and gone on from there.
-    What a step sees must depend on its number and the process alone, so a training that was cut off ends as one that
-    was not.
+    The state (weights, average, optimisers, step) is written to `folder`/state.pt and gone on from there. What a step
+    sees must depend on its number and the process alone, so a training that was cut off ends as one that was not.
+    The losses that are logged are those of the first process's share of each batch.
     """
 
     def __init__(self, model: nn.Module, steps: int, lr: float, folder: Path):
@@ -71,9 +72,9 @@ class Training:
         self.model = model.to(torch.bfloat16, memory_format=torch.channels_last)
         self.step, self.seconds = 0, 0.0
         self.shares = [_inner_matrices(self.weights)[number :: processes()] for number in range(processes())]
-        self.optimisers = _optimisers(self.weights, self.shares[rank()], lr)
+        self.adamw, self.muon = _optimisers(self.weights, self.shares[rank()], lr)
         folder.mkdir(parents=True, exist_ok=True)
-        self.state_file, self.log_file = state_file(folder, rank()), folder / "log.jsonl"
+        self.state_file, self.log_file = folder / STATE, folder / "log.jsonl"
         if self.state_file.exists():
             self._load()
 
@@ -97,7 +98,7 @@ class Training:
                 self._save()
 
     def _update(self, loss: Tensor) -> None:
-        for optimiser in self.optimisers:
+        for optimiser in (self.adamw, self.muon):
             for group in optimiser.param_groups:
                 group["lr"] = self.lr * _schedule(self.step, self.steps)
         loss.backward()
@@ -108,8 +109,8 @@ class Training:
         grads *= (1 / (grads.norm() + 1e-6)).clamp(max=1)
         for weight, grad in zip(weights, grads.split([weight.numel() for weight in weights]), strict=True):
             weight.grad = grad.view_as(weight)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        self.adamw.step()
+        self.muon.step()
         if processes() > 1:
             for owner, share in enumerate(self.shares):
                 updated = parameters_to_vector(share).detach()
@@ -130,35 +131,41 @@ class Training:
                 log.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
+        momenta = [self.muon.state_dict()]
+        if processes() > 1:
+            dist.all_gather_object(momenta := [None] * processes(), self.muon.state_dict())
+        if rank() > 0:
+            return
         state = {
             "weights": self.weights.state_dict(),
             "average": self.average.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "processes": processes(),
+            "adamw": self.adamw.state_dict(),
+            "muon": momenta,  # of each process's share
             "step": self.step,
             "seconds": self.seconds,
         }
         partial = self.state_file.with_suffix(".partial")
         torch.save(state, partial)
-        if processes() > 1:
-            dist.barrier()  # so that their steps are the same, in all but a hair's breadth
         partial.replace(self.state_file)
 
     def _load(self) -> None:
         state = torch.load(self.state_file, weights_only=True)
-        if state["processes"] != processes():
-            raise SystemExit(f"{self.folder} was trained by {state['processes']} processes: go on with --processes")
         self.weights.load_state_dict(state["weights"])
         self.model.load_state_dict(state["weights"])
         self.average.load_state_dict(state["average"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        self.adamw.load_state_dict(state["adamw"])
+        self.muon.load_state_dict(state["muon"][rank()])
         self.step, self.seconds = state["step"], state["seconds"]
-        print(f"going on from step {self.step} of {self.steps}", flush=True)
+        if rank() == 0:
+            print(f"going on from step {self.step} of {self.steps}", flush=True)
 
 
-def state_file(folder: Path, process: int = 0) -> Path:
-    return folder / f"state-{process}.pt"
+def check_processes(folder: Path, count: int) -> None:
+    """Raises `ValueError` where a training was begun by another number of processes, which cannot go on with it."""
+    if (folder / STATE).exists():
+        earlier = len(torch.load(folder / STATE, weights_only=True)["muon"])
+        if earlier != count:
+            raise ValueError(f"{folder} was trained by {earlier} processes; go on with --processes {earlier}")
 
 
 class Muon(torch.optim.Muon):
@@ -186,11 +193,11 @@ def _inner_matrices(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def _optimisers(model: nn.Module, share: Sequence[nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
+def _optimisers(model: nn.Module, share: Sequence[nn.Parameter], lr: float) -> tuple[torch.optim.AdamW, Muon]:
     """Muon for this process's share of the inner matrices, AdamW for everything else."""
     inner = {id(matrix) for matrix in _inner_matrices(model)}
     others = [parameter for parameter in model.parameters() if id(parameter) not in inner]
-    return [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0), Muon(share, lr)]
+    return torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0), Muon(share, lr)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -12,12 +12,24 @@ from flashu.models.qwen2 import Variant
 
 @dataclass(frozen=True)
 class Reading:
-    """The default is all of it."""
+    """The default is all of it.
+
+    Where the layer after which tokens are dropped is itself left out, the last one before it that runs ranks them;
+    where none does, the first one after it.
+    """
 
     neurons: tuple[Span, ...] | None = None  # of each layer's FFN; None for all
     layers_left_out: tuple[int, ...] = ()
     drop_after: int | None = None  # the layer after which image tokens are dropped; None for never
     drop_share: float = 0.0
+
+    def whole_layers(self, num_layers: int) -> int:
+        """How many layers see every image token; the last of them runs, and ranks the tokens."""
+        if self.drop_after is None:
+            return num_layers
+        before = [layer for layer in range(self.drop_after + 1) if layer not in self.layers_left_out]
+        after = [layer for layer in range(self.drop_after + 1, num_layers) if layer not in self.layers_left_out]
+        return (before[-1] if before else after[0]) + 1
 
     def variant(self, num_layers: int, device: torch.device) -> Variant:
         if not self.layers_left_out:

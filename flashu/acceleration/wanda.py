@@ -32,14 +32,14 @@ class WandaScores:
     fingerprint: str  # of the model they were measured on
     task: str = GENERATION
     method: str = ""
-    layers: Tensor | None = None  # (layers,): how much each changes what passes through it; of understanding
+    layer_importances: Tensor | None = None  # (layers,): how much each changes what passes it; of understanding
 
     def save(self, file: str | Path) -> None:
         """Write a safetensors file."""
         tensors = {f"layers.{i}.mlp.down_proj": scores for i, scores in enumerate(self.ffn)}
         tensors |= {f"layers.{i}.self_attn.o_proj": scores for i, scores in enumerate(self.attention)}
-        if self.layers is not None:
-            tensors["layers"] = self.layers
+        if self.layer_importances is not None:
+            tensors["layers"] = self.layer_importances
         about = {"fingerprint": self.fingerprint, "task": self.task, "method": self.method}
         save_file(tensors, file, metadata={"flashu": json.dumps(about)})
 
@@ -58,7 +58,7 @@ class WandaScores:
                 fingerprint=about["fingerprint"],
                 task=about["task"],
                 method=about["method"],
-                layers=importances,
+                layer_importances=importances,
             )
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{file} is not a file of Wanda scores (flashu calibrate makes them): {error}") from None

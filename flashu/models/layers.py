@@ -1,7 +1,8 @@
 """The building blocks that the LLM and the diffusion head share: rotary tables, attention, gated FFN.
 
 Attention here runs in two ways. Over a *prefix* it is causal and hands back its keys and values; over the image
-*span* every position sees the whole prefix and the whole span. Nothing here knows of images or of time.
+*span* every position sees the whole prefix and the whole span. A mask says otherwise, as for questions about an image,
+which add to a cache. Nothing here knows of images or of time.
 """
 
 from __future__ import annotations

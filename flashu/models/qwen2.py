@@ -1,4 +1,4 @@
-"""Show-o2's language model: a Qwen2.5 decoder that is run over prefixes and image spans.
+"""Show-o2's language model: a Qwen2.5 decoder that is run over prefixes and image spans, or rows of questions.
 
 Parameter names are those of a Hugging Face `Qwen2ForCausalLM`. It never sees token ids while generating: the
 caller embeds the text, and puts the image's own embeddings into the span. A `Variant` says how much of it runs.
@@ -72,8 +72,8 @@ class DecoderLayer(nn.Module):
         prefix: KeyValue | KeyValueCache | None,
         mask: Tensor | None,
         tail: Tensor | None,
-        kv_heads: int | None,
-        neurons: Span | None,
+        kv_heads: int | None = None,
+        neurons: Span | None = None,
     ) -> tuple[Tensor, KeyValue]:
         attended, own = self.self_attn(self.input_layernorm(x), rotary, prefix, mask, tail, kv_heads)
         x = x + attended

@@ -74,7 +74,7 @@ def test_answering_is_far_faster_with_the_image_read_once(tmp_path):
 def test_accelerated_answers_take_fewer_operations():
     lines = run("answering.py", "flop", "--preset", "show-o2-1.5b").splitlines()
     tflop = [float(line.split()[-2]) for line in lines]
-    assert tflop[0] == max(tflop)
+    assert all(accelerated < tflop[0] for accelerated in tflop[1:])
     assert tflop[1] == pytest.approx(4.163, rel=0.001)
 
 

@@ -21,6 +21,7 @@ from flashu import (
     understanding,
 )
 from flashu.acceleration import ffn_pruning, visual_tokens
+from flashu.acceleration.reading import Reading
 from flashu.acceleration.wanda import importance_order
 from flashu.flops import count_answer
 from flashu.patch import Acceleration
@@ -33,7 +34,15 @@ TECHNIQUES = {
     "tokens": {"und_r_tok": 0.5, "und_tok_layer": 3},
     "all": {"und_r_p": 0.3, "und_r_LS": 0.2, "und_r_tok": 0.3, "und_tok_layer": 1},
 }
-GENERATING = {"r_p": 0.3, "r_LS": 0.3, "T_LS": 3, "T_cache": 2, "tau": 2, "num_inference_steps": 8}
+GENERATING = {
+    "r_p": 0.3,
+    "head_prune_ratio": 0.5,
+    "r_LS": 0.3,
+    "T_LS": 3,
+    "T_cache": 2,
+    "tau": 2,
+    "num_inference_steps": 8,
+}
 QUESTIONS = ("Is there a red circle?", "What colour is the background?")
 
 
@@ -85,7 +94,7 @@ def the_long_way(model, latents, question, settings, scores):
     row = understanding.lay_out(model, latents, [question])
     x, positions = row.embeds, torch.arange(row.embeds.shape[1])
     layers = model.showo.model.layers
-    skipped = scores.layers.argsort()[: acceleration.und_layers_to_skip].tolist()
+    skipped = scores.layer_importances.argsort()[: acceleration.und_layers_to_skip].tolist()
     first, last = len(question.before) + 1, x.shape[1] - len(question.after)  # the image's tokens
     value = None
     for index, layer in enumerate(layers):
@@ -94,7 +103,7 @@ def the_long_way(model, latents, question, settings, scores):
             down = layer.mlp.down_proj.weight.clone()
             layer.mlp.down_proj.weight.data[:, unimportant] = 0
             mask = row.mask[:, :, positions][:, :, :, positions]
-            x, own = layer(x, understanding.rotary_at(model, positions[None]), None, mask, None, None, None)
+            x, own = layer(x, understanding.rotary_at(model, positions[None]), None, mask, None)
             layer.mlp.down_proj.weight.data = down
             value = own.value
         if settings.get("und_r_tok") and index == settings["und_tok_layer"]:
@@ -207,14 +216,43 @@ def test_operations_are_counted_as_they_are_run(model, latents, encoded, scores,
 def test_scores_are_written_and_read_whole(scores, tmp_path):
     scores["understanding_scores"].save(tmp_path / "scores.safetensors")
     read = WandaScores.load(tmp_path / "scores.safetensors")
-    assert torch.equal(read.layers, scores["understanding_scores"].layers)
+    assert torch.equal(read.layer_importances, scores["understanding_scores"].layer_importances)
     assert len(read.ffn) == len(scores["understanding_scores"].ffn)
     assert read.task == "understanding"
 
 
-def test_without_scores_they_are_measured_on_the_models_own_images(model, latents, encoded):
-    apply_flashu_patch(model, replace(OFF, und_r_p=0.3))
-    assert model.acceleration.reading.neurons is not None
+def test_without_scores_they_are_measured_on_the_models_own_images(model):
+    settings = replace(OFF, und_r_p=0.3, und_r_LS=0.2)
+    own = calibrate_understanding(model)
+    apply_flashu_patch(model, settings)
+    measured = model.acceleration
+    apply_flashu_patch(model, settings, understanding_scores=own)
+    assert measured.reading == model.acceleration.reading
+    assert all(map(torch.equal, measured.ffn_orders, model.acceleration.ffn_orders))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "drop_after", "whole"),
+    [((), 3, 4), ((3,), 3, 3), ((2, 3), 3, 2), ((0, 1), 1, 3), (tuple(range(4, 10)), 3, 4), ((0, 9), None, 10)],
+)
+def test_the_layer_that_ranks_tokens_is_one_that_runs(model, latents, encoded, left_out, drop_after, whole):
+    reading = Reading(None, left_out, drop_after, 0.5)
+    assert reading.whole_layers(10) == whole
+    apply_flashu_patch(model, OFF)
+    model.acceleration.reading = reading
+    images = answering.read_images(model, latents, encoded[0])
+    kept = images.length - (8 if drop_after is not None else 0)
+    lengths = [None if layer is None else layer.key.shape[2] for layer in images.layers]
+    ran = [None if layer in left_out else images.length if layer < whole else kept for layer in range(10)]
+    assert lengths == ran
+    logits = torch.stack(answering.first_logits(model, images, [encoded] * len(latents)))
+    assert logits.isfinite().all()
+
+
+def test_scores_that_say_nothing_of_layers_are_refused(model, scores):
+    without = replace(scores["understanding_scores"], layer_importances=None)
+    with pytest.raises(InputError, match="say nothing of layers"):
+        apply_flashu_patch(model, replace(OFF, und_r_LS=0.2), understanding_scores=without)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from PIL import Image
 
 from flashu import InputError, TextToImagePipeline
 from flashu.analysis import activations, compare, figures, obd
-from flashu.models.qwen2 import WHOLE
 from flashu.understanding import lay_out
-from flashu.visual_questions import picture_latents
+from flashu.visual_questions import open_picture, picture_latents
 
 PROMPTS = ["a red circle", "two blue squares"]
 
@@ -24,7 +23,7 @@ def pipe():
 @pytest.fixture(scope="module")
 def pairs(pipe):
     picture = Image.effect_noise((90, 60), 80).convert("RGBA")
-    latents = picture_latents(pipe.vae, picture, (8, 8))
+    latents = picture_latents(pipe.vae, open_picture(picture), (8, 8))
     return [(latents, pipe.tokenizer.encode_question("Is there a red circle in the image?"))]
 
 
@@ -40,21 +39,21 @@ def test_closed_form_equals_taking_neurons_and_groups_out_one_by_one(pipe, pairs
     llm = pipe.model.showo.model
     latents, question = pairs[0]
     row = lay_out(pipe.model, latents, [question])
-    x, whole = row.embeds, WHOLE
+    x = row.embeds
     for number, layer in enumerate(llm.layers):
-        baseline, _ = layer(x, row.rotary, None, row.mask, None, whole)
+        baseline, _ = layer(x, row.rotary, None, row.mask, None)
         down, value = layer.mlp.down_proj.weight, layer.self_attn.v_proj
         for neuron in range(0, down.shape[1], 37):
             column = down[:, neuron].clone()
             down[:, neuron] = 0
-            changed = (layer(x, row.rotary, None, row.mask, None, whole)[0] - baseline).norm()
+            changed = (layer(x, row.rotary, None, row.mask, None)[0] - baseline).norm()
             down[:, neuron] = column
             assert both[1].ffn[number][neuron] == pytest.approx(float(changed), rel=1e-5, abs=1e-5)
         for group in range(2):
             kept = value.weight.clone(), value.bias.clone()
             for parameter in (value.weight, value.bias):
                 parameter.unflatten(0, (2, -1))[group] = 0
-            changed = (layer(x, row.rotary, None, row.mask, None, whole)[0] - baseline).norm()
+            changed = (layer(x, row.rotary, None, row.mask, None)[0] - baseline).norm()
             value.weight.copy_(kept[0])
             value.bias.copy_(kept[1])
             assert both[1].kv[number][group] == pytest.approx(float(changed), rel=1e-5)

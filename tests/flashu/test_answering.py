@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flashu import TextToImagePipeline, answering, understanding
-from flashu.errors import InputError
-from flashu.visual_questions import as_rgb, picture_latents
+from flashu import InputError, OutOfMemoryError, TextToImagePipeline, answering, understanding, visual_questions
+from flashu.visual_questions import open_picture, picture_latents
 from tests.reference import relative_error
 
 QUESTIONS = (
@@ -109,21 +108,75 @@ def test_answers_come_in_the_shape_of_the_questions(pipe):
     assert isinstance(answers[1], list)
     probabilities = pipe.yes_probability([picture, picture], "Is there a ring?")
     assert probabilities == pytest.approx([probabilities[0]] * 2, abs=1e-5)
-    assert 0 <= probabilities[0] <= 1
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_the_probability_of_yes_is_that_of_its_token_against_no(pipe):
+    picture = Image.effect_noise((64, 64), 90)
+    question = pipe.tokenizer.encode_question("Is there a ring?")
+    latents = picture_latents(pipe.vae, open_picture(picture), (4, 4))
+    first, _ = recomputed(pipe, latents, question, 1)
+    yes, no = (pipe.tokenizer.tokenizer.token_to_id(word) for word in ("yes", "no"))
+    expected = float(first[0, [yes, no]].softmax(dim=0)[0])
+    assert pipe.yes_probability(picture, "Is there a ring?") == pytest.approx(expected, abs=1e-5)
+
+
+def test_more_questions_than_fit_a_row_and_images_in_batches_change_no_answer(pipe, monkeypatch):
+    pictures = [Image.effect_noise((64, 64), 90) for _ in range(3)]
+    asked = [list(texts) for texts in QUESTIONS]
+    drawn = {"temperature": 1.0, "seeds": 3, "max_new_tokens": 6}
+    together = pipe.answer(pictures, asked, **drawn), pipe.yes_probability(pictures, asked)
+    monkeypatch.setattr(visual_questions, "QUESTIONS_AT_ONCE", 2)
+    apart = pipe.answer(pictures, asked, batch_size=1, **drawn), pipe.yes_probability(pictures, asked, batch_size=2)
+    assert apart[0] == together[0]
+    for one, other in zip(apart[1], together[1], strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_greedy_answers_leave_the_global_generator_alone(pipe):
+    torch.manual_seed(4)
+    pipe.answer(Image.new("RGB", (64, 64)), "Is there a ring?", max_new_tokens=2)
+    after = torch.rand(())
+    torch.manual_seed(4)
+    assert torch.rand(()) == after
+
+
+def test_running_out_of_memory_is_told_with_what_to_do(pipe, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(answering, "read_images", full)
+    with pytest.raises(OutOfMemoryError, match="with 2 images at once; try batch_size=1"):
+        pipe.answer([Image.new("RGB", (8, 8))] * 2, "What?")
+
+
+MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "La", "CMYK", "YCbCr", "I;16", "I", "F")
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_images_of_any_mode_are_read(mode):
-    sixteen_bit = Image.fromarray(np.full((8, 8), 65535, dtype=np.uint16))
-    picture = sixteen_bit if mode == "I;16" else Image.new("L", (8, 8), 255).convert(mode)
-    assert np.asarray(as_rgb(picture)).tolist() == np.full((8, 8, 3), 255).tolist()
+    """Half grey, half white; those of one bit black and white."""
+    values = np.full((8, 8), 255, dtype=np.uint8)
+    values[:, :4] = 0 if mode == "1" else 128
+    sixteen_bit = Image.fromarray(values.astype(np.uint16) * 257)
+    if mode in ("I;16", "I"):
+        picture = sixteen_bit if mode == "I;16" else sixteen_bit.convert("I")
+    else:
+        picture = Image.fromarray(values).convert("LA" if mode == "La" else mode)
+    picture = picture.convert("La") if mode == "La" else picture
+    assert picture.mode == mode
+    seen = np.asarray(open_picture(picture)).astype(int)
+    assert abs(seen - values[:, :, None]).max() <= 1
+
+
+def test_a_dark_picture_of_16_bits_stays_dark():
+    assert open_picture(Image.fromarray(np.full((2, 2), 200, dtype=np.uint16))).getpixel((0, 0)) == (1, 1, 1)
 
 
 def test_transparent_parts_are_white_and_cameras_that_were_turned_are_upright():
-    assert as_rgb(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert open_picture(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
     picture = Image.new("RGB", (4, 2))
     picture.getexif()[0x0112] = 6
-    assert as_rgb(picture).size == (2, 4)
+    assert open_picture(picture).size == (2, 4)
 
 
 def test_letterbox_shows_the_sides_that_a_crop_cuts_off(pipe):
@@ -132,6 +185,7 @@ def test_letterbox_shows_the_sides_that_a_crop_cuts_off(pipe):
     plain = picture_latents(pipe.vae, Image.new("RGB", (64, 64), "white"), (4, 4))
     assert torch.equal(picture_latents(pipe.vae, wide, (4, 4)), plain)
     assert not torch.equal(picture_latents(pipe.vae, wide, (4, 4), "letterbox"), plain)
+    assert picture_latents(pipe.vae, Image.new("RGB", (10_000, 1)), (4, 4), "letterbox").isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +201,10 @@ def test_letterbox_shows_the_sides_that_a_crop_cuts_off(pipe):
         (Image.new("RGB", (8, 8)), "What?", {"max_new_tokens": 0}, "max_new_tokens is 0"),
         (Image.new("RGB", (8, 8)), "What?", {"top_p": 1.5}, "top_p is 1.5"),
         (Image.new("RGB", (8, 8)), "What?", {"temperature": -1}, "temperature is -1"),
-        (Image.new("RGB", (8, 8)), ["What?", "Who?"], {"seeds": [1]}, "1 seeds for 2 questions"),
+        (Image.new("RGB", (8, 8)), ["What?", "Who?"], {"seeds": [1], "temperature": 1}, "1 seeds for 2 questions"),
+        (Image.new("RGB", (8, 8)), "what " * 100, {}, "tokens, with what frames it, is longer than the 60 that fit"),
+        (Image.new("LAB", (8, 8)), "What?", {}, "LAB pixels; convert them to RGB first"),
+        (Image.new("RGB", (0, 8)), "What?", {}, "an image is 0x8 pixels"),
     ],
 )
 def test_bad_input_is_named(pipe, images, questions, options, said):

@@ -55,13 +55,29 @@ def test_plan_of_other_steps_and_sizes(flashu):
 def test_calibrated_scores_go_into_a_picture(flashu, tmp_path):
     code, out, _ = flashu("calibrate", "-o", "new/scores.safetensors", "--prompts", "prompts.txt", *SHORT)
     assert code == 0
-    assert "scores of 10 layers from 2 prompts (trajectories)" in out
+    assert "scores of 10 layers for generation, from 2 prompts (trajectories)" in out
     assert WandaScores.load(tmp_path / "new/scores.safetensors").method == "trajectories"
     arguments = ("--flashu", "fast", "--scores", "new/scores.safetensors", "--size", "64", "--device", "cpu")
     code, _, err = flashu("generate", "a red circle", "-o", "out.png", *arguments)
     assert code == 0, err
     with Image.open(tmp_path / "out.png") as picture:
         assert json.loads(picture.text["flashu"])["flashu"].startswith("FFN pruning r_p=0.3")
+
+
+def test_scores_of_understanding_come_from_pairs_or_the_models_own_pictures(flashu, tmp_path):
+    Image.effect_noise((60, 60), 90).save(tmp_path / "noise.png")
+    (tmp_path / "pairs.jsonl").write_text('{"image": "noise.png", "question": "What is this?"}\n' * 2)
+    arguments = ("calibrate", "-o", "und.safetensors", "--task", "understanding", *SHORT)
+    code, out, err = flashu(*arguments, "--pairs", "pairs.jsonl")
+    assert (code, err) == (0, "")
+    assert "scores of 10 layers for understanding, from 2 questions" in out
+    from_pairs = WandaScores.load(tmp_path / "und.safetensors")
+    assert from_pairs.task == "understanding"
+    assert len(from_pairs.layer_importances) == 10
+    code, out, _ = flashu(*arguments, "--prompts", "prompts.txt")
+    assert code == 0
+    own = WandaScores.load(tmp_path / "und.safetensors")
+    assert not (own.layer_importances == from_pairs.layer_importances).all()
 
 
 def test_analysis_from_scores_to_the_papers_figure(flashu, tmp_path):
