@@ -1,7 +1,7 @@
 """Measure what FlashU costs in quality and saves in work, on shapes-bench, and draw one against the other.
 
     python benchmarks/quality.py --json result.json --figure curve.png
-    python benchmarks/quality.py --settings stock-8 paper-1.5b --prompts 60
+    python benchmarks/quality.py --settings stock-8 paper --prompts 60
     python benchmarks/quality.py --group tau cache
     python benchmarks/quality.py --check result.json
 
@@ -14,9 +14,10 @@ Every setting draws the same prompts from the same noise, one seed a prompt. Rep
 - means of image statistics, and the distance to the reference's picture: PSNR, SSIM;
 - TFLOP an image, for a prompt of mean length; seconds an image in batches, with VAE; and both against the reference.
 
-The reference, `stock-50`, and `paper-1.5b` draw the whole bench, the others its first 150 prompts, the sorts in turn:
-a default sweep takes about 12 minutes on two cores. `--check` draws what is in a result file again, and fails where
-an oracle score is off by more than the tolerance: the same machine repeats it exactly, another rounds differently.
+`stock-50`, the reference, `paper` and `embedded` draw the whole bench, the others its first 150 prompts, the sorts in
+turn: a default sweep takes about 17 minutes on two cores. `--check` draws what is in a result file again, and fails
+where an oracle score is off by more than the tolerance: the same machine repeats it exactly, another rounds
+differently.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from shapes.scenes import random_scene
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.acceleration.wanda import WandaScores
 from flashu.calibration import calibrate
-from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
+from flashu.config import EMBEDDED_GUIDANCE, FLASHU_PRESETS, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.devices import DTYPES
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
@@ -59,7 +60,7 @@ class Setting:
     group: str
     flashu: FlashUConfig | None = None
     steps: int = NUM_INFERENCE_STEPS  # of the unaccelerated model; FlashU's settings hold their own
-    guidance: float = GUIDANCE_SCALE
+    guidance: float | None = None  # the model's own
     calibration: str = "trajectories"  # "tokens": the release's way; "captions": trajectories of this world's captions
     whole: bool = False  # draws the whole bench
 
@@ -70,7 +71,8 @@ class Setting:
 
 REFERENCE = "stock-50"
 SWEEP_PROMPTS = 150
-PAPER = replace(FLASHU_PRESETS["paper-1.5b"], num_inference_steps=35)
+EARLY, LATE = 0.75 * EMBEDDED_GUIDANCE, EMBEDDED_GUIDANCE  # the paper's 7.5 and 10, in proportion
+PAPER = replace(FLASHU_PRESETS["paper-1.5b"], schedule=((24, EARLY), (11, LATE)), num_inference_steps=35)
 NOTHING = replace(PAPER, r_p=0, r_LS=0, T_cache=None, schedule=None)
 OFF: dict[str, dict[str, Any]] = {
     "guidance-schedule": {"schedule": None},
@@ -79,14 +81,23 @@ OFF: dict[str, dict[str, Any]] = {
     "head-cache": {"T_cache": None},
 }
 ON = {technique: {name: getattr(PAPER, name) for name in off} for technique, off in OFF.items()}
+GUIDANCE_SCALES = (1, 1.75, 2.5, 3.5, 5, 7.5, 10)
 PRUNED = replace(NOTHING, r_p=0.6)
 
 SETTINGS: dict[str, Setting] = {
     REFERENCE: Setting("steps", whole=True),
     **{f"stock-{steps}": Setting("steps", steps=steps) for steps in (35, 20, 12, 8)},
-    **{f"stock-20-guidance-{scale:g}": Setting("guidance", None, 20, scale) for scale in (1, 2.5, 5, 10)},
-    "paper-1.5b": Setting("presets", FLASHU_PRESETS["paper-1.5b"], whole=True),
-    **{name: Setting("presets", FLASHU_PRESETS[name]) for name in ("fast", "quality")},
+    **{
+        f"stock-20-guidance-{scale:g}": Setting("guidance", None, 20, scale)
+        for scale in (1, 1.75, 2.5, 3.5, 5, 7.5, 10)
+    },
+    "paper": Setting("presets", PAPER, whole=True),
+    "embedded": Setting("presets", FLASHU_PRESETS["embedded"], whole=True),
+    **{
+        name: Setting("presets", replace(FLASHU_PRESETS[name], schedule=PAPER.schedule)) for name in ("fast", "quality")
+    },
+    "paper-7.5-10": Setting("guidance", FLASHU_PRESETS["paper-1.5b"]),
+    "paper-no-lower-first": Setting("guidance", replace(PAPER, schedule=((24, LATE), (11, LATE / 0.75)))),
     **{f"{technique}-alone": Setting("alone", replace(NOTHING, **on)) for technique, on in ON.items()},
     **{f"paper-without-{technique}": Setting("without", replace(PAPER, **off)) for technique, off in OFF.items()},
     "paper-calibrated-by-tokens": Setting("calibration", PAPER, calibration="tokens"),
@@ -100,7 +111,7 @@ SETTINGS: dict[str, Setting] = {
     **{  # the paper's proportions at other lengths
         f"paper-T-{steps}": Setting(
             "length",
-            replace(PAPER, num_inference_steps=steps, tau=tau, schedule=((steps - tau, 7.5), (tau, 10.0))),
+            replace(PAPER, num_inference_steps=steps, tau=tau, schedule=((steps - tau, EARLY), (tau, LATE))),
         )
         for steps, tau in ((12, 4), (20, 6), (50, 16))
     },
@@ -160,8 +171,11 @@ class Bench:
     def plan(self, setting: Setting) -> Plan:
         if setting.flashu:
             acceleration = Acceleration.of(setting.flashu, self.pipe.model.config.llm)
-            return acceleration.plan(setting.total_steps, setting.guidance)
-        return make_plan(None, setting.total_steps, setting.guidance)
+            return acceleration.plan(setting.total_steps, self.guidance(setting))
+        return make_plan(None, setting.total_steps, self.guidance(setting))
+
+    def guidance(self, setting: Setting) -> float:
+        return self.pipe.model.config.guidance_scale if setting.guidance is None else setting.guidance
 
     def tflop_per_image(self, setting: Setting, prompts: Sequence[Item]) -> float:
         config = self.pipe.model.config
@@ -219,7 +233,7 @@ class Bench:
             "name": name,
             "group": setting.group,
             "steps": setting.total_steps,
-            "guidance": setting.guidance if not (setting.flashu and setting.flashu.schedule) else None,
+            "guidance": None if setting.flashu and setting.flashu.schedule else self.guidance(setting),
             "flashu": setting.flashu and setting.flashu.describe(),
             "calibration": setting.calibration if setting.flashu and setting.flashu.r_p else None,
             "prompts": len(prompts),

@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from flashu import probe, sampler, understanding
-from flashu.acceleration.plan import Plan, make_plan
+from flashu.acceleration.plan import Plan
 from flashu.acceleration.wanda import UNDERSTANDING, ActivationNorms, WandaScores
-from flashu.config import GUIDANCE_SCALE
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import geometry
@@ -33,7 +32,7 @@ def calibrate(
     tokenizer: PromptTokenizer | None = None,
     method: str = "trajectories",
     num_inference_steps: int = probe.NUM_INFERENCE_STEPS,
-    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_scale: float | None = None,
     size: int | tuple[int, int] | None = None,
     on_prompt: Callable[[], object] | None = None,
 ) -> WandaScores:
@@ -51,7 +50,7 @@ def calibrate(
     tokenizer = tokenizer or _tokenizer_of(model)
     grid = geometry.parse_size(size, model.config.native_grid)
     norms = ActivationNorms(model.showo.model)
-    plan = make_plan(None, num_inference_steps, guidance_scale)
+    plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     for seed, prompt in enumerate(prompts):
         rows = probe.rows_of(model, prompt, tokenizer, grid, plan)
         if method == "tokens":

@@ -11,7 +11,7 @@ from typing import Any
 from flashu.errors import InputError
 
 NUM_INFERENCE_STEPS = 50
-GUIDANCE_SCALE = 7.5
+GUIDANCE_SCALE, EMBEDDED_GUIDANCE = 7.5, 2.5  # of the released models, and of the one that ships with the package
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 128
 
@@ -199,8 +199,15 @@ FLASHU_PRESETS = {
     "paper-7b": _PAPER,
     "fast": FlashUConfig(r_p=0.30, r_LS=0.30, tau=5),
     "quality": FlashUConfig(r_p=0.10, r_LS=0.10, tau=15),
+    # What benchmarks/quality.py found for the built-in model, whose ten layers can spare none.
+    "embedded": FlashUConfig(r_LS=0, T_cache=3, schedule=None, num_inference_steps=35),
     "off": FlashUConfig(r_p=0, r_LS=0, T_LS=None, T_cache=None, tau=0, schedule=None, num_inference_steps=50),
 }
+
+
+def preset_for(model: str) -> str:
+    """The name of the preset that is meant for a model, by its path or hub id."""
+    return "embedded" if model == "embedded" else "paper-1.5b"
 
 
 def flashu_preset(name: str) -> FlashUConfig:

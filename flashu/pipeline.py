@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from flashu import arguments, sampler, visual_questions
 from flashu.acceleration.plan import Plan, make_plan
-from flashu.config import BATCH_SIZE, GUIDANCE_SCALE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS
+from flashu.config import BATCH_SIZE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS
 from flashu.devices import is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.models import checkpoint, geometry
@@ -188,7 +188,7 @@ class TextToImagePipeline:
         seeds: int | Sequence[int] | None = None,
         negative_prompts: str | Sequence[str] = "",
         num_inference_steps: int | None = None,
-        guidance_scale: float = GUIDANCE_SCALE,
+        guidance_scale: float | None = None,
         time_shift: float | None = sampler.TIME_SHIFT,
         size: int | tuple[int, int] | None = None,
         batch_size: int = BATCH_SIZE,
@@ -200,7 +200,8 @@ class TextToImagePipeline:
             for seeds from torch's global generator. A picture depends on its own seed only, not on its batch.
         negative_prompts: what guidance leads away from; one for all, or one per prompt.
         num_inference_steps: grid points, so one more than the steps made. None is 50, or what FlashU is set to.
-        guidance_scale: 0 or 1 follow the prompt alone, at half the cost. A FlashU guidance schedule goes before it.
+        guidance_scale: 0 or 1 follow the prompt alone, at half the cost. None is the checkpoint's own, 7.5 for the
+            released ones. A FlashU guidance schedule goes before it.
         time_shift: see `sampler.time_grid`.
         size: pixels per side, or (height, width); multiples of 16. None is the checkpoint's own.
         batch_size: pictures made at once.
@@ -219,6 +220,8 @@ class TextToImagePipeline:
         if num_inference_steps is None:
             num_inference_steps = flashu.total_steps if flashu else NUM_INFERENCE_STEPS
         time_points = sampler.time_grid(num_inference_steps, time_shift)
+        if guidance_scale is None:
+            guidance_scale = self.model.config.guidance_scale
         guidance_scale = arguments.finite("guidance_scale", guidance_scale, zero=True)
         num_inference_steps = len(time_points)
         if acceleration:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from flashu import sampler
 from flashu.acceleration.plan import Plan, make_plan
-from flashu.config import GUIDANCE_SCALE
 from flashu.errors import InputError
 from flashu.models import geometry
 from flashu.models.showo2 import Prefix, Showo2Qwen2_5
@@ -36,6 +35,12 @@ def require_unpatched(model: Showo2Qwen2_5) -> None:
         raise InputError("this measures the unpatched model; call remove_flashu_patch(model) first")
 
 
+def stock_plan(model: Showo2Qwen2_5, num_inference_steps: int, guidance_scale: float | None = None) -> Plan:
+    """Unaccelerated steps, guided as asked or as the checkpoint is."""
+    guidance = model.config.guidance_scale if guidance_scale is None else guidance_scale
+    return make_plan(None, num_inference_steps, guidance)
+
+
 def own_pairs(
     model: Showo2Qwen2_5,
     tokenizer: PromptTokenizer,
@@ -43,7 +48,7 @@ def own_pairs(
     num_inference_steps: int = NUM_INFERENCE_STEPS,
 ) -> Iterator[Pair]:
     """The model's own images of some prompts, each asked what is in it."""
-    plan = make_plan(None, num_inference_steps, GUIDANCE_SCALE)
+    plan = stock_plan(model, num_inference_steps)
     for seed, prompt in enumerate(prompts):
         rows = rows_of(model, prompt, tokenizer, model.config.native_grid, plan)
         with torch.no_grad():

@@ -24,7 +24,7 @@ from flashu.config import (
     flashu_preset,
 )
 from flashu.errors import InputError, OutOfMemoryError
-from jobs import acceleration_cli, manifest_cli, run_cli
+from jobs import acceleration_cli, dpg_cli, manifest_cli, run_cli
 from jobs.image_size import parse_size
 from manifests.errors import ManifestError
 
@@ -89,7 +89,12 @@ def generate(
             help="Inference steps: points of the time grid.", show_default=f"{NUM_INFERENCE_STEPS}, or FlashU's"
         ),
     ] = None,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 0 or 1 for none.")] = GUIDANCE_SCALE,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Guidance scale; 0 or 1 for none.", show_default=f"the model's own; {GUIDANCE_SCALE} for released ones"
+        ),
+    ] = None,
     negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
     size: SizeOption = None,
     flashu: Annotated[
@@ -125,7 +130,9 @@ def generate(
     arguments.whole("--batch-size", batch_size, least=1)
     arguments.texts("prompts", [*prompts, negative])
     arguments.seeds(seed, len(prompts))
-    make_plan(settings, steps, arguments.finite("--guidance", guidance, zero=True))
+    if guidance is not None:
+        arguments.finite("--guidance", guidance, zero=True)
+    make_plan(settings, steps, guidance or GUIDANCE_SCALE)  # raises where they do not fit
 
     pipe = TextToImagePipeline.from_pretrained(model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device)
     if settings:
@@ -174,20 +181,20 @@ def ask(
     pixels = parse_size("--size", size)
     from flashu import arguments
     from flashu.pipeline import TextToImagePipeline
-    from flashu.visual_questions import open_picture
+    from flashu.visual_questions import Asked, Decoding
 
-    picture = open_picture(image)  # before a model is fetched and loaded, which can take long
-    arguments.texts("questions", questions)
-    arguments.whole("--max-new-tokens", max_new_tokens, least=1)
-    arguments.finite("--temperature", temperature, zero=True)
+    # Checked before a model is fetched and loaded, which can take long.
+    Asked.of(image, questions)
+    Decoding(max_new_tokens, temperature, top_k, top_p)
+    arguments.seeds(seed, len(questions), "questions")
     pipe = TextToImagePipeline.from_pretrained(model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device)
     shown: dict[str, Any] = {"size": pixels, "fit": "letterbox" if letterbox else "crop"}
     if yes_no:
-        for probability in pipe.yes_probability(picture, questions, **shown):
+        for probability in pipe.yes_probability(image, questions, **shown):
             typer.echo(f"{'yes' if probability > 0.5 else 'no'} {probability:.3f}")
         return
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seeds": seed}
-    for answer in pipe.answer(picture, questions, max_new_tokens=max_new_tokens, **drawn, **shown):
+    for answer in pipe.answer(image, questions, max_new_tokens=max_new_tokens, **drawn, **shown):
         typer.echo(answer)
 
 
@@ -218,6 +225,7 @@ app.command()(run_cli.submit)
 app.command()(run_cli.status)
 app.command()(run_cli.report)
 app.add_typer(manifest_cli.app, name="manifest")
+app.add_typer(dpg_cli.app, name="dpg")
 app.command()(acceleration_cli.plan)
 app.command()(acceleration_cli.calibrate)
 app.add_typer(acceleration_cli.analyze, name="analyze")

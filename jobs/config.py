@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
-from flashu.config import GUIDANCE_SCALE
+from flashu.config import preset_for
 from flashu.errors import InputError
 
 BUILT_IN = Path(__file__).parent / "configs"
@@ -33,7 +33,7 @@ class ModelSection:
 
 @dataclass
 class FlashUSection:
-    preset: str = "paper-1.5b"  # or fast, quality, …; "off" for stock Show-o2
+    preset: str = AUTO  # the one for the model; or paper-1.5b, fast, quality, …; "off" for stock Show-o2
     r_p: Optional[float] = None  # here and below: null is the preset's value
     head_prune_ratio: Optional[float] = None
     r_LS: Optional[float] = None  # noqa: N815 - the paper's name
@@ -47,7 +47,7 @@ class FlashUSection:
 @dataclass
 class SamplingSection:
     num_inference_steps: Optional[int] = None  # 50, or what FlashU is set to
-    guidance_scale: float = GUIDANCE_SCALE
+    guidance_scale: Optional[float] = None  # the model's own: 7.5 for the released ones
     time_shift: Optional[float] = 3.0
     size: Any = None  # pixels per side, or WIDTHxHEIGHT; null is the model's own
     num_images: int = 1  # per prompt
@@ -110,6 +110,10 @@ class RunConfig:
     storage: StorageSection = field(default_factory=StorageSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     quality: QualitySection = field(default_factory=QualitySection)
+
+    def __post_init__(self) -> None:
+        if self.flashu.preset == AUTO:
+            self.flashu.preset = preset_for(self.model.path)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Where the images of a shard go: one class per output format, each writing all of a shard's images.
+"""Where the images of a shard go: one class per output format, each writing all of a shard's images, and reading some.
 
 What is written depends on the images and their records alone, so a shard written twice is the same bytes.
 """
@@ -10,7 +10,7 @@ import json
 import math
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +32,13 @@ class PayloadFormat(ABC):
     def write(self, storage: Storage, shard: int, images: Sequence[EncodedImage], schema: pa.Schema) -> None:
         """Write images with the records' columns in `schema`; for no images, leave nothing. Raises `StorageError`."""
 
+    @abstractmethod
+    def read(self, storage: Storage, shard: int, names: Mapping[int, str]) -> Iterator[tuple[int, bytes]]:
+        """Some of a shard's images, with their rows in its metadata; `names` are their file names by row.
+
+        What is not there is left out, or raises what the storage or a decoder does.
+        """
+
 
 class OneFilePayload(PayloadFormat):
     """`data/shard-00042` with a suffix: all of a shard's images in one file."""
@@ -43,11 +50,13 @@ class OneFilePayload(PayloadFormat):
         return f"data/*{self.suffix}"
 
     def write(self, storage: Storage, shard: int, images: Sequence[EncodedImage], schema: pa.Schema) -> None:
-        key = f"data/shard-{shard_name(shard)}{self.suffix}"
         if images:
-            storage.put(key, self.file(images, schema))
+            storage.put(self.key(shard), self.file(images, schema))
         else:
-            storage.delete(key)
+            storage.delete(self.key(shard))
+
+    def key(self, shard: int) -> str:
+        return f"data/shard-{shard_name(shard)}{self.suffix}"
 
     @abstractmethod
     def file(self, images: Sequence[EncodedImage], schema: pa.Schema) -> bytes:
@@ -71,6 +80,18 @@ class ParquetPayload(OneFilePayload):
         pq.write_table(table, buffer, row_group_size=ROW_GROUP, compression=compression, use_dictionary=schema.names)
         return buffer.getvalue()
 
+    def read(self, storage: Storage, shard: int, names: Mapping[int, str]) -> Iterator[tuple[int, bytes]]:
+        with storage.open(self.key(shard)) as file:
+            parquet = pq.ParquetFile(file)
+            start = 0
+            for group in range(parquet.num_row_groups):
+                end = start + parquet.metadata.row_group(group).num_rows
+                rows = [row for row in names if start <= row < end]
+                if rows:
+                    column = parquet.read_row_group(group, columns=["image.bytes"])["image"]
+                    yield from ((row, column[row - start]["bytes"].as_py()) for row in rows)
+                start = end
+
 
 class WebDatasetPayload(OneFilePayload):
     """`data/shard-00042.tar`: an image, its record as .json and its prompt as .txt, under one name each."""
@@ -88,6 +109,13 @@ class WebDatasetPayload(OneFilePayload):
                 _add(tar, f"{stem}.txt", image.record["prompt"].encode())
         return buffer.getvalue()
 
+    def read(self, storage: Storage, shard: int, names: Mapping[int, str]) -> Iterator[tuple[int, bytes]]:
+        rows = {name: row for row, name in names.items()}
+        with storage.open(self.key(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isfile() and member.name in rows:
+                    yield rows[member.name], tar.extractfile(member).read()
+
 
 class FilesPayload(PayloadFormat):
     """`data/00042/ID-0.png`: one file per image; what is known of it stands in the metadata."""
@@ -101,6 +129,10 @@ class FilesPayload(PayloadFormat):
             storage.delete(key)
         for key, data in files.items():
             storage.put(key, data)
+
+    def read(self, storage: Storage, shard: int, names: Mapping[int, str]) -> Iterator[tuple[int, bytes]]:
+        for row, name in names.items():
+            yield row, storage.get(f"data/{shard_name(shard)}/{name}")
 
 
 FORMATS: dict[str, PayloadFormat] = {

@@ -11,13 +11,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from cluster.metrics import Gauges
-from cluster.pool import PoolError, PoolOptions, Snapshot, Stop, WorkerPool, capacity
-from cluster.session import Session, session
+from cluster.pool import PoolError, Snapshot, Stop
 from cluster.storage import StorageError
-from flashu.errors import InputError
 from jobs.config import RunConfig
 from jobs.prepare import PreparedRun, prepare
 from jobs.progress import Progress, Standing, duration
@@ -25,6 +22,7 @@ from jobs.report import SUMMARY_EVERY_S, collect_statistics, write_report, write
 from jobs.run_folder import FAILURES, write_run
 from jobs.statistics import RunStatistics
 from jobs.stop_signals import StopSignals
+from jobs.workers import workers_for
 
 EXIT_INCOMPLETE = 1  # some prompts have no images; 2 is for input that cannot be used
 SHOWN_FAILURES = 10
@@ -106,39 +104,13 @@ class GenerationJob:
 
     def _work(self, signals: StopSignals) -> Snapshot:
         prepared = self.prepared
-        options, cluster = prepared.pool, prepared.config.cluster
-        with session(cluster.address, local_cpus=(options.workers or 1) * options.cpus_per_worker) as where:
-            self.progress.note(str(where))
-            if cluster.gpus_per_worker is None and where.gpus:
-                options = replace(options, gpus_per_worker=1.0)
-            self._check_capacity(options, where)
+        model, note = self.run_json.get("model"), self.progress.note
+        shards = (self.manifest.num_shards, prepared.committed)
+        with workers_for(prepared.work, *shards, prepared.config, note, model and model["identity"]) as pool:
             with suppress(StorageError):  # which is retried where it matters
                 write_summary(self.storage, self.statistics, self.run_json, state="running")
             self.gauges = Gauges("flashu", self.storage.url, METRICS)
-            model = self.run_json.get("model")
-            pool = WorkerPool(
-                prepared.work,
-                self.manifest.num_shards,
-                prepared.committed,
-                options,
-                identity=model and model["identity"],
-            )
             return pool.run(self._watch, lambda: Stop.NOW if self.hopeless else signals.stop)
-
-    def _check_capacity(self, options: PoolOptions, where: Session) -> None:
-        """Warn of workers that find no place now. Raises `InputError` where none ever will."""
-        room = capacity(options)
-        wanted = min(options.workers or 1, self.manifest.num_shards - len(self.prepared.committed))
-        if wanted <= room:
-            return
-        gpus = f" and {options.gpus_per_worker:g} GPUs" if options.gpus_per_worker else ""
-        text = (
-            f"{wanted} workers of {options.cpus_per_worker:g} CPUs{gpus} each are asked for, and there is room for "
-            f"{room} ({where})"
-        )
-        if not room and not where.joined:
-            raise InputError(f"{text}; lower cluster.gpus_per_worker, or name a cluster with cluster.address")
-        self.progress.note(f"Warning: {text}; the others wait until nodes join")
 
     def _watch(self, snapshot: Snapshot) -> None:
         """Take in what the pool tells, and show it."""

@@ -91,12 +91,6 @@ class GenerationWork(ShardWork):
         self.place = place
         self.storage = open_storage(config.output.path, self.s3)
         self.encoder = ImageEncoder(config.output.image_format, config.output.quality)
-        self.defaults = Defaults(
-            config.sampling.seed,
-            config.sampling.num_images,
-            config.sampling.guidance_scale,
-            config.sampling.negative_prompt,
-        )
         self.encoders = ThreadPoolExecutor(ENCODERS, "encoder")
         try:
             if not self.storage.exists(RUN):
@@ -108,6 +102,7 @@ class GenerationWork(ShardWork):
             device = None if place.gpus else "cpu"  # Ray hides no GPU from workers that asked for none
             self.model = worker_model.load(config.model, config.flashu, self.settings, self.storage, self.s3, device)
             device = self.model.pipe.model.device
+            self.defaults = self._defaults()
             clip = config.quality.enabled and config.quality.clip
             self.clip = ClipScorer(local_copy(clip, self.s3, config.model.cache_dir), device) if clip else None
             self.max_tokens = self._max_tokens()
@@ -118,6 +113,11 @@ class GenerationWork(ShardWork):
             self._quality_fields(), [self.manifest.schema.field(n) for n in self.manifest.carried]
         )
         return self.model.identity
+
+    def _defaults(self) -> Defaults:
+        sampling, own = self.config.sampling, self.model.pipe.model.config.guidance_scale
+        guidance = own if sampling.guidance_scale is None else sampling.guidance_scale
+        return Defaults(sampling.seed, sampling.num_images, guidance, sampling.negative_prompt)
 
     def _max_tokens(self) -> int:
         config = self.model.pipe.model.config

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import flashu
-from cluster.pool import PoolOptions
 from cluster.storage import S3Options, Storage, open_storage
 from flashu import arguments
 from flashu.acceleration.plan import make_plan
-from flashu.config import NUM_INFERENCE_STEPS, FlashUConfig
+from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.models.geometry import parse_size as token_grid
 from flashu.sampler import time_grid
@@ -40,7 +39,6 @@ class PreparedRun:
     run_json: dict[str, Any]
     committed: list[int]
     work: GenerationWork
-    pool: PoolOptions
 
 
 def prepare(config: RunConfig) -> PreparedRun:
@@ -75,7 +73,7 @@ def prepare(config: RunConfig) -> PreparedRun:
         committed -= set(shards_with(storage, FAILURES))
     size = parse_size("sampling.size", config.sampling.size)
     work = GenerationWork(_with_absolute_paths(config), manifest, settings, size, s3)
-    return PreparedRun(config, manifest, storage, run, sorted(committed), work, _pool_options(config))
+    return PreparedRun(config, manifest, storage, run, sorted(committed), work)
 
 
 def _check_settings(config: RunConfig) -> FlashUConfig | None:
@@ -83,7 +81,8 @@ def _check_settings(config: RunConfig) -> FlashUConfig | None:
     settings = flashu_settings(config.flashu, sampling.num_inference_steps)
     steps = settings.total_steps if settings else sampling.num_inference_steps or NUM_INFERENCE_STEPS
     time_grid(steps, sampling.time_shift)
-    make_plan(settings, steps, arguments.finite("sampling.guidance_scale", sampling.guidance_scale, zero=True))
+    guidance = GUIDANCE_SCALE if sampling.guidance_scale is None else sampling.guidance_scale
+    make_plan(settings, steps, arguments.finite("sampling.guidance_scale", guidance, zero=True))
     size = parse_size("sampling.size", sampling.size)
     if size is not None:
         token_grid(size, (1, 1))
@@ -130,20 +129,6 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         flashu=replace(flashu_, scores=absolute(flashu_.scores)),
         output=replace(config.output, path=absolute(config.output.path)),
         quality=replace(quality, clip=absolute(quality.clip)),
-    )
-
-
-def _pool_options(config: RunConfig) -> PoolOptions:
-    cluster = config.cluster
-    return PoolOptions(
-        workers=None if cluster.workers == AUTO else cluster.workers,
-        gpus_per_worker=cluster.gpus_per_worker or 0.0,
-        cpus_per_worker=cluster.cpus_per_worker,
-        max_attempts=cluster.max_attempts,
-        lease_timeout_s=cluster.lease_timeout_s,
-        start_timeout_s=cluster.start_timeout_s,
-        storage_patience_s=config.storage.retry_for_s,
-        hedge=cluster.hedge,
     )
 
 

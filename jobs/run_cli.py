@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flashu.errors import InputError
+
+if TYPE_CHECKING:
+    from cluster.storage import Storage
 
 ConfigArgument = Annotated[
     str, typer.Argument(help="A YAML file, or a built-in config such as demo.", metavar="CONFIG")
@@ -67,7 +70,7 @@ def status(
     """Print where a run stands."""
     from jobs.status import describe_run
 
-    typer.echo(describe_run(_open(run, endpoint_url, region, path_style)))
+    typer.echo(describe_run(open_run(run, endpoint_url, region, path_style)))
 
 
 def report(
@@ -79,12 +82,13 @@ def report(
     """Write a run's summary, report and dataset card anew from what it has committed, also while it is going."""
     from jobs.status import rebuild_report
 
-    storage = _open(run, endpoint_url, region, path_style)
+    storage = open_run(run, endpoint_url, region, path_style)
     rebuild_report(storage)
     typer.echo(f"{storage.url}/report.html")
 
 
-def _open(run: str, endpoint_url: str | None, region: str | None, path_style: bool):
+def open_run(run: str, endpoint_url: str | None, region: str | None, path_style: bool) -> Storage:
+    """The storage that a run's folder is in."""
     from cluster.storage import S3Options, open_storage
 
     return open_storage(run, S3Options(endpoint_url, region, path_style))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flashu.config import preset_for
 from flashu.errors import InputError
 from jobs.config import RunConfig, check_no_credentials
 
@@ -52,6 +53,7 @@ def submit_run(
 def settings_of(config: RunConfig) -> list[str]:
     """What differs from the defaults, as `section.key=value`, with values in JSON, which is YAML too."""
     defaults = RunConfig().to_dict()
+    defaults["flashu"]["preset"] = preset_for(config.model.path)
     return [
         f"{section}.{name}={json.dumps(value, ensure_ascii=False)}"
         for section, values in config.to_dict().items()

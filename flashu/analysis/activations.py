@@ -18,8 +18,6 @@ from torch import Tensor
 
 from flashu import arguments, probe
 from flashu.acceleration.layer_skipping import count_to_skip
-from flashu.acceleration.plan import make_plan
-from flashu.config import GUIDANCE_SCALE
 from flashu.errors import InputError
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import PromptTokenizer
@@ -51,7 +49,7 @@ def analyze(
     tokenizer: PromptTokenizer,
     prompts: Sequence[str] = probe.PROMPTS,
     num_inference_steps: int = 35,
-    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_scale: float | None = None,
     skip_ratio: float = 0.2,
     on_item: Callable[[], object] | None = None,
 ) -> Activations:
@@ -63,7 +61,7 @@ def analyze(
     if not 0 <= skip_ratio < 1:
         raise InputError(f"skip_ratio is {skip_ratio}; it must be at least 0 and below 1")
     grid = model.config.native_grid
-    plan = make_plan(None, num_inference_steps, guidance_scale)
+    plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     watchers = []
     for seed, prompt in enumerate(prompts):
         prefix = model.encode_prefix(probe.rows_of(model, prompt, tokenizer, grid, plan).prefixes, grid)

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from flashu import probe, understanding
-from flashu.acceleration.plan import make_plan
 from flashu.acceleration.wanda import ActivationNorms
-from flashu.config import GUIDANCE_SCALE
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models.geometry import read_json
@@ -103,12 +101,12 @@ def generation(
     tokenizer: PromptTokenizer,
     prompts: Sequence[str] = probe.PROMPTS,
     num_inference_steps: int = probe.NUM_INFERENCE_STEPS,
-    guidance_scale: float = GUIDANCE_SCALE,
+    guidance_scale: float | None = None,
     on_item: Callable[[], object] | None = None,
 ) -> ObdScores:
     """Scores over the image spans of real denoising runs, one per prompt, of an unpatched model."""
     grid = model.config.native_grid
-    plan = make_plan(None, num_inference_steps, guidance_scale)
+    plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     meter = _Meter(model)
     for seed, prompt in enumerate(prompts):
         prefix = model.encode_prefix(probe.rows_of(model, prompt, tokenizer, grid, plan).prefixes, grid)

@@ -7,10 +7,12 @@ nowhere else, as `PRESETS["embedded"]`.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from flashu.config import EMBEDDED_GUIDANCE, GUIDANCE_SCALE
 from flashu.errors import CheckpointError, InputError
 
 PATCH_SIZE = 2  # latent pixels per side of an image token
@@ -98,6 +100,7 @@ class Showo2Config:
     image_latent_width: int = 27
     num_diffusion_layers: int = 10
     max_prompt_tokens: int | None = None  # None where rows are as long as the released models'
+    guidance_scale: float = GUIDANCE_SCALE  # what suits the checkpoint, where nothing else is asked for
     vision: VisionGeometry = field(default_factory=VisionGeometry)
     head: HeadGeometry = field(default_factory=HeadGeometry)
 
@@ -134,6 +137,7 @@ class Showo2Config:
             "clip_latent_dim": self.vision.hidden_size,
             "num_diffusion_layers": self.num_diffusion_layers,
             "max_prompt_tokens": self.max_prompt_tokens,
+            "guidance_scale": self.guidance_scale,
             "add_time_embeds": True,
             "add_qk_norm": True,
             "llm_config": asdict(self.llm),
@@ -167,6 +171,11 @@ class Showo2Config:
         if data.get("max_prompt_tokens") is not None:
             known.add("max_prompt_tokens")
         _check_sizes({key: data[key] for key in (known | {"llm_vocab_size"}) & data.keys()}, where)
+        if data.get("guidance_scale") is not None:
+            known.add("guidance_scale")
+            scale = data["guidance_scale"]
+            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
+                raise CheckpointError(f"{where}: guidance_scale is {scale!r}; it must be a finite number, 0 or more")
         return cls(
             llm=llm,
             llm_vocab_size=data.get("llm_vocab_size") or DEFAULT_VOCAB_SIZE,
@@ -250,6 +259,7 @@ PRESETS = {
         image_latent_width=4,
         num_diffusion_layers=3,
         max_prompt_tokens=60,
+        guidance_scale=EMBEDDED_GUIDANCE,
         vision=VisionGeometry(128, 256, 3, 4, grid=4),
         head=HeadGeometry(192, 320, 6, 2, 32),
     ),

@@ -5,17 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
-import pyarrow.parquet as pq
 from PIL import Image
 
 from cluster.storage import Storage
-from jobs.run_folder import shard_name
+from jobs.formats import FORMATS
 
 SIDE = 256
 THREADS = 8
@@ -36,43 +34,11 @@ def thumbnails(storage: Storage, payload: str, images: Iterable[Mapping[str, Any
 def _of_shard(storage: Storage, payload: str, shard: int, names: dict[int, str]) -> dict[tuple[int, int], str]:
     made = {}
     try:
-        for row, data in _READERS[payload](storage, shard, names):
+        for row, data in FORMATS[payload].read(storage, shard, names):
             made[shard, row] = _data_url(data)
     except Exception as error:  # whatever a file that others may have changed can raise in three decoders
         _log.debug("no thumbnails of shard %d: %s", shard, error)
     return made
-
-
-def _from_parquet(storage: Storage, shard: int, names: dict[int, str]) -> Iterator[tuple[int, bytes]]:
-    with storage.open(f"data/shard-{shard_name(shard)}.parquet") as file:
-        parquet = pq.ParquetFile(file)
-        start = 0
-        for group in range(parquet.num_row_groups):
-            end = start + parquet.metadata.row_group(group).num_rows
-            rows = [row for row in names if start <= row < end]
-            if rows:
-                column = parquet.read_row_group(group, columns=["image.bytes"])["image"]
-                yield from ((row, column[row - start]["bytes"].as_py()) for row in rows)
-            start = end
-
-
-def _from_tar(storage: Storage, shard: int, names: dict[int, str]) -> Iterator[tuple[int, bytes]]:
-    rows = {name: row for row, name in names.items()}
-    with (
-        storage.open(f"data/shard-{shard_name(shard)}.tar") as file,
-        tarfile.open(fileobj=file, mode="r:") as tar,
-    ):
-        for member in tar:
-            if member.isfile() and member.name in rows:
-                yield rows[member.name], tar.extractfile(member).read()
-
-
-def _from_files(storage: Storage, shard: int, names: dict[int, str]) -> Iterator[tuple[int, bytes]]:
-    for row, name in names.items():
-        yield row, storage.get(f"data/{shard_name(shard)}/{name}")
-
-
-_READERS = {"parquet": _from_parquet, "webdataset": _from_tar, "files": _from_files}
 
 
 def _data_url(data: bytes) -> str:

@@ -20,7 +20,7 @@ def run(*arguments):
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quality")
     file, figure = folder / "result.json", folder / "curve.png"
-    done = run("--settings", "stock-8", "paper-1.5b", "--prompts", 6, "--json", file, "--figure", figure)
+    done = run("--settings", "stock-8", "paper", "--prompts", 6, "--json", file, "--figure", figure)
     assert done.returncode == 0, done.stderr
     return file, figure, done.stdout
 
@@ -33,7 +33,7 @@ def test_reference_comes_first_and_equals_itself(measured):
     assert reference["ssim"] == pytest.approx(1)
     assert reference["oracle_change"] == {"points": 0, "standard_error": 0}
     assert reference["flop_ratio"] == reference["speed_up"] == 1
-    assert {entry["name"] for entry in others} == {"stock-8", "paper-1.5b"}
+    assert {entry["name"] for entry in others} == {"stock-8", "paper"}
 
 
 def test_every_setting_is_scored_on_prompts_of_every_sort_and_told_apart_from_the_reference(measured):
@@ -68,19 +68,19 @@ def test_costs_fall_as_the_plans_say(measured):
 
 def test_table_and_figure_show_the_settings(measured):
     _, figure, printed = measured
-    assert all(name in printed for name in ("stock-50", "stock-8", "paper-1.5b"))
+    assert all(name in printed for name in ("stock-50", "stock-8", "paper"))
     assert Image.open(figure).width > 1000
 
 
 def test_check_repeats_a_result_and_names_what_differs(measured, tmp_path):
     result = json.loads(measured[0].read_text())
-    tampered = next(entry for entry in result["settings"] if entry["name"] == "paper-1.5b")
+    tampered = next(entry for entry in result["settings"] if entry["name"] == "paper")
     tampered["oracle"]["all"] += 5
     file = tmp_path / "tampered.json"
     file.write_text(json.dumps(result))
     done = run("--check", file)
     assert done.returncode == 1
-    assert "paper-1.5b: oracle score" in done.stderr
+    assert "paper: oracle score" in done.stderr
     assert "stock" not in done.stderr, "the others are repeated"
 
 

@@ -22,21 +22,33 @@ def written(tmp_path):
 
 
 def test_the_written_defaults_are_the_defaults():
-    assert yaml.safe_load((BUILT_IN / "default.yaml").read_text()) == RunConfig().to_dict()
+    written, defaults = yaml.safe_load((BUILT_IN / "default.yaml").read_text()), RunConfig().to_dict()
+    assert (written["flashu"].pop("preset"), defaults["flashu"].pop("preset")) == ("auto", "embedded")
+    assert written == defaults
     assert read_config(None) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("model", "preset"), [("embedded", "embedded"), ("showlab/show-o2-1.5B", "paper-1.5b"), ("s3://b/m", "paper-1.5b")]
+)
+def test_the_preset_is_the_one_for_the_model_unless_another_is_named(model, preset):
+    assert read_config(None, [f"model.path={model}"]).flashu.preset == preset
+    assert read_config(None, [f"model.path={model}", "flashu.preset=fast"]).flashu.preset == "fast"
 
 
 @pytest.mark.parametrize("name", BUILT_INS)
 def test_every_built_in_config_reads_and_says_what_its_file_says(name):
     config = read_config(name).to_dict()
     for section, settings in yaml.safe_load((BUILT_IN / f"{name}.yaml").read_text()).items():
+        if settings.get("preset") == "auto":
+            settings["preset"] = "embedded"
         assert config[section] | settings == config[section]
 
 
 def test_later_settings_go_before_earlier_ones_and_both_before_the_defaults(written):
     file = written("sampling:\n  seed: 1\n  num_images: 4\n")
     config = read_config(file, ["sampling.seed=2", "sampling.seed=3", "output.path=s3://bucket/a=b"])
-    assert (config.sampling.seed, config.sampling.num_images, config.sampling.guidance_scale) == (3, 4, 7.5)
+    assert (config.sampling.seed, config.sampling.num_images, config.sampling.time_shift) == (3, 4, 3.0)
     assert config.output.path == "s3://bucket/a=b"
 
 

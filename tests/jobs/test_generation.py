@@ -108,7 +108,7 @@ def test_a_rows_own_seed_count_guidance_and_negative_prompt_arrive(shard):
     assert [tuple(row[key] for key in keys) for row in done.metadata] == [
         ("id-0", 0, 40, 1.0, ""),
         ("id-0", 1, 41, 1.0, ""),
-        ("id-1", 0, seed, 7.5, "blurry"),
+        ("id-1", 0, seed, 2.5, "blurry"),  # the model's own
     ]
     assert len(set(done.pictures.values())) == 3
 
@@ -159,7 +159,7 @@ def test_a_metadata_row_says_what_made_the_image(shard):
         "model": "embedded",
         "dtype": "float32",
         "num_inference_steps": 2,
-        "guidance_scale": 7.5,
+        "guidance_scale": 2.5,
         "time_shift": 3.0,
         "flashu": "off",
         "batch_size": 1,

@@ -123,6 +123,12 @@ def test_a_submitted_command_holds_what_differs_from_the_defaults():
     assert len(settings_of(config)) == 3
 
 
+@pytest.mark.parametrize("preset", ["auto", "embedded", "paper-1.5b"])
+def test_a_submitted_command_keeps_the_preset(preset):
+    config = read_config("default", ["model.path=showlab/show-o2-1.5B", f"flashu.preset={preset}"])
+    assert read_config("default", settings_of(config)) == config
+
+
 @pytest.mark.parametrize("name", ["output", "manifest"])
 def test_a_path_that_means_nothing_on_the_cluster_is_refused(name):
     config = RunConfig()

@@ -1,0 +1,166 @@
+"""`flashu dpg` over a run of a few shapes-bench prompts, on a real Ray: scores, going on, export, and refusals."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from shapes.bench import items, to_csv
+
+from flashu import TextToImagePipeline
+from tests.command import assert_refused, contents, flashu
+
+PROMPTS = 6
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The setting that joins a Ray cluster of two CPUs."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield f"cluster.address={cluster.address}"
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return items()[:: len(items()) // PROMPTS][:PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def run(cluster, bench, tmp_path_factory):
+    """A run with four images a prompt, and beside it the question file."""
+    folder = tmp_path_factory.mktemp("dpg")
+    rows = {"prompt_id": [item.id for item in bench], "prompt": [item.text for item in bench]}
+    pq.write_table(pa.table(rows), folder / "m.parquet")
+    (folder / "questions.csv").write_text(to_csv(bench))
+    settings = (f"manifest.path={folder / 'm.parquet'}", "manifest.shard_size=2", "output.format=files")
+    quick = ("flashu.preset=off", "sampling.num_inference_steps=8", "sampling.num_images=4", "sampling.batch_size=8")
+    outcome = flashu("run", "default", *quick, *settings, cluster, f"output.path={folder / 'run'}")
+    assert outcome.code == 0, outcome
+    return folder / "run"
+
+
+@pytest.fixture
+def own_run(run, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(run, tmp_path / "run")
+
+
+@pytest.fixture
+def score(run, cluster):
+    def score(of=run, questions=run.parent / "questions.csv", *more):
+        return flashu("dpg", "score", of, cluster, *more, "--questions", questions)
+
+    return score
+
+
+def image_file(run, item, index, shard="*"):
+    (file,) = run.glob(f"data/{shard}/{item.id}-{index}.png")
+    return file
+
+
+def plainly(run, bench):
+    """The same by hand: the model asked about each image alone, and the rules read out."""
+    pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
+    of_items = []
+    for item in bench:
+        of_images = []
+        for index in range(4):
+            picture = Image.open(image_file(run, item, index))
+            likely = pipe.yes_probability(picture, [statement.question for statement in item.propositions])
+            of_images.append(item.score([yes > 0.5 for yes in likely]))
+        of_items.append(100 * sum(of_images) / 4)
+    return of_items
+
+
+def test_scores_are_those_of_the_rules_and_scoring_goes_on_where_it_stands(own_run, bench, score):
+    outcome = score(own_run)
+    assert outcome.code == 0, outcome
+    found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
+    expected = plainly(own_run, bench)
+    assert list(found["by_item"].values()) == pytest.approx(expected)
+    assert found["score"] == pytest.approx(sum(expected) / PROMPTS)
+    assert (found["items"], found["images"], found["complete"]) == (PROMPTS, 4 * PROMPTS, True)
+    assert f"{found['score']:.2f}" in outcome.out
+    assert {"entity", "attribute"} <= found["level_1"].keys()
+
+    answers = {file: file.stat().st_mtime_ns for file in sorted((own_run / "scores" / "self").glob("*.parquet"))}
+    assert len(answers) == 3
+    lost, *kept = answers
+    lost.unlink()
+    again = score(own_run)
+    assert again.code == 0, again
+    assert json.loads((own_run / "scores" / "self" / "scores.json").read_text()) == found
+    assert all(file.stat().st_mtime_ns == answers[file] for file in kept)
+
+
+def test_an_image_that_cannot_be_read_is_told_and_the_others_count(own_run, bench, score):
+    image_file(own_run, bench[0], 1).write_bytes(b"no image")
+    image_file(own_run, bench[1], 2).unlink()
+    outcome = score(own_run)
+    assert outcome.code == 1
+    assert f"{bench[0].id}', image 1: UnidentifiedImageError" in outcome.err
+    found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
+    assert found["items"] == PROMPTS
+    assert found["images"] + len(found["images_not_answered"]) == 4 * PROMPTS
+
+
+def test_items_without_images_and_images_without_items_are_told(own_run, bench, score, tmp_path):
+    others = [item for item in items() if item not in bench]
+    questions = tmp_path / "other.csv"
+    questions.write_text(to_csv([*bench[1:], *others[:7]]))
+    outcome = score(own_run, questions)
+    assert f'1 of {PROMPTS} prompts have no questions, and are left out: "{bench[0].id}"' in outcome.out
+    assert f"7 of {PROMPTS + 6} items have no images in this run" in outcome.out
+    found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
+    assert found["items"] == PROMPTS - 1
+    assert found["items_without_images"] == 7
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_written(own_run, bench, score, tmp_path):
+    before = contents(own_run)
+    other = tmp_path / "other.csv"
+    other.write_text(to_csv([item for item in items() if item not in bench][:3]))
+    assert_refused(score(own_run, other), "has no questions about any prompt", bench[0].id)
+    assert_refused(score(tmp_path / "nowhere"), "holds no run")
+    assert_refused(score(own_run, tmp_path / "missing.csv"), "missing.csv cannot be read: No such file")
+    assert_refused(score(own_run, own_run.parent / "run" / "run.json"), "lacks the columns item_id")
+    refused = flashu("dpg", "score", own_run, "--questions", other, "--vqa", "oracle")
+    assert_refused(refused, "there is no VQA model 'oracle'; there is: self")
+    assert contents(own_run) == before
+
+
+def test_answers_to_another_question_file_are_not_mixed(own_run, bench, score, tmp_path):
+    assert score(own_run).code == 0
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text(to_csv(bench[:3]))
+    assert_refused(score(own_run, fewer), "holds answers to another question file")
+
+
+def test_grids_hold_the_four_images_where_the_official_script_cuts_them_out(run, bench, tmp_path):
+    outcome = flashu("dpg", "export", run, tmp_path / "grids")
+    assert outcome.code == 0, outcome
+    assert "--resolution 64" in outcome.out
+    side = 64
+    boxes = [(0, 0, side, side), (side, 0, 2 * side, side), (0, side, side, 2 * side), (side, side, 2 * side, 2 * side)]
+    assert sorted(file.name for file in (tmp_path / "grids").iterdir()) == sorted(f"{item.id}.png" for item in bench)
+    for item in bench:
+        grid = Image.open(tmp_path / "grids" / f"{item.id}.png")
+        assert grid.size == (2 * side, 2 * side)
+        for index, box in enumerate(boxes):
+            assert grid.crop(box).tobytes() == Image.open(image_file(run, item, index)).convert("RGB").tobytes()
+
+
+def test_runs_that_make_no_grids_are_refused(own_run, tmp_path):
+    metadata = own_run / "metadata" / "shard-00000.parquet"
+    table = pq.read_table(metadata)
+    pq.write_table(table.slice(1), metadata)
+    assert_refused(flashu("dpg", "export", own_run, tmp_path / "grids"), "has 3 images; DPG-Bench takes 4")
+    ids = pa.array(["../../x"] * len(table))
+    pq.write_table(table.set_column(table.schema.get_field_index("prompt_id"), "prompt_id", ids), metadata)
+    assert_refused(flashu("dpg", "export", own_run, tmp_path / "grids"), "'../../x' cannot be the name of a file")
+    assert not (tmp_path.parent / "x.png").exists()
