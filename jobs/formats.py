@@ -11,12 +11,13 @@ import math
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import Storage
+from cluster.storage import NotFound, Storage
 from jobs.records import EncodedImage
 from jobs.run_folder import shard_name
 
@@ -132,7 +133,8 @@ class FilesPayload(PayloadFormat):
 
     def read(self, storage: Storage, shard: int, names: Mapping[int, str]) -> Iterator[tuple[int, bytes]]:
         for row, name in names.items():
-            yield row, storage.get(f"data/{shard_name(shard)}/{name}")
+            with suppress(NotFound):
+                yield row, storage.get(f"data/{shard_name(shard)}/{name}")
 
 
 FORMATS: dict[str, PayloadFormat] = {

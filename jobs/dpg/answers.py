@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cluster.storage import S3Options, StorageError, open_storage
+from cluster.storage import NotFound, S3Options, StorageError, open_storage
 from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
 from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError, OutOfMemoryError
@@ -82,7 +83,9 @@ class AnsweringWork(ShardWork):
         with self.storage.open(metadata_key(lease.shard)) as file:
             rows = pq.read_table(file, columns=["prompt_id", "image_index", "file_name"]).to_pylist()
         names = {place: row["file_name"] for place, row in enumerate(rows) if row["prompt_id"] in self.items}
-        data = dict(FORMATS[self.payload].read(self.storage, lease.shard, names)) if names else {}
+        data: dict[int, bytes] = {}
+        with suppress(NotFound):  # as where a run's images were moved away: each is then told as not answered
+            data.update(FORMATS[self.payload].read(self.storage, lease.shard, names))
         return [AskedImage(rows[place]["prompt_id"], rows[place]["image_index"], data.get(place)) for place in names]
 
     def process(

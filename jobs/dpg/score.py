@@ -78,11 +78,14 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     if run is None:
         raise InputError(f"{storage.url} holds no run (no run.json)")
     made = sorted(shards_with(storage, METADATA))
-    prompts = _check_prompts(storage, made, items, questions, note)
     folder = f"scores/{re.sub(r'[^A-Za-z0-9._-]+', '-', vqa)}/"
     digest = hashlib.sha256(text.encode()).hexdigest()
-    _check_about(storage, folder, {"vqa": vqa, "questions": digest, "identity": None})
-    identity = json.loads(storage.get(folder + ABOUT))["identity"]
+    about = _read_about(storage, folder, digest)
+    prompts = _check_prompts(storage, made, items, questions, note)
+    if about is None:
+        about = {"vqa": vqa, "questions": digest, "identity": None}
+        storage.put(folder + ABOUT, (json.dumps(about, indent=2) + "\n").encode())
+    identity = about["identity"]
 
     total = run["manifest"]["num_shards"]
     if len(made) < total:
@@ -174,17 +177,17 @@ def _some(names: Any) -> str:
     return shown + (", …" if len(names) > SHOWN else "")
 
 
-def _check_about(storage: Storage, folder: str, about: dict[str, Any]) -> None:
-    """Put what is scored by what into the folder, or refuse where it was scored by something else."""
+def _read_about(storage: Storage, folder: str, digest: str) -> dict[str, Any] | None:
+    """What an earlier scoring was by, or None. Raises `InputError` where it was of another question file."""
     try:
         earlier = json.loads(storage.get(folder + ABOUT))
     except NotFound:
-        storage.put(folder + ABOUT, (json.dumps(about, indent=2) + "\n").encode())
-        return
-    if earlier["questions"] != about["questions"]:
+        return None
+    if earlier["questions"] != digest:
         raise InputError(
             f"{storage.url}/{folder} holds answers to another question file; remove that folder to score the run anew"
         )
+    return earlier
 
 
 def _collect(
