@@ -82,7 +82,7 @@ def test_repr_tells_what_is_on(pipe, scores):
         {"T_cache": 1},
         {"tau": 9},
         {"head_prune_ratio": 0.4},  # too little to leave out one of two groups
-        {"schedule": [(8, 7.5)]},
+        {"schedule": [(8, 2.5)]},
     ],
     ids=str,
 )
@@ -214,7 +214,7 @@ def test_calibration_refuses_what_it_cannot_do(pipe, options, message):
 
 
 def test_scores_of_another_task_are_refused(pipe, scores):
-    with pytest.raises(InputError, match="measured for understanding; generating is pruned by scores for generation"):
+    with pytest.raises(InputError, match="measured for understanding; generation is pruned by scores for generation"):
         apply_flashu_patch(pipe.model, SETTINGS, scores=replace(scores, task="understanding"))
 
 
