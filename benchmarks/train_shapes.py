@@ -40,7 +40,7 @@ SIDE = CONFIG.image_latent_height * PIXELS_PER_TOKEN
 
 VAE_STEPS, VAE_BATCH, VAE_LR = 1500, 32, 1.5e-3
 LATENT_NOISE = 0.3  # on latents, against each channel's spread, so that a picture survives a model's small errors
-LATENT_NOISE_AT_FIRST = 0.02  # or nothing is ever sent through the latent
+LATENT_NOISE_AT_FIRST = 0.02  # in the first half, in which it learns to draw at all
 SCALE_WEIGHT = 1e-4  # on latents' squares: something has to hold their scale
 FOREGROUND = 2  # by so much more do errors count where there is a shape
 STATISTICS_PICTURES = 512

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.storage import NotFound, Storage
+from flashu.errors import InputError
 
 RUN = "run.json"
 SCORES = "scores.safetensors"
@@ -47,6 +48,14 @@ def read_run(storage: Storage) -> dict[str, Any] | None:
         return json.loads(storage.get(RUN))
     except NotFound:
         return None
+
+
+def require_run(storage: Storage) -> dict[str, Any]:
+    """`run.json`. Raises `InputError` where there is no run."""
+    run = read_run(storage)
+    if run is None:
+        raise InputError(f"{storage.url} holds no run (no run.json)")
+    return run
 
 
 def write_run(storage: Storage, run: dict[str, Any]) -> None:

@@ -8,17 +8,16 @@ from datetime import datetime
 from typing import Any
 
 from cluster.storage import NotFound, Storage
-from flashu.errors import InputError
 from jobs.progress import duration
 from jobs.report import SUMMARY, SUMMARY_EVERY_S, collect_statistics, write_report
-from jobs.run_folder import FAILURES, METADATA, read_run, shards_with
+from jobs.run_folder import FAILURES, METADATA, require_run, shards_with
 
 SILENT_S = 4 * SUMMARY_EVERY_S
 
 
 def describe_run(storage: Storage) -> str:
     """A few lines: state, shards, images, rate, failures. Raises `InputError` where there is no run."""
-    run, summary = _run(storage), _summary(storage)
+    run, summary = require_run(storage), _summary(storage)
     planned = run["manifest"]["num_shards"]
     done = sum(1 for _ in shards_with(storage, METADATA))
     failed = sum(1 for _ in shards_with(storage, FAILURES))
@@ -41,7 +40,7 @@ def describe_run(storage: Storage) -> str:
 
 def rebuild_report(storage: Storage) -> None:
     """Write summary, report and dataset card from the committed shards. Raises `InputError` where there is no run."""
-    run, summary = _run(storage), _summary(storage)
+    run, summary = require_run(storage), _summary(storage)
     statistics = collect_statistics(storage)
     write_report(storage, statistics, run, state=_state(run, summary, statistics.shards))
 
@@ -54,13 +53,6 @@ def _state(run: dict[str, Any], summary: dict[str, Any] | None, done: int) -> st
         return "interrupted" if state == "complete" else state  # shards are missing that were there
     heard_of = summary["written_at"] if summary else datetime.fromisoformat(run["created"]).timestamp()
     return "interrupted" if time.time() - heard_of > SILENT_S else "running"
-
-
-def _run(storage: Storage) -> dict[str, Any]:
-    run = read_run(storage)
-    if run is None:
-        raise InputError(f"{storage.url} holds no run (no run.json)")
-    return run
 
 
 def _summary(storage: Storage) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """What both trainings share: seeded steps that resume, a warm-up and cosine schedule, averaged weights, a log.
 
-On a CPU, a process a core, each with its share of every batch, is half as fast again as one process with a thread a
-core: at these sizes threads mostly wait for each other.
+On a CPU, two processes with a share of every batch each are a little faster than one with two threads: at these sizes
+threads mostly wait for each other.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from PIL import Image
 from cluster.storage import Storage
 from flashu.errors import InputError
 from jobs.formats import FORMATS
-from jobs.run_folder import METADATA, metadata_key, read_run, shards_with
+from jobs.run_folder import METADATA, metadata_key, require_run, shards_with
+from manifests.dpg import IMAGES
 
-IMAGES, SIDE = 4, 2  # of each item; grid cells to a side
+SIDE = 2  # grid cells
 
 
 def export_grids(storage: Storage, destination: Path) -> tuple[int, int]:
@@ -25,9 +26,7 @@ def export_grids(storage: Storage, destination: Path) -> tuple[int, int]:
 
     Raises `InputError` for prompts that have not four images of one square size, or ids that cannot be file names.
     """
-    run = read_run(storage)
-    if run is None:
-        raise InputError(f"{storage.url} holds no run (no run.json)")
+    run = require_run(storage)
     payload = FORMATS[run["config"]["output"]["format"]]
     try:
         destination.mkdir(parents=True, exist_ok=True)

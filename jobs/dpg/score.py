@@ -28,7 +28,7 @@ from jobs.dpg.answers import AnsweringWork, answers_key
 from jobs.dpg.questions import Item, read_questions
 from jobs.dpg.scoring import BenchmarkScores
 from jobs.dpg.vqa import check_vqa
-from jobs.run_folder import METADATA, metadata_key, read_run, shards_with
+from jobs.run_folder import METADATA, metadata_key, require_run, shards_with
 from jobs.stop_signals import StopSignals
 from jobs.workers import workers_for
 
@@ -74,9 +74,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     text = _read_text(questions, s3)
     items = read_questions(text, questions)
     storage = open_storage(url, s3)
-    run = read_run(storage)
-    if run is None:
-        raise InputError(f"{storage.url} holds no run (no run.json)")
+    run = require_run(storage)
     made = sorted(shards_with(storage, METADATA))
     folder = f"scores/{re.sub(r'[^A-Za-z0-9._-]+', '-', vqa)}/"
     digest = hashlib.sha256(text.encode()).hexdigest()
