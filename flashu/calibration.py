@@ -99,7 +99,7 @@ def calibrate_understanding(
 def _tokenizer_of(model: Showo2Qwen2_5) -> PromptTokenizer:
     from flashu.pipeline import tokenizer_beside
 
-    return PromptTokenizer.from_pretrained(tokenizer_beside(model))
+    return PromptTokenizer.from_pretrained(tokenizer_beside(model.source, model.config))
 
 
 def watch_trajectory(model: Showo2Qwen2_5, rows: sampler.Rows, seed: int, plan: Plan, norms: ActivationNorms) -> None:

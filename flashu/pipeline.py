@@ -24,7 +24,7 @@ from flashu.config import BATCH_SIZE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS
 from flashu.devices import is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.models import checkpoint, geometry
-from flashu.models.geometry import PATCH_SIZE
+from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer, find_tokenizer
 from flashu.models.wan_vae import RELEASED_FILE, RELEASED_REPOSITORY, WanImageVAE
@@ -98,7 +98,7 @@ class TextToImagePipeline:
     ) -> TextToImagePipeline:
         """A pipeline around a model that is loaded already; `vae` and `tokenizer` may be objects too."""
         if not isinstance(tokenizer, PromptTokenizer):
-            tokenizer = PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(model))
+            tokenizer = PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(model.source, model.config))
         if not isinstance(vae, WanImageVAE):
             vae = WanImageVAE.from_pretrained(vae or _vae_beside(model), dtype=model.dtype, device=model.device)
         return cls(model, vae, tokenizer)
@@ -319,10 +319,10 @@ def _out_of_memory_advice(images: int, token_grid: tuple[int, int], device: torc
     return f"{what}; try a smaller size, dtype bfloat16, or a device with more memory"
 
 
-def tokenizer_beside(model: Showo2Qwen2_5) -> str | Path:
-    """Where the tokenizer of a loaded model is: in its folder, or with the LLM that its config names."""
-    folder, name = model.source, model.config.llm_model_path
-    if folder is not None and find_tokenizer(Path(folder)):
+def tokenizer_beside(folder: Path | None, config: Showo2Config) -> str | Path:
+    """Where the tokenizer of a checkpoint is: in its folder, or with the LLM that its config names."""
+    name = config.llm_model_path
+    if folder is not None and find_tokenizer(folder):
         return folder
     if not name:
         raise InputError("the model names no tokenizer; give one with tokenizer=")

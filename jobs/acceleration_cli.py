@@ -228,7 +228,7 @@ def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2
     from flashu.pipeline import tokenizer_beside
 
     network = Showo2Qwen2_5.from_pretrained(model, dtype="float32", device=resolve_device(device))
-    return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network))
+    return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network.source, network.config))
 
 
 def _check_task(task: str, pairs: Path | None) -> None:

@@ -24,7 +24,7 @@ from flashu.config import (
     flashu_preset,
 )
 from flashu.errors import InputError, OutOfMemoryError
-from jobs import acceleration_cli, dpg_cli, manifest_cli, run_cli
+from jobs import acceleration_cli, dpg_cli, geneval_cli, manifest_cli, run_cli
 from jobs.image_size import parse_size
 from manifests.errors import ManifestError
 
@@ -224,8 +224,10 @@ app.command()(run_cli.run)
 app.command()(run_cli.submit)
 app.command()(run_cli.status)
 app.command()(run_cli.report)
+app.command("filter")(run_cli.filter_)
 app.add_typer(manifest_cli.app, name="manifest")
 app.add_typer(dpg_cli.app, name="dpg")
+app.add_typer(geneval_cli.app, name="geneval")
 app.command()(acceleration_cli.plan)
 app.command()(acceleration_cli.calibrate)
 app.add_typer(acceleration_cli.analyze, name="analyze")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 from flashu.config import preset_for
 from flashu.errors import InputError
@@ -98,6 +98,7 @@ class ClusterSection:
 class QualitySection:
     enabled: bool = True
     clip: Optional[str] = None  # CLIP checkpoint, for CLIP scores
+    vqa: bool = False  # ask the model itself whether the image shows its prompt, for VQA scores
 
 
 @dataclass
@@ -119,17 +120,20 @@ class RunConfig:
         return asdict(self)
 
 
-def read_config(config: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def read_config(config: str | None, overrides: Sequence[str] = (), kind: type[Config] = RunConfig) -> Config:
     """A config file, or the name of a built-in one, with `section.key=value` overrides on top.
 
-    Raises `InputError` naming the file, the key and the nearest right one.
+    `kind` may have more settings than a run. Raises `InputError` naming the file, the key and the nearest right one.
     """
     from omegaconf import OmegaConf
 
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override!r} is no override; write section.key=value, as in sampling.seed=1")
-    merged = OmegaConf.structured(RunConfig)
+    merged = OmegaConf.structured(kind)
     if config is not None:
         file = _find(config)
         merged = _merge(merged, lambda: OmegaConf.load(file), str(file))
@@ -142,16 +146,24 @@ def read_config(config: str | None, overrides: Sequence[str] = ()) -> RunConfig:
 def check_no_credentials(config: RunConfig) -> None:
     """Raises `InputError` for a URL that holds a password or key, without repeating it. For where settings get known:
     a run's `run.json`, a cluster's dashboard."""
-    for section, values in config.to_dict().items():
-        for name, value in values.items():
-            if not isinstance(value, str) or "://" not in value or name == "negative_prompt":
-                continue
-            scheme, _, rest = value.partition("://")
-            if "@" in rest or (scheme == "s3" and ":" in rest.partition("/")[0]):  # a secret key may hold a slash
-                raise InputError(
-                    f"{section}.{name} holds credentials. Remove them there, and set AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY in the environment, or name a profile in AWS_PROFILE"
-                )
+    for name, value in _flat(config.to_dict()):
+        if not isinstance(value, str) or "://" not in value or name == "sampling.negative_prompt":
+            continue
+        scheme, _, rest = value.partition("://")
+        if "@" in rest or (scheme == "s3" and ":" in rest.partition("/")[0]):  # a secret key may hold a slash
+            raise InputError(
+                f"{name} holds credentials. Remove them there, and set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY in the environment, or name a profile in AWS_PROFILE"
+            )
+
+
+def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings under their names as one gives them, `section.key` or `key`."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", of_key) for key, of_key in value.items())
+        else:
+            yield name, value
 
 
 def _find(config: str) -> Path:
@@ -172,11 +184,12 @@ def _merge(config: Any, load: Any, source: str) -> Any:
         loaded = load()
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{source} cannot be read: {_first_line(error)}") from None
+    sections = {entry.name: _names(entry.default_factory) for entry in fields(RunConfig)}
     if not isinstance(loaded, DictConfig):
-        raise InputError(f"{source} must be a mapping of the sections {', '.join(_names(RunConfig))}")
+        raise InputError(f"{source} must be a mapping of the sections {', '.join(sections)}")
     for name in loaded:
-        if name in _names(RunConfig) and not isinstance(loaded[name], DictConfig):
-            raise InputError(f"{source}: {name} must be a mapping of {', '.join(_names(_section_type(name)))}")
+        if name in sections and not isinstance(loaded[name], DictConfig):
+            raise InputError(f"{source}: {name} must be a mapping of {', '.join(sections[name])}")
     if loaded.get("flashu", {}).get("preset") is False:
         loaded.flashu.preset = "off"  # which YAML takes for a truth value
     try:
@@ -184,26 +197,22 @@ def _merge(config: Any, load: Any, source: str) -> Any:
         OmegaConf.to_object(merged)  # resolves ${…}
         return merged
     except ConfigKeyError as error:
-        raise InputError(f"{source}: {_unknown(error.full_key or str(error.key))}") from None
+        known = OmegaConf.to_container(config)
+        raise InputError(f"{source}: {_unknown(error.full_key or str(error.key), known)}") from None
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key and error.full_key != source else ""
         raise InputError(f"{source}: {where}{_first_line(error)}") from None
 
 
-def _unknown(key: str) -> str:
+def _unknown(key: str, settings: dict[str, Any]) -> str:
     if re.search("secret|token(?!i)|password|access_key|credential", key, re.IGNORECASE):  # but not a tokeniser
         return f"there is no setting {key}; credentials come from the environment, never from a config"
-    known = [f"{section.name}.{name}" for section in fields(RunConfig) for name in _names(_section_type(section.name))]
-    known += _names(RunConfig)
+    known = [*dict.fromkeys([*(name for name, _ in _flat(settings)), *settings])]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     # A key in the wrong section is nearer by its last part.
     near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]] or near
     hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
     return f"there is no setting {key}{hint}"
-
-
-def _section_type(section: str) -> Any:
-    return type(getattr(RunConfig(), section))
 
 
 def _names(of: Any) -> list[str]:

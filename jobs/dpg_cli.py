@@ -1,4 +1,4 @@
-"""The commands about DPG-Bench: `flashu dpg score` and `flashu dpg export`."""
+"""The commands about DPG-Bench: `flashu dpg CONFIG`, which does all of it, `flashu dpg score`, `flashu dpg export`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,62 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
+from flashu.errors import InputError
 from jobs.run_cli import EndpointOption, OverridesArgument, PathStyleOption, RegionOption, RunArgument, open_run
 
-app = typer.Typer(no_args_is_help=True, help="Score runs by DPG-Bench's rules, or hand them to its own script.")
+DEMO_PROMPTS = 5
+
+
+class _WithDefault(TyperGroup):
+    """A group of commands, of which `compare` is meant where none is named."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["compare", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_WithDefault,
+    no_args_is_help=True,
+    help="""DPG-Bench. `flashu dpg CONFIG`, short for `flashu dpg compare CONFIG`, makes and scores both arms.
+
+    Try it, with no download and no GPU:
+
+        flashu dpg --demo
+    """,
+)
+
+
+@app.command()
+def compare(
+    config: Annotated[
+        str | None, typer.Argument(help="A YAML file, or a built-in config such as show-o2-1.5b.", metavar="CONFIG")
+    ] = None,
+    overrides: OverridesArgument = None,
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help=f"{DEMO_PROMPTS} prompts only; without a question file, the built-in model's."),
+    ] = False,
+) -> None:
+    """Run the benchmark with and without FlashU, and compare scores and costs.
+
+    CONFIG is a run's, with three settings more: questions=FILE (required; the prompts are the file's own unless
+    manifest.path is set), vqa=self, who answers, and arms=baseline,flashu, or one of them. Each arm becomes an ordinary
+    run below output.path. Run the same command again to go on after a stop.
+    """
+    overrides = overrides or []
+    if config is not None and "=" in config:  # settings alone
+        config, overrides = None, [config, *overrides]
+    elif config is None and not demo:
+        raise InputError("give a config, or settings such as questions=dpg_bench.csv, or --demo")
+    from jobs.config import read_config
+    from jobs.dpg.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
+
+    settings = read_config(config, overrides, BenchmarkConfig)
+    sys.exit(run_benchmark(a_demo_of(settings, DEMO_PROMPTS) if demo else settings))
 
 
 @app.command()
@@ -18,7 +70,13 @@ def score(
     run: RunArgument,
     questions: Annotated[str, typer.Option(help="The question file, in the format of dpg_bench.csv; local or s3://.")],
     overrides: OverridesArgument = None,
-    vqa: Annotated[str, typer.Option(help="Who answers: self, the model that made the images.")] = "self",
+    vqa: Annotated[
+        str,
+        typer.Option(
+            help="Who answers: self, the model that made the images; hf:ID_OR_PATH, a VQA or chat model of "
+            "transformers (hub id, folder or s3:// folder); or mplug, DPG-Bench's official judge."
+        ),
+    ] = "self",
 ) -> None:
     """Have the questions about a run's images answered, on this machine or the cluster around it, and print the scores.
 

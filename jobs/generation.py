@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from cluster.checkpoint_cache import local_copy
@@ -36,6 +37,7 @@ from jobs.quality import METRICS, measure
 from jobs.records import FAILURE, EncodedImage, file_name, metadata_schema, record_schema
 from jobs.run_folder import RUN, failures_key, metadata_key
 from jobs.statistics import FOOTER_KEY, RunStatistics
+from jobs.vqa_score import VqaScorer
 from manifests.errors import ManifestError, UnreachableError
 from manifests.plan import Manifest
 from manifests.schema import row_problem
@@ -103,8 +105,7 @@ class GenerationWork(ShardWork):
             self.model = worker_model.load(config.model, config.flashu, self.settings, self.storage, self.s3, device)
             device = self.model.pipe.model.device
             self.defaults = self._defaults()
-            clip = config.quality.enabled and config.quality.clip
-            self.clip = ClipScorer(local_copy(clip, self.s3, config.model.cache_dir), device) if clip else None
+            self.scorers = self._scorers(device)
             self.max_tokens = self._max_tokens()
             self.batch_size = batch_size.choose_batch_size(config.sampling.batch_size, device, self._try_batch)
         except (InputError, ManifestError, StorageError, OutOfMemoryError) as error:
@@ -119,6 +120,16 @@ class GenerationWork(ShardWork):
         guidance = own if sampling.guidance_scale is None else sampling.guidance_scale
         return Defaults(sampling.seed, sampling.num_images, guidance, sampling.negative_prompt)
 
+    def _scorers(self, device: torch.device) -> dict[str, ClipScorer | VqaScorer]:
+        """What looks at images beside their prompts, under the names of `quality.SCORES`."""
+        quality, scorers = self.config.quality, {}
+        if quality.enabled and quality.clip:
+            checkpoint = local_copy(quality.clip, self.s3, self.config.model.cache_dir)
+            scorers["clip_score"] = ClipScorer(checkpoint, device)
+        if quality.enabled and quality.vqa:
+            scorers["vqa_score"] = VqaScorer(self.model.pipe)
+        return scorers
+
     def _max_tokens(self) -> int:
         config = self.model.pipe.model.config
         height, width = geometry.parse_size(self.size, config.native_grid)
@@ -128,12 +139,11 @@ class GenerationWork(ShardWork):
         if not self.config.quality.enabled:
             return []
         fields = [pa.field(f"quality_{name}", ARROW_TYPES[metric.type]) for name, metric in METRICS.items()]
-        return fields + ([pa.field("quality_clip_score", pa.float64())] if self.clip else [])
+        return fields + [pa.field(f"quality_{name}", pa.float64()) for name in self.scorers]
 
     def _try_batch(self, prompts: list[str]) -> None:
         pictures = self._pictures(prompts, [""] * len(prompts), [0] * len(prompts), self.defaults.guidance_scale)
-        if self.clip:
-            self.clip.score(pictures, prompts)
+        self._scores(pictures, prompts)
 
     # ------------------------------------------------------------------------------------------- prefetch thread
 
@@ -224,13 +234,17 @@ class GenerationWork(ShardWork):
             batch[0].guidance_scale,
         )
         seconds = (time.perf_counter() - start) / len(batch)
-        clip_scores = self.clip.score(pictures, [request.prompt for request in batch]) if self.clip else None
+        scores = self._scores(pictures, [request.prompt for request in batch])
         attempt = {"seconds": seconds, "batch_size": len(batch)}
-        records = [self._record(*made) | attempt for made in zip(batch, pictures, strict=True)]
-        for record, score in zip(records, clip_scores or (), strict=False):
-            record["quality_clip_score"] = score
+        made = zip(batch, pictures, scores, strict=True)
+        records = [self._record(request, picture) | attempt | score for request, picture, score in made]
         for request, record, picture in zip(batch, records, pictures, strict=True):
             results.made.append(_Made(request, record, self.encoders.submit(self._encode, picture)))
+
+    def _scores(self, pictures: list[Image.Image], prompts: list[str]) -> list[dict[str, float]]:
+        """The columns of each image that the networks make."""
+        scores = {name: scorer.score(pictures, prompts) for name, scorer in self.scorers.items()}
+        return [{f"quality_{name}": of[index] for name, of in scores.items()} for index in range(len(pictures))]
 
     def _pictures(
         self, prompts: list[str], negative_prompts: list[str], seeds: list[int], guidance_scale: float

@@ -1,4 +1,4 @@
-"""The commands about prompts: `flashu manifest build`, `dpg`, `check`, `show`."""
+"""The commands about prompts: `flashu manifest build`, `dpg`, `geneval`, `check`, `show`."""
 
 from __future__ import annotations
 
@@ -86,6 +86,24 @@ def dpg(
     from manifests.dpg import PROMPTS, build_dpg
 
     report = build_dpg(source, output, num_images=num_images, force=force, endpoint_url=endpoint_url, region=region)
+    _print_report(output, report)
+    if report.rows != PROMPTS:
+        typer.echo(f"The official benchmark has {PROMPTS:,} prompts.")
+
+
+@app.command()
+def geneval(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="GenEval's evaluation_metadata.jsonl; local or s3://.")],
+    output: DestinationOption,
+    num_images: Annotated[int, typer.Option(help="Images of each prompt.")] = 4,
+    force: ForceOption = False,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+) -> None:
+    """Build a manifest of GenEval's prompts; line numbers become the ids, and each line goes with its images."""
+    from manifests.geneval import PROMPTS, build_geneval
+
+    report = build_geneval(source, output, num_images=num_images, force=force, endpoint_url=endpoint_url, region=region)
     _print_report(output, report)
     if report.rows != PROMPTS:
         typer.echo(f"The official benchmark has {PROMPTS:,} prompts.")

@@ -47,14 +47,7 @@ def prepare(config: RunConfig) -> PreparedRun:
     settings = _check_settings(config)
     s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
     _check_paths(config)
-    manifest = Manifest.open(
-        str(DEMO) if config.manifest.path == "demo" else config.manifest.path,
-        shard_size=config.manifest.shard_size,
-        limit=config.manifest.limit,
-        columns=config.manifest.columns,
-        endpoint_url=config.storage.endpoint_url,
-        region=config.storage.region,
-    )
+    manifest = open_manifest(config)
     if config.manifest.check_ids and not manifest.ids_checked:
         manifest.check_ids()
     storage = open_storage(config.output.path, s3)
@@ -64,6 +57,8 @@ def prepare(config: RunConfig) -> PreparedRun:
     if earlier is None:
         if next(iter(storage.list(METADATA)), None):
             raise InputError(f"{storage.url} holds shards but no run.json; give another output.path")
+    elif earlier.get("filter"):
+        raise InputError(f"{storage.url} holds a filtered copy of a run; give another output.path")
     else:
         _compare(earlier, run, storage.url)
         run |= {"created": earlier["created"], "model": earlier.get("model")}
@@ -74,6 +69,18 @@ def prepare(config: RunConfig) -> PreparedRun:
     size = parse_size("sampling.size", config.sampling.size)
     work = GenerationWork(_with_absolute_paths(config), manifest, settings, size, s3)
     return PreparedRun(config, manifest, storage, run, sorted(committed), work)
+
+
+def open_manifest(config: RunConfig) -> Manifest:
+    """The run's prompts. Raises `ManifestError`."""
+    return Manifest.open(
+        str(DEMO) if config.manifest.path == "demo" else config.manifest.path,
+        shard_size=config.manifest.shard_size,
+        limit=config.manifest.limit,
+        columns=config.manifest.columns,
+        endpoint_url=config.storage.endpoint_url,
+        region=config.storage.region,
+    )
 
 
 def _check_settings(config: RunConfig) -> FlashUConfig | None:
@@ -175,11 +182,11 @@ def _compare(earlier: dict[str, Any], now: dict[str, Any], url: str) -> None:
 
 def _essence(run: dict[str, Any]) -> dict[str, Any]:
     """The settings that make a run what it is, flat. How and where it runs may differ between two starts."""
-    config = run["config"]
+    config, defaults = run["config"], RunConfig().to_dict()  # which a run has of settings that are newer than it
     essence = {
         f"{section}.{name}": value
         for section in ("model", "flashu", "sampling", "output", "quality")
-        for name, value in config[section].items()
+        for name, value in (defaults[section] | config[section]).items()
     }
     for name in ("sampling.batch_size", "model.cache_dir", "output.path", "output.retry_failures"):
         essence.pop(name, None)

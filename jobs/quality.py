@@ -1,6 +1,6 @@
 """What can be told of a picture from its pixels alone. A new metric is one function under `@metric`.
 
-How well a picture fits its prompt needs a network: see `jobs.clip_score`.
+How well a picture fits its prompt needs a network (`jobs.clip_score`, `jobs.vqa_score`); what such scores mean is here.
 """
 
 from __future__ import annotations
@@ -45,8 +45,27 @@ class Metric:
     type: type
     range: Range | None  # of its histogram; None where there is none to draw
 
+    @property
+    def meaning(self) -> str:
+        return (self.function.__doc__ or "").split("\n")[0]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a network says of a picture and its prompt."""
+
+    meaning: str
+    range: Range
+
 
 METRICS: dict[str, Metric] = {}
+SCORES = {
+    "clip_score": Score(
+        "How well the image fits its prompt: 100 times the cosine of their CLIP embeddings.",
+        Range(0, 50),  # of 100: photographs and their captions reach 30 to 35
+    ),
+    "vqa_score": Score("The model's own probability that the image shows its prompt, 0 to 1.", Range(0, 1)),
+}
 
 
 def metric(type_: type = float, range: Range | None = None) -> Callable:

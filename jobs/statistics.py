@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from jobs.mergeable import Distribution, Range, Timeline, first_of, fold
-from jobs.quality import METRICS, NEAR_DUPLICATE_BITS
+from jobs.quality import METRICS, NEAR_DUPLICATE_BITS, SCORES
 
 VERSION = 1
 FOOTER_KEY = b"flashu.statistics"  # in the key-value metadata of a shard's Parquet file
 STAGES = {"load": "read_s", "generate": "generate_s", "encode": "encode_s", "write": "write_s", "wait": "wait_s"}
 SECONDS = Range(1e-3, 1e4, log=True, bins=224)  # per image; a bin is 7.5% wide
-CLIP_SCORE = Range(0, 50)  # of 100: photographs and their captions reach 30 to 35
 MAX_WORKERS, MAX_KINDS, MAX_CARRIED_TEXT = 4096, 100, 300
 SLOWEST, BROKEN, SAMPLE, FAILURES = 12, 12, 24, 50
 OTHERS = "others"
@@ -240,11 +239,10 @@ def _qualities(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _distributions(qualities: list[dict[str, Any]]) -> dict[str, Distribution]:
-    ranges = {name: metric.range for name, metric in METRICS.items() if metric.range} | {"clip_score": CLIP_SCORE}
     return {
-        name: Distribution.of((quality[name] for quality in qualities), bins)
-        for name, bins in ranges.items()
-        if qualities and name in qualities[0]
+        name: Distribution.of((quality[name] for quality in qualities), one.range)
+        for name, one in (METRICS | SCORES).items()
+        if one.range and qualities and name in qualities[0]
     }
 
 

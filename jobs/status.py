@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import datetime
 from typing import Any
 
-from cluster.storage import NotFound, Storage
+from cluster.storage import Storage
 from jobs.progress import duration
-from jobs.report import SUMMARY, SUMMARY_EVERY_S, collect_statistics, write_report
+from jobs.report import SUMMARY_EVERY_S, collect_statistics, read_summary, write_report
 from jobs.run_folder import FAILURES, METADATA, require_run, shards_with
 
 SILENT_S = 4 * SUMMARY_EVERY_S
@@ -17,7 +16,7 @@ SILENT_S = 4 * SUMMARY_EVERY_S
 
 def describe_run(storage: Storage) -> str:
     """A few lines: state, shards, images, rate, failures. Raises `InputError` where there is no run."""
-    run, summary = require_run(storage), _summary(storage)
+    run, summary = require_run(storage), read_summary(storage)
     planned = run["manifest"]["num_shards"]
     done = sum(1 for _ in shards_with(storage, METADATA))
     failed = sum(1 for _ in shards_with(storage, FAILURES))
@@ -40,7 +39,7 @@ def describe_run(storage: Storage) -> str:
 
 def rebuild_report(storage: Storage) -> None:
     """Write summary, report and dataset card from the committed shards. Raises `InputError` where there is no run."""
-    run, summary = require_run(storage), _summary(storage)
+    run, summary = require_run(storage), read_summary(storage)
     statistics = collect_statistics(storage)
     write_report(storage, statistics, run, state=_state(run, summary, statistics.shards))
 
@@ -53,10 +52,3 @@ def _state(run: dict[str, Any], summary: dict[str, Any] | None, done: int) -> st
         return "interrupted" if state == "complete" else state  # shards are missing that were there
     heard_of = summary["written_at"] if summary else datetime.fromisoformat(run["created"]).timestamp()
     return "interrupted" if time.time() - heard_of > SILENT_S else "running"
-
-
-def _summary(storage: Storage) -> dict[str, Any] | None:
-    try:
-        return json.loads(storage.get(SUMMARY))
-    except NotFound:
-        return None

@@ -220,16 +220,18 @@ def _read_delimited(
         raise ManifestError(f"{label}:{end + 1}: not valid CSV: {error}") from None
 
 
-def _read_json_lines(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict]]:
-    def parsed() -> Iterator[tuple[int, object]]:
-        for number, line in _lines(stream, label):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise ManifestError(f"{label}:{number}: not valid JSON: {error}") from None
+def json_lines(stream: io.BufferedReader, label: str) -> Iterator[tuple[int, object]]:
+    """Numbered lines, parsed; empty ones are passed over. Raises `ManifestError` for one that is no JSON."""
+    for number, line in _lines(stream, label):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ManifestError(f"{label}:{number}: not valid JSON: {error}") from None
 
-    return _objects(parsed(), label, "line", columns)
+
+def _read_json_lines(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict]]:
+    return _objects(json_lines(stream, label), label, "line", columns)
 
 
 def _read_json(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict]]:

@@ -17,18 +17,18 @@ from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBroke
 from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError, OutOfMemoryError
 from jobs.config import ModelSection
-from jobs.dpg.questions import Item
-from jobs.dpg.vqa import open_vqa
+from jobs.dpg.questions import Item, Question
+from jobs.dpg.vqa import open_vqa, verdict
 from jobs.formats import FORMATS
 from jobs.run_folder import metadata_key, shard_name
 
-AT_ONCE = 16  # images
 ANSWER = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("image_index", pa.int32(), nullable=False),
         ("question_id", pa.int64()),  # null where the image could not be asked about
-        ("yes", pa.bool_()),
+        ("answer", pa.string()),  # in the model's words
+        ("yes", pa.bool_()),  # false for an answer that is neither yes nor no, too
         ("error", pa.string()),
     ]
 )
@@ -54,6 +54,16 @@ class AskedImage:
             return picture
 
 
+@dataclass
+class _Asked:
+    """A question about an image of a shard, to be answered."""
+
+    number: int  # the image's in its shard
+    image: AskedImage
+    picture: Image.Image
+    question: Question
+
+
 class AnsweringWork(ShardWork):
     """`items` by prompt id; answers go to `folder` of the run at `url`, whose images are in `payload` format."""
 
@@ -75,8 +85,13 @@ class AnsweringWork(ShardWork):
         try:
             device = None if place.gpus else "cpu"  # Ray hides no GPU from workers that asked for none
             self.vqa = open_vqa(self.vqa_name, self.model, self.storage, self.s3, device)
-        except (InputError, StorageError, OutOfMemoryError) as error:
-            raise SetupError(str(error)) from None
+        except (InputError, StorageError) as error:
+            raise SetupError(f"{error} (on node {place.node})") from None
+        except Exception as error:
+            if not _is_full(error):
+                raise
+            raise SetupError(describe(error)) from None
+        self.at_once = self.vqa.at_once
         return self.vqa.identity
 
     def read(self, lease: Lease) -> list[AskedImage]:
@@ -91,40 +106,48 @@ class AnsweringWork(ShardWork):
     def process(
         self, lease: Lease, inputs: list[AskedImage], running: Callable[[Sequence[int]], None]
     ) -> list[dict[str, Any]]:
-        answers: list[dict[str, Any]] = []
+        answers = [_unanswered(inputs[number], error) for number, error in lease.given_up.items()]
         numbers = [number for number in range(len(inputs)) if number not in lease.given_up]
-        for number in lease.given_up:
-            answers.append(_unanswered(inputs[number], lease.given_up[number]))
         together = [number for number in numbers if number not in lease.alone]
-        batches = [[number] for number in numbers if number in lease.alone]
-        batches += [together[start : start + AT_ONCE] for start in range(0, len(together), AT_ONCE)]
-        for batch in batches:
-            running(batch)
-            answers += self._ask([inputs[number] for number in batch])
+        for group in (*([number] for number in numbers if number in lease.alone), together):
+            waiting: list[_Asked] = []
+            for number in group:
+                try:
+                    picture = inputs[number].open()
+                except Exception as error:  # whatever a damaged file can raise in a decoder
+                    answers.append(_unanswered(inputs[number], describe(error)))
+                    continue
+                questions = self.items[inputs[number].prompt_id].questions
+                waiting += [_Asked(number, inputs[number], picture, question) for question in questions]
+                while len(waiting) >= self.at_once:
+                    answers += self._answer_some(waiting, running)
+            while waiting:
+                answers += self._answer_some(waiting, running)
         return answers
 
-    def _ask(self, images: list[AskedImage]) -> list[dict[str, Any]]:
-        opened: list[tuple[AskedImage, Image.Image]] = []
-        answers: list[dict[str, Any]] = []
-        for image in images:
-            try:
-                opened.append((image, image.open()))
-            except Exception as error:  # whatever a damaged file can raise in a decoder
-                answers.append(_unanswered(image, describe(error)))
-        if not opened:
-            return answers
-        asked = [self.items[image.prompt_id].questions for image, _ in opened]
-        texts = [[question.text for question in questions] for questions in asked]
+    def _answer_some(self, waiting: list[_Asked], running: Callable[[Sequence[int]], None]) -> list[dict[str, Any]]:
+        """The answers to the first of those that wait. None, with fewer to be tried, where memory ran out."""
+        batch = waiting[: self.at_once]
+        running(sorted({asked.number for asked in batch}))
+        error = None
         try:
-            said = self.vqa.yes([picture for _, picture in opened], texts)
-        except Exception as error:
-            if is_device_error(error) or isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
-                raise WorkerBrokenError(describe(error)) from None
-            raise
-        for (image, _), questions, of_image in zip(opened, asked, said, strict=True):
-            for question, yes in zip(questions, of_image, strict=True):
-                answers.append(image.place | {"question_id": question.id, "yes": yes, "error": None})
-        return answers
+            said = self.vqa.answer([asked.picture for asked in batch], [asked.question.text for asked in batch])
+        except Exception as raised:
+            if is_device_error(raised):
+                raise WorkerBrokenError(describe(raised)) from None
+            if not _is_full(raised):
+                raise
+            error = describe(raised)  # not the exception, whose traceback would hold on to the batch's tensors
+        if error:
+            if len(batch) == 1:
+                raise WorkerBrokenError(error)
+            self.at_once = len(batch) // 2
+            return []
+        del waiting[: len(batch)]
+        return [
+            asked.image.place | {"question_id": asked.question.id, "answer": answer, "yes": verdict(answer) is True}
+            for asked, answer in zip(batch, said, strict=True)
+        ]
 
     def encode(self, results: list[dict[str, Any]]) -> bytes:
         buffer = io.BytesIO()
@@ -137,7 +160,12 @@ class AnsweringWork(ShardWork):
 
 
 def _unanswered(image: AskedImage, error: str) -> dict[str, Any]:
-    return image.place | {"question_id": None, "yes": None, "error": error}
+    return image.place | {"error": error}
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether memory ran out, in our own network or in another's."""
+    return isinstance(error, OutOfMemoryError) or is_out_of_memory(error)
 
 
 def answers_key(folder: str, shard: int) -> str:

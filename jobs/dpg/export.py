@@ -5,17 +5,14 @@ The script cuts four squares of its `--resolution` from a 2×2 grid, row by row.
 
 from __future__ import annotations
 
-import io
-from collections import defaultdict
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from PIL import Image
 
 from cluster.storage import Storage
 from flashu.errors import InputError
-from jobs.formats import FORMATS
-from jobs.run_folder import METADATA, metadata_key, require_run, shards_with
+from jobs.run_folder import METADATA, require_run, shards_with
+from jobs.run_images import images_by_prompt
 from manifests.dpg import IMAGES
 
 SIDE = 2  # grid cells
@@ -27,27 +24,20 @@ def export_grids(storage: Storage, destination: Path) -> tuple[int, int]:
     Raises `InputError` for prompts that have not four images of one square size, or ids that cannot be file names.
     """
     run = require_run(storage)
-    payload = FORMATS[run["config"]["output"]["format"]]
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{destination} cannot be made: {error.strerror}") from None
     written, resolution = 0, None
     for shard in sorted(shards_with(storage, METADATA)):
-        with storage.open(metadata_key(shard)) as file:
-            rows = pq.read_table(file, columns=["prompt_id", "image_index", "file_name"]).to_pylist()
-        places: dict[str, dict[int, int]] = defaultdict(dict)
-        for place, row in enumerate(rows):
-            places[row["prompt_id"]][row["image_index"]] = place
-        data = dict(payload.read(storage, shard, {place: row["file_name"] for place, row in enumerate(rows)}))
-        for prompt_id, of_prompt in places.items():
+        for prompt_id, images in images_by_prompt(storage, run, shard).items():
             _check_name(prompt_id)
-            if sorted(of_prompt) != list(range(IMAGES)):
+            if [image.index for image in images] != list(range(IMAGES)):
                 raise InputError(
-                    f"prompt {prompt_id!r} has {len(of_prompt)} images; DPG-Bench takes {IMAGES} "
+                    f"prompt {prompt_id!r} has {len(images)} images; DPG-Bench takes {IMAGES} "
                     "(sampling.num_images=4, or flashu manifest dpg)"
                 )
-            pictures = [Image.open(io.BytesIO(data[of_prompt[index]])).convert("RGB") for index in range(IMAGES)]
+            pictures = [image.open() for image in images]
             resolution = resolution or pictures[0].width
             if any(picture.size != (resolution, resolution) for picture in pictures):
                 raise InputError(f"images of prompt {prompt_id!r} are not all {resolution}x{resolution} pixels")

@@ -4,6 +4,7 @@
     RUN/scores/self/shard-00042.parquet    an answer a row; its existence is the commit
     RUN/scores/self/scores.json            the scores
 
+Each VQA model has a folder of its own; that of hf:OWNER/NAME is called hf-OWNER-NAME-…, with a hash of the name.
 Scoring again goes on where it stands.
 """
 
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.pool import PoolError, Snapshot, Stop
@@ -27,15 +29,46 @@ from jobs.config import ModelSection, RunConfig
 from jobs.dpg.answers import AnsweringWork, answers_key
 from jobs.dpg.questions import Item, read_questions
 from jobs.dpg.scoring import BenchmarkScores
-from jobs.dpg.vqa import check_vqa
+from jobs.dpg.vqa import absolute_name, check_vqa, scores_folder, verdict
 from jobs.run_folder import METADATA, metadata_key, require_run, shards_with
 from jobs.stop_signals import StopSignals
 from jobs.workers import workers_for
 
 ABOUT, SCORES = "about.json", "scores.json"
 SHOWN = 5  # names, where there may be thousands
+THREADS = 16  # that read a run's files
+AT_ONCE = 64  # files
 
 Note = Callable[[str], object]
+
+
+@dataclass
+class OddAnswers:
+    """Answers that are neither yes nor no, and count as no; `examples` are the first few that differ."""
+
+    answers: int = 0  # of all kinds
+    neither: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count a row of answers."""
+        self.answers += 1
+        if row["yes"] or "answer" not in row or verdict(row["answer"]) is not None:  # older files lack it
+            return
+        self.neither += 1
+        if len(self.examples) < SHOWN and all(row["answer"] != other["answer"] for other in self.examples):
+            self.examples.append({key: row[key] for key in ("prompt_id", "image_index", "question_id", "answer")})
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell of them, if there are any."""
+        if not self.neither:
+            return None
+        shown = some(example["answer"] for example in self.examples)
+        text = f"{self.neither:,} of {self.answers:,} answers were neither yes nor no, and count as no: {shown}"
+        if 2 * self.neither > self.answers:
+            return f"WARNING: {text}. This model does not answer yes-or-no questions, and its scores mean nothing"
+        return text
 
 
 @dataclass
@@ -47,6 +80,8 @@ class Scored:
     unanswered: list[dict[str, Any]]  # images that could not be asked about, with the error
     left_out: list[str]  # items of the question file that the run has no images of
     complete: bool  # every shard of the run was made, and every one answered
+    folder: str  # of the answers, in the run's
+    odd: OddAnswers
 
     def to_json(self) -> dict[str, Any]:
         scores = self.scores
@@ -57,6 +92,9 @@ class Scored:
             "complete": self.complete,
             "items_without_images": len(self.left_out),
             "images_not_answered": self.unanswered,
+            "answers": self.odd.answers,
+            "neither_yes_nor_no": self.odd.neither,
+            "examples_of_neither": self.odd.examples,
             "level_1": {name: tally.score for name, tally in sorted(scores.levels_1.items())},
             "level_2": {name: tally.score for name, tally in sorted(scores.categories.items())},
             "by_item": scores.items,
@@ -69,14 +107,15 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     Returns the scores of what is answered, and the exit code: 0 when that is everything.
     Raises `InputError`, `StorageError` or `SessionError` for what a user can mend, before any worker is started.
     """
-    check_vqa(vqa)
     s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
-    text = _read_text(questions, s3)
+    check_vqa(vqa, s3)
+    vqa = absolute_name(vqa)
+    text = read_text(questions, s3)
     items = read_questions(text, questions)
     storage = open_storage(url, s3)
     run = require_run(storage)
     made = sorted(shards_with(storage, METADATA))
-    folder = f"scores/{re.sub(r'[^A-Za-z0-9._-]+', '-', vqa)}/"
+    folder = scores_folder(vqa)
     digest = hashlib.sha256(text.encode()).hexdigest()
     about = _read_about(storage, folder, digest)
     prompts = _check_prompts(storage, made, items, questions, note)
@@ -108,6 +147,8 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     if state:
         note(f"Not every image is scored: {state}")
     scored = _collect(storage, folder, items, prompts, made, total)
+    if scored.odd.warning:
+        note(scored.odd.warning)
     storage.put(folder + SCORES, (json.dumps(scored.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
     return scored, exit_code or (0 if scored.complete and not scored.unanswered else 1)
 
@@ -132,7 +173,7 @@ class _Watch:
             self.note(f"{self.shards - snapshot.remaining}/{self.shards} shards answered")
 
 
-def _read_text(path: str, s3: S3Options) -> str:
+def read_text(path: str, s3: S3Options) -> str:
     try:
         if "://" in path:
             parent, _, name = path.rpartition("/")
@@ -151,32 +192,33 @@ def _check_prompts(
 ) -> dict[str, int]:
     """How many images each of the run's prompts has. Raises `InputError` where none has questions."""
     counts: dict[str, int] = defaultdict(int)
-    for shard in made:
-        with storage.open(metadata_key(shard)) as file:
-            for prompt_id in pq.read_table(file, columns=["prompt_id"])["prompt_id"].to_pylist():
-                counts[prompt_id] += 1
+    for table in _tables(storage, [metadata_key(shard) for shard in made], ["prompt_id"]):
+        for prompt_id in table["prompt_id"].to_pylist():
+            counts[prompt_id] += 1
     unasked = [prompt_id for prompt_id in counts if prompt_id not in items]
     if counts and len(unasked) == len(counts):
         raise InputError(
             f"{questions} has no questions about any prompt of {storage.url}: its items are called "
-            f"{_some(items)}, the run's prompts {_some(counts)}"
+            f"{some(items)}, the run's prompts {some(counts)}"
         )
     if unasked:
-        note(f"{len(unasked):,} of {len(counts):,} prompts have no questions, and are left out: {_some(unasked)}")
+        note(f"{len(unasked):,} of {len(counts):,} prompts have no questions, and are left out: {some(unasked)}")
     without = [item for item in items if item not in counts]
     if without:
-        note(f"{len(without):,} of {len(items):,} items have no images in this run: {_some(without)}")
+        note(f"{len(without):,} of {len(items):,} items have no images in this run: {some(without)}")
     return counts
 
 
-def _some(names: Any) -> str:
+def some(names: Any) -> str:
     names = list(names)
     shown = ", ".join(json.dumps(name[:80], ensure_ascii=False) for name in names[:SHOWN])
     return shown + (", …" if len(names) > SHOWN else "")
 
 
 def _read_about(storage: Storage, folder: str, digest: str) -> dict[str, Any] | None:
-    """What an earlier scoring was by, or None. Raises `InputError` where it was of another question file."""
+    """What the answers that are there were made by, or None. Raises `InputError` for another question file's."""
+    if next(shards_with(storage, folder), None) is None:
+        return None
     try:
         earlier = json.loads(storage.get(folder + ABOUT))
     except NotFound:
@@ -192,22 +234,34 @@ def _collect(
     storage: Storage, folder: str, items: dict[str, Item], prompts: dict[str, int], made: list[int], total: int
 ) -> Scored:
     """The scores of all answers that are there. An item counts once each of its images is answered."""
-    scores, unanswered, images = BenchmarkScores(), [], 0
+    scores, unanswered, images, odd = BenchmarkScores(), [], 0, OddAnswers()
     answered = set(shards_with(storage, folder)) & set(made)
-    for shard in sorted(answered):
-        with storage.open(answers_key(folder, shard)) as file:
-            rows = pq.read_table(file).to_pylist()
+    for table in _tables(storage, [answers_key(folder, shard) for shard in sorted(answered)]):
         answers: dict[str, dict[int, dict[int, bool]]] = defaultdict(lambda: defaultdict(dict))
-        for row in rows:
+        for row in table.to_pylist():
             if row["error"] is not None:
                 unanswered.append({key: row[key] for key in ("prompt_id", "image_index", "error")})
             else:
                 answers[row["prompt_id"]][row["image_index"]][row["question_id"]] = row["yes"]
+                odd.add(row)
         for prompt_id, of_prompt in answers.items():
             scores.add(items[prompt_id], list(of_prompt.values()))
             images += len(of_prompt)
     left_out = [item for item in items if item not in prompts]
-    return Scored(scores, images, unanswered, left_out, complete=len(answered) == len(made) == total)
+    complete = len(answered) == len(made) == total
+    return Scored(scores, images, unanswered, left_out, complete, folder, odd)
+
+
+def _tables(storage: Storage, keys: Sequence[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The Parquet files of those keys, in their order."""
+
+    def read(key: str) -> pa.Table:
+        with storage.open(key) as file:
+            return pq.read_table(file, columns=columns)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(keys), AT_ONCE):
+            yield from pool.map(read, keys[start : start + AT_ONCE])
 
 
 def format_scores(scored: Scored) -> str:

@@ -3,7 +3,7 @@
 They can be written at any time, also while the run is going. Nothing here runs a model or changes what the run made.
 """
 
-from jobs.report.builder import SUMMARY, SUMMARY_EVERY_S, write_report, write_summary
+from jobs.report.builder import SUMMARY_EVERY_S, read_summary, write_report, write_summary
 from jobs.report.collect import collect_statistics
 
-__all__ = ["SUMMARY", "SUMMARY_EVERY_S", "collect_statistics", "write_report", "write_summary"]
+__all__ = ["SUMMARY_EVERY_S", "collect_statistics", "read_summary", "write_report", "write_summary"]

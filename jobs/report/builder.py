@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from cluster.storage import Storage
-from jobs.quality import METRICS, NEAR_DUPLICATE_BITS
+from cluster.storage import NotFound, Storage
+from jobs.quality import METRICS, NEAR_DUPLICATE_BITS, SCORES
 from jobs.report import charts
 from jobs.report.collect import committed_columns
 from jobs.report.dataset_card import dataset_card
+from jobs.report.page import page
 from jobs.report.summary import summarise
 from jobs.report.thumbnails import thumbnails
-from jobs.report.wording import FILTERS, share
+from jobs.report.wording import share
 from jobs.statistics import STAGES, RunStatistics
 
 SUMMARY_EVERY_S = 30.0  # while a run is going
@@ -41,19 +39,20 @@ def write_summary(storage: Storage, statistics: RunStatistics, run: Mapping[str,
     return summary
 
 
+def read_summary(storage: Storage) -> dict[str, Any] | None:
+    """What summary.json holds, or None where there is none yet."""
+    try:
+        return json.loads(storage.get(SUMMARY))
+    except NotFound:
+        return None
+
+
 def render_page(storage: Storage, statistics: RunStatistics, summary: Mapping[str, Any]) -> str:
     """The page as HTML that asks for nothing from outside."""
     payload = (summary["config"].get("output") or {}).get("format") or "parquet"
     shown = [*statistics.sample, *statistics.slowest, *statistics.broken_images]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # prompts, ids and errors are other people's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FILTERS
-    return environment.get_template("template.html").render(
+    return page(
+        "run.html",
         summary=summary,
         statistics=statistics,
         name=storage.url.rstrip("/").rpartition("/")[2],
@@ -82,6 +81,5 @@ def _quality(statistics: RunStatistics) -> list[tuple[str, str, charts.Chart]]:
 
 
 def meaning(metric: str) -> str:
-    if metric == "clip_score":
-        return "How well the image fits its prompt: 100 times the cosine of their CLIP embeddings."
-    return (METRICS[metric].function.__doc__ or "").split("\n")[0] if metric in METRICS else ""
+    known = METRICS | SCORES
+    return known[metric].meaning if metric in known else ""

@@ -130,7 +130,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_written(own_run, be
     assert_refused(score(own_run, tmp_path / "missing.csv"), "missing.csv cannot be read: No such file")
     assert_refused(score(own_run, own_run.parent / "run" / "run.json"), "lacks the columns item_id")
     refused = flashu("dpg", "score", own_run, "--questions", other, "--vqa", "oracle")
-    assert_refused(refused, "there is no VQA model 'oracle'; there is: self")
+    assert_refused(refused, "there is no VQA model 'oracle'; there are: self")
     assert contents(own_run) == before
 
 
@@ -155,7 +155,15 @@ def test_grids_hold_the_four_images_where_the_official_script_cuts_them_out(run,
             assert grid.crop(box).tobytes() == Image.open(image_file(run, item, index)).convert("RGB").tobytes()
 
 
-def test_runs_that_make_no_grids_are_refused(own_run, tmp_path):
+def test_runs_that_make_no_grids_are_refused(own_run, bench, tmp_path):
+    lost = image_file(own_run, bench[0], 1)
+    data = lost.read_bytes()
+    lost.write_bytes(b"no image")
+    told = f"image 1 of prompt {bench[0].id!r}"
+    assert_refused(flashu("dpg", "export", own_run, tmp_path / "grids"), told, "cannot be read as an image")
+    lost.unlink()
+    assert_refused(flashu("dpg", "export", own_run, tmp_path / "grids"), told, "is not in the run's files")
+    lost.write_bytes(data)
     metadata = own_run / "metadata" / "shard-00000.parquet"
     table = pq.read_table(metadata)
     pq.write_table(table.slice(1), metadata)

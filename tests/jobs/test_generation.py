@@ -4,22 +4,30 @@ The model is the built-in one at 64 pixels. Faults are raised in its pipeline, w
 """
 
 import hashlib
+import io
 import json
+import re
+from itertools import takewhile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cluster.storage import open_storage
 from cluster.work import Lease, Place, SetupError, Times, WorkerBrokenError
 from flashu import OutOfMemoryError
+from flashu.errors import InputError
 from flashu.pipeline import TextToImagePipeline
 from jobs.config import read_config
 from jobs.prepare import prepare
 from jobs.records import image_seed
 from jobs.statistics import FOOTER_KEY, RunStatistics
+from tests.command import flashu
 
 SIX = [f"prompt number {number}" for number in range(6)]  # of one length, so that batches follow the rows
+
+SCORED = ("quality.enabled=true", "quality.vqa=true")
 
 FIRST = Lease(id=1, shard=0, attempt=1)
 
@@ -197,6 +205,71 @@ def test_the_report_and_the_footer_hold_the_shards_statistics(shard):
     assert (statistics.images, statistics.prompts, statistics.failed_prompts) == (2, 3, 1)
 
 
+def test_the_vqa_score_is_what_the_model_says_of_the_stored_image(shard):
+    prompts = ["a red circle", "two blue squares", "a green triangle"]
+    done = shard({"prompt": prompts, "num_images": [2, 1, 1]}, *SCORED, "sampling.num_inference_steps=8").do()
+    pictures = [Image.open(io.BytesIO(done.pictures[row["prompt_id"], row["image_index"]])) for row in done.metadata]
+    questions = [f"Does the image show: {row['prompt']}?" for row in done.metadata]
+    by_hand = TextToImagePipeline.from_pretrained("embedded", device="cpu").yes_probability(pictures, questions)
+    scores = [row["quality_vqa_score"] for row in done.metadata]
+    assert scores == pytest.approx(by_hand, abs=1e-4)
+    assert len(set(scores)) == 4
+    assert flashu("report", done.output).code == 0
+    summary = json.loads((done.output / "summary.json").read_text())["quality"]["vqa_score"]
+    assert (summary["count"], summary["mean"]) == (4, pytest.approx(sum(scores) / 4))
+    meaning = "own probability that the image shows its prompt, 0 to 1."
+    assert meaning in (done.output / "report.html").read_text()
+    (column,) = re.findall("^.*`quality_vqa_score`.*$", (done.output / "README.md").read_text(), re.MULTILINE)
+    assert meaning in column
+
+
+def test_an_accelerated_model_scores_unaccelerated(shard):
+    preset = ("flashu.preset=fast", "flashu.tau=1")
+    done = shard({"prompt": ["a red circle"]}, *SCORED, *preset, "sampling.num_inference_steps=8").do()
+    picture = Image.open(io.BytesIO(done.pictures["id-0", 0]))
+    pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
+    by_hand = pipe.yes_probability(picture, "Does the image show: a red circle?")
+    assert done.metadata[0]["quality_vqa_score"] == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_all_of_a_wide_image_is_shown_to_the_model_that_scores_it(shard):
+    done = shard({"prompt": ["a red circle"]}, *SCORED, "sampling.size=128x64").do()
+    picture = Image.open(io.BytesIO(done.pictures["id-0", 0]))
+    pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
+    question = "Does the image show: a red circle?"
+    whole, cropped = (pipe.yes_probability(picture, question, fit=fit) for fit in ("letterbox", "crop"))
+    assert abs(whole - cropped) > 1e-3
+    assert done.metadata[0]["quality_vqa_score"] == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize("prompt", ["a long story " * 300, "狐" * 500, "🦊" * 500, "x" * 5000])
+def test_a_prompt_too_long_for_a_question_is_scored_by_its_beginning(shard, prompt):
+    done = shard({"prompt": [prompt]}, *SCORED).do()
+    assert not done.failures
+    picture = Image.open(io.BytesIO(done.pictures["id-0", 0]))
+    pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
+
+    def asked(length):
+        return pipe.yes_probability(picture, f"Does the image show: {prompt[:length]}?")
+
+    def fits(length):
+        try:
+            return asked(length) is not None
+        except InputError:
+            return False
+
+    *_, longest = takewhile(fits, range(1, len(prompt)))
+    assert 10 < longest < 300
+    assert done.metadata[0]["quality_vqa_score"] == pytest.approx(asked(longest), abs=1e-4)
+
+
+@pytest.mark.parametrize("override", ["quality.vqa=false", "quality.enabled=false"])
+def test_without_the_setting_there_is_no_vqa_score(shard, override):
+    done = shard({"prompt": ["a fox"]}, *SCORED, override).do()
+    assert "quality_vqa_score" not in done.metadata[0]
+    assert "vqa_score" not in RunStatistics.from_json(done.report["statistics"]).quality
+
+
 def test_a_long_prompt_is_cut_and_marked(shard):
     done = shard({"prompt": ["a fox", "a long story " * 300]}).do()
     assert [row["truncated"] for row in done.metadata] == [False, True]
@@ -296,6 +369,21 @@ def test_when_memory_runs_out_batches_are_halved_and_every_image_is_made(shard, 
     assert max(map(len, calls)) <= 2
 
 
+def test_when_memory_runs_out_while_scoring_batches_are_halved_and_every_image_is_scored(shard, monkeypatch):
+    original = TextToImagePipeline.yes_probability
+
+    def call(self, images, questions, **options):
+        if len(images) > 2:
+            raise OutOfMemoryError("out of memory")
+        return original(self, images, questions, **options)
+
+    monkeypatch.setattr(TextToImagePipeline, "yes_probability", call)
+    done = shard({"prompt": SIX}, *SCORED, "sampling.batch_size=6").do()
+    assert [row["prompt_id"] for row in done.metadata] == [f"id-{row}" for row in range(6)]
+    assert {row["batch_size"] for row in done.metadata} <= {1, 2}
+    assert all(0 < row["quality_vqa_score"] < 1 for row in done.metadata)
+
+
 def test_one_image_that_does_not_fit_breaks_the_worker(shard, pipeline_raises):
     pipeline_raises(lambda prompts: OutOfMemoryError("out of memory on cuda"))
     with pytest.raises(WorkerBrokenError, match="out of memory on cuda"):
@@ -349,11 +437,21 @@ def test_a_worker_that_does_not_see_the_drivers_folder_stops_the_run(shard):
         made.work.setup(Place("worker-1", "node-2", 0.0))
 
 
+def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(shard):
+    made = shard({"prompt": ["a fox"]})
+    run = json.loads((made.output / "run.json").read_text())
+    del run["config"]["quality"]["vqa"]
+    (made.output / "run.json").write_text(json.dumps(run))
+    with pytest.raises(InputError, match=r"quality\.vqa was False and is True"):
+        shard({"prompt": ["a fox"]}, "quality.vqa=true")
+    assert shard({"prompt": ["a fox"]}).do().metadata
+
+
 def test_workers_of_a_run_prune_by_the_same_scores(shard):
-    flashu = ("flashu.preset=fast", "flashu.tau=1", "flashu.r_LS=0")
-    first = shard({"prompt": ["a fox"]}, *flashu)
+    preset = ("flashu.preset=fast", "flashu.tau=1", "flashu.r_LS=0")
+    first = shard({"prompt": ["a fox"]}, *preset)
     stored = open_storage(str(first.output)).get("scores.safetensors")
-    second = shard({"prompt": ["a fox"]}, *flashu)
+    second = shard({"prompt": ["a fox"]}, *preset)
     assert second.identity == first.identity
     assert ", scores " in first.identity
     assert open_storage(str(first.output)).get("scores.safetensors") == stored

@@ -1,0 +1,175 @@
+"""A whole benchmark: the images of both arms as two ordinary runs, their scores, and the comparison.
+
+    OUT/prompts.parquet     the question file's prompts, where no manifest was given
+    OUT/baseline/           a run, with its scores: unaccelerated Show-o2
+    OUT/flashu/             a run, with its scores
+    OUT/comparison.json     both beside each other
+    OUT/comparison.html
+
+Each stage goes on where it stands, so the same command does whatever is left.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.storage import NotFound, S3Options, Storage, StorageError, open_storage
+from flashu.errors import InputError
+from jobs.config import FlashUSection, RunConfig, SamplingSection, check_no_credentials
+from jobs.dpg.comparison import Arm, compare, format_comparison
+from jobs.dpg.page import write_comparison
+from jobs.dpg.questions import Item, read_questions
+from jobs.dpg.score import read_text, score_run, some
+from jobs.dpg.vqa import SELF, check_vqa
+from jobs.generate import EXIT_INCOMPLETE, GenerationJob
+from jobs.image_cost import tflop_per_image
+from jobs.prepare import PreparedRun, open_manifest, prepare
+from jobs.progress import Progress
+from jobs.report import read_summary
+from jobs.run_folder import METADATA, RUN, shards_with
+from jobs.worker_model import OFF
+from manifests.dpg import IMAGES
+from manifests.plan import Manifest
+
+BASELINE, FLASHU = "baseline", "flashu"
+ARMS = (BASELINE, FLASHU)
+PROMPTS = "prompts.parquet"
+DEMO_QUESTIONS = Path(__file__).parent / "demo.csv"
+MEASURED_PROMPTS = 1024  # whose lengths say what an image costs
+
+
+@dataclass
+class BenchmarkConfig(RunConfig):
+    """A run's settings, and what a benchmark needs beside them. Its arms differ in the flashu section alone."""
+
+    sampling: SamplingSection = field(default_factory=lambda: SamplingSection(num_images=IMAGES))
+    questions: str = ""  # the question file, local or s3://
+    vqa: str = SELF  # who answers
+    arms: Any = f"{BASELINE},{FLASHU}"  # or one of them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.arms = [arm.strip() for arm in self.arms.split(",")] if isinstance(self.arms, str) else list(self.arms)
+
+    def run_config(self, arm: str, manifest: str) -> RunConfig:
+        """The run of an arm."""
+        sections = {section.name: getattr(self, section.name) for section in fields(RunConfig)}
+        sections["output"] = replace(self.output, path=f"{self.output.path.rstrip('/')}/{arm}")
+        sections["manifest"] = replace(self.manifest, path=manifest)
+        if arm == BASELINE:
+            sections["flashu"] = FlashUSection(preset=OFF)
+        return RunConfig(**sections)
+
+
+def a_demo_of(config: BenchmarkConfig, prompts: int) -> BenchmarkConfig:
+    """The same for so many prompts; where nothing else is set, the built-in model's, into a folder here."""
+    return replace(
+        config,
+        questions=config.questions or str(DEMO_QUESTIONS),
+        output=replace(config.output, path=config.output.path or "dpg-demo"),
+        manifest=replace(config.manifest, limit=prompts, shard_size=1),
+    )
+
+
+def run_benchmark(config: BenchmarkConfig) -> int:
+    """Do what is left of a benchmark, and print the comparison. Returns the exit code.
+
+    0 if every prompt has its images and every image its answers; 1 if some have none; 128 and more after a signal.
+    Raises `InputError`, `ManifestError`, `StorageError` or `SessionError` for what a user can mend, before any worker
+    is started.
+    """
+    storage, runs, items = _prepare(config)
+    incomplete, arms = False, []
+    stages = 2 * len(runs)
+    for number, (name, prepared) in enumerate(runs.items(), start=1):
+        with Progress() as progress:
+            progress.note(f"Stage {number} of {stages}: images, {name}")
+            code = GenerationJob(prepared, progress).run()
+        if sum(1 for _ in shards_with(prepared.storage, METADATA)) < prepared.manifest.num_shards:
+            return code or EXIT_INCOMPLETE
+        incomplete |= bool(code)
+    for number, (name, prepared) in enumerate(runs.items(), start=len(runs) + 1):
+        with Progress() as progress:
+            progress.note(f"Stage {number} of {stages}: scores, {name}")
+            scored, code = score_run(prepared.storage.url, config.questions, config.vqa, config, progress.note)
+            if not scored.complete:
+                return code or EXIT_INCOMPLETE
+            incomplete |= bool(code)
+            cost = _tflop(prepared, progress)
+        arms.append(Arm(name, prepared.storage, scored, read_summary(prepared.storage), cost))
+    comparison = compare(arms)
+    write_comparison(storage, comparison, arms, items, config.vqa)
+    print(f"\n{format_comparison(comparison)}\n\n{storage.url}/comparison.html")
+    return EXIT_INCOMPLETE if incomplete else 0
+
+
+def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], dict[str, Item]]:
+    """Check everything that can be before the first image is made. Returns the output, the runs and the items."""
+    check_no_credentials(config)
+    _check_arms(config)
+    check_vqa(config.vqa)
+    if not config.questions:
+        raise InputError("questions is not set; put the question file into the config, or add questions=dpg_bench.csv")
+    if not config.output.path:
+        raise InputError("output.path is not set; put it into the config, or add output.path=…")
+    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
+    items = read_questions(read_text(config.questions, s3), config.questions)
+    storage = open_storage(config.output.path, s3)
+    if storage.exists(RUN):
+        raise InputError(f"{storage.url} holds a run; give a benchmark another output.path")
+    if config.manifest.path:
+        path = config.manifest.path
+        _check_questions(open_manifest(config), items, config.questions)
+    else:
+        path = _write_prompts(storage, items)
+    return storage, {arm: prepare(config.run_config(arm, path)) for arm in config.arms}, items
+
+
+def _check_arms(config: BenchmarkConfig) -> None:
+    if not config.arms or len(set(config.arms)) < len(config.arms) or not set(config.arms) <= set(ARMS):
+        given = ",".join(map(str, config.arms))
+        raise InputError(f"arms is {given!r}; give {BASELINE}, {FLASHU}, or both as {','.join(ARMS)}")
+    if FLASHU in config.arms and config.flashu.preset == OFF:
+        raise InputError(f"flashu.preset is off, so the arm {FLASHU} would be the {BASELINE}; choose a preset, or arms")
+
+
+def _write_prompts(storage: Storage, items: dict[str, Item]) -> str:
+    """The question file's own prompts as a manifest, written once: a run holds on to its manifest's fingerprint."""
+    columns = {"prompt_id": list(items), "prompt": [item.prompt for item in items.values()]}
+    url = f"{storage.url}/{PROMPTS}"
+    try:
+        if pq.read_table(io.BytesIO(storage.get(PROMPTS))).to_pydict() != columns:
+            raise InputError(f"{url} holds the prompts of another question file; give another output.path")
+    except NotFound:
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns), buffer)
+        storage.put(PROMPTS, buffer.getvalue())
+    return url
+
+
+def _check_questions(manifest: Manifest, items: dict[str, Item], questions: str) -> None:
+    """Raises `InputError` where the benchmark would find out at its end that no question is about its prompts."""
+    ids = {prompt_id for _, rows in manifest.batches(["prompt_id"]) for prompt_id in rows["prompt_id"].to_pylist()}
+    if not ids & items.keys():
+        raise InputError(
+            f"{questions} has no questions about any prompt of {manifest.path}: its items are called {some(items)}, "
+            f"the prompts {some(ids)}"
+        )
+
+
+def _tflop(prepared: PreparedRun, progress: Progress) -> float | None:
+    rows = (row for _, rows in prepared.manifest.batches(["prompt"]) for row in rows["prompt"].to_pylist() if row)
+    prompts: Sequence[str] = list(islice(rows, MEASURED_PROMPTS))
+    try:
+        return tflop_per_image(prepared.config, prompts)
+    except (InputError, StorageError) as error:
+        progress.note(f"What an image costs is not counted, as the model's files are not here: {error}")
+        return None

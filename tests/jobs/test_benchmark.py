@@ -1,0 +1,204 @@
+"""`flashu dpg CONFIG`: both arms over a real Ray, what it prints and writes, going on after a kill, and refusals."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shapes.bench import items, to_csv
+
+from cluster.storage import S3Options, open_storage
+from jobs.dpg.benchmark import DEMO_QUESTIONS
+from jobs.run_folder import METADATA, shards_with
+from tests.command import assert_refused, contents, flashu
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("sampling.num_inference_steps=12", "flashu.tau=3", "sampling.batch_size=4")
+ARMS = ("baseline", "flashu")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The setting that joins a Ray cluster of two CPUs."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield f"cluster.address={cluster.address}"
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def demo(cluster, tmp_path_factory):
+    """The demo's output, and its folder."""
+    folder = tmp_path_factory.mktemp("benchmark") / "out"
+    outcome = flashu("dpg", "--demo", *QUICK, cluster, f"output.path={folder}")
+    assert outcome.code == 0, outcome
+    return outcome.out, folder
+
+
+def without_times(comparison):
+    """What does not depend on how fast the machine was."""
+    kept = json.loads(json.dumps(comparison))
+    for arm in kept["arms"].values():
+        for name in ("seconds_per_image", "gpu_seconds_per_image", "images_per_second"):
+            arm.pop(name)
+    kept["speed_up"].pop("seconds_per_image")
+    return kept
+
+
+def test_the_demo_asks_what_shapes_bench_asks():
+    wanted = list(csv.reader(io.StringIO(to_csv(items()))))
+    found = list(csv.reader(DEMO_QUESTIONS.open()))
+    assert len({row[0] for row in found[1:]}) == 5
+    assert found == [wanted[0], *(row for row in wanted if row[0] in {mine[0] for mine in found[1:]})]
+
+
+def test_both_arms_are_ordinary_runs_and_stand_beside_each_other(demo):
+    out, folder = demo
+    comparison = json.loads((folder / "comparison.json").read_text())
+    for arm in ARMS:
+        run = json.loads((folder / arm / "run.json").read_text())
+        assert run["config"]["flashu"]["preset"] == {"baseline": "off", "flashu": "embedded"}[arm]
+        assert flashu("status", folder / arm).out.count("complete") == 1
+        scores = json.loads((folder / arm / "scores" / "self" / "scores.json").read_text())
+        assert (scores["items"], scores["images"]) == (5, 20)
+        found = comparison["arms"][arm]
+        assert (found["score"], found["level_1"], found["level_2"]) == (
+            scores["score"], scores["level_1"], scores["level_2"]
+        )  # fmt: skip
+        assert f"{scores['score']:.2f}" in out
+    baseline, accelerated = (comparison["arms"][arm] for arm in ARMS)
+    assert comparison["difference"]["score"] == pytest.approx(accelerated["score"] - baseline["score"])
+    by_item = [item["flashu"] - item["baseline"] for item in comparison["by_item"]]
+    assert sum(by_item) / 5 == pytest.approx(comparison["difference"]["score"])
+    assert [abs(value) for value in by_item] == sorted(map(abs, by_item), reverse=True)
+    assert comparison["speed_up"]["tflop_per_image"] > 1.2
+    assert comparison["speed_up"]["seconds_per_image"] == pytest.approx(
+        baseline["seconds_per_image"] / accelerated["seconds_per_image"]
+    )
+    for label in ("DPG-Bench score", "worker seconds per image", "TFLOP per image", "attribute - color"):
+        assert re.search(rf"^ *{label} +\d", out, re.MULTILINE), out
+
+
+def test_seeds_are_the_same_in_both_arms(demo):
+    _, folder = demo
+    seeds = [
+        {
+            (row["prompt_id"], row["image_index"]): row["seed"]
+            for file in sorted((folder / arm / "metadata").glob("*.parquet"))
+            for row in pq.read_table(file).to_pylist()
+        }
+        for arm in ARMS
+    ]
+    assert len(seeds[0]) == 20
+    assert seeds[0] == seeds[1]
+
+
+def test_the_page_shows_prompts_where_the_arms_differ_with_their_pictures(demo):
+    _, folder = demo
+    page = (folder / "comparison.html").read_text()
+    comparison = json.loads((folder / "comparison.json").read_text())
+    differing = [item["item"] for item in comparison["by_item"] if item["difference"]]
+    assert differing, "12 steps differ enough; or else this test says nothing"
+    assert re.findall(r"<bdi>(.*?)</bdi>", page) == differing
+    assert page.count("<img") == page.count("data:image/webp") == 8 * len(differing)
+    assert "Where the arms differ most" in page
+
+
+def test_done_again_it_makes_nothing_anew(demo, cluster):
+    _, folder = demo
+    kept = {file: file.stat().st_mtime_ns for file in folder.rglob("shard-*")}
+    before = json.loads((folder / "comparison.json").read_text())
+    outcome = flashu("dpg", "--demo", *QUICK, cluster, f"output.path={folder}")
+    assert outcome.code == 0, outcome
+    assert json.loads((folder / "comparison.json").read_text()) == before
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("shard-*")} == kept
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_in_each_stage_it_goes_on_to_the_same_comparison(demo, cluster, tmp_path):
+    _, quiet = demo
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "jobs.cli", "dpg", "--demo", *QUICK, cluster, f"output.path={out}"]
+    stages = [out / arm / part for part in ("metadata", "scores/self") for arm in ARMS]
+    committed = {}
+    for stage in stages:
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not list(stage.glob("shard-*.parquet")):
+            assert driver.poll() is None, "it ended before this stage began"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        for file, written in committed.items():
+            assert file.stat().st_mtime_ns == written, "what was committed was made again"
+        committed = {file: file.stat().st_mtime_ns for done in stages for file in done.glob("shard-*.parquet")}
+        assert not (out / "comparison.json").exists()
+    assert subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    found, expected = (json.loads((folder / "comparison.json").read_text()) for folder in (out, quiet))
+    assert without_times(found) == without_times(expected)
+
+
+def test_one_arm_in_s3_with_a_manifest_of_ones_own(bucket, tmp_path):
+    """The prompts of the manifest count, their text is escaped, and one without questions is left out."""
+    item = items()[0]
+    questions = to_csv([item]).replace(item.text, "a <b>bold</b> ring")
+    store = open_storage(bucket.url, S3Options(bucket.endpoint_url, path_style=True))
+    store.put("questions.csv", questions.encode())
+    rows = {"prompt_id": ["other", item.id], "prompt": ["a blue circle", item.text]}
+    pq.write_table(pa.table(rows), tmp_path / "m.parquet")
+    (tmp_path / "mine.yaml").write_text(f"arms: baseline\nmanifest: {{path: {tmp_path / 'm.parquet'}}}\n")
+    settings = (f"questions={bucket.url}/questions.csv", f"output.path={bucket.url}/out", "sampling.num_images=2")
+    place = (f"storage.endpoint_url={bucket.endpoint_url}", "storage.path_style=true")
+    cluster = "cluster.address=local"  # whose workers have this test's credentials
+    outcome = flashu("dpg", tmp_path / "mine.yaml", *QUICK, cluster, *settings, *place)
+    assert outcome.code == 0, outcome
+    assert '1 of 2 prompts have no questions, and are left out: "other"' in outcome.out
+    comparison = json.loads(store.get("out/comparison.json"))
+    assert list(comparison["arms"]) == ["baseline"]
+    assert (comparison["arms"]["baseline"]["items"], comparison["arms"]["baseline"]["images"]) == (1, 2)
+    assert "difference" not in comparison
+    page = store.get("out/comparison.html").decode()
+    assert "a &lt;b&gt;bold&lt;/b&gt; ring" in page
+    assert "<b>bold" not in page
+    assert page.count("data:image/webp") == 2
+    assert list(shards_with(open_storage(f"{store.url}/out/baseline", S3Options(bucket.endpoint_url)), METADATA)) == [0]
+
+
+def test_what_cannot_work_is_refused_before_anything_is_made(demo, tmp_path):
+    _, folder = demo
+    out = tmp_path / "out"
+    here = (f"output.path={out}", "cluster.address=local")
+    assert_refused(flashu("dpg", *here), "questions is not set")
+    asked = f"questions={DEMO_QUESTIONS}"
+    assert_refused(flashu("dpg", asked), "output.path is not set")
+    assert_refused(flashu("dpg", asked, *here, "arms=fast"), "arms is 'fast'; give baseline, flashu, or both")
+    assert_refused(flashu("dpg", asked, *here, "arms=[flashu,flashu]"), "arms is 'flashu,flashu'")
+    assert_refused(flashu("dpg", asked, *here, "flashu.preset=off"), "flashu.preset is off")
+    assert_refused(flashu("dpg", asked, *here, "vqa=oracle"), "there is no VQA model 'oracle'")
+    assert_refused(flashu("dpg", asked, *here, "arm=flashu"), "there is no setting arm; did you mean arms?")
+    assert_refused(flashu("dpg", "questions=nowhere.csv", *here), "nowhere.csv cannot be read")
+    assert_refused(flashu("dpg", asked, f"output.path={folder / 'flashu'}"), "holds a run")
+    assert_refused(flashu("dpg", "nowhere.yaml", asked), "there is no config nowhere.yaml")
+    assert_refused(flashu("dpg", "questions=s3://key:secret@bucket/q.csv", *here), "questions holds credentials")
+    pq.write_table(pa.table({"prompt_id": ["mine"], "prompt": ["a ring"]}), tmp_path / "m.parquet")
+    mine = f"manifest.path={tmp_path / 'm.parquet'}"
+    refused = flashu("dpg", asked, *here, mine)
+    assert_refused(refused, "has no questions about any prompt", "single-003", "mine")
+    assert not list(out.rglob("*")), "a place to write is looked for, and nothing is written"
+    before = contents(folder)
+    other = tmp_path / "other.csv"
+    other.write_text(to_csv(items()[:2]))
+    assert_refused(flashu("dpg", f"questions={other}", f"output.path={folder}"), "the prompts of another question file")
+    assert contents(folder) == before
