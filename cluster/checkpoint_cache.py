@@ -38,7 +38,7 @@ def local_copy(url: str, s3: S3Options | None = None, cache_dir: str | os.PathLi
     """
     if not url.startswith("s3://"):
         return url
-    cache = Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/flashu").expanduser() / "s3"
+    cache = cache_folder(cache_dir) / "s3"
     storage, entries, name = _find(url, s3 or S3Options())
     listing = json.dumps([storage.url, sorted((entry.key, entry.size, entry.version) for entry in entries)])
     folder = cache / hashlib.sha256(listing.encode()).hexdigest()[:32]
@@ -51,6 +51,11 @@ def local_copy(url: str, s3: S3Options | None = None, cache_dir: str | os.PathLi
         except OSError as error:
             raise disk_error("write", cache, error) from None
     return str(folder / name if name else folder)
+
+
+def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
+    """Where this node keeps what it need not fetch or measure again; not made yet."""
+    return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/flashu").expanduser()
 
 
 def _find(url: str, s3: S3Options) -> tuple[S3Storage, Sequence[Entry], str | None]:

@@ -1,13 +1,21 @@
-"""How many images to make at once: asked for, or as many as fit."""
+"""How many images to make at once: asked for, or as many as bring something and fit."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
+from cluster.checkpoint_cache import cache_folder
 from flashu import arguments
 from flashu.config import BATCH_SIZE
 from flashu.errors import InputError, OutOfMemoryError
@@ -15,8 +23,31 @@ from jobs.config import AUTO
 
 LARGEST = 64
 HEADROOM = 0.90  # of the device's memory
+GAIN = 1.05  # in images per second, by which a batch of double size must be faster to be worth its memory
+NEAR = 0.97  # of the best images per second: the smallest batch with that is taken
 LONGEST_S = 60.0  # of a batch: a longer one gains nothing, and a worker shows no sign of life meanwhile
 LONGEST_PROMPT = "a very long prompt " * 200  # cut to what the model reads
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one batch took."""
+
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Knee:
+    """What was measured on a kind of GPU, and is good for others of that kind."""
+
+    batch_size: int
+    peak_of_one: int
+    peak_of_two: int
+
+    def within(self, available: float) -> int:
+        """The batch size, or what fits into so many bytes."""
+        return min(self.batch_size, fitting(self.peak_of_one, self.peak_of_two, available))
 
 
 def check_batch_size(value: Any) -> None:
@@ -28,34 +59,93 @@ def check_batch_size(value: Any) -> None:
             raise InputError(f"{error}, or {AUTO}") from None
 
 
-def choose_batch_size(value: Any, device: torch.device, generate: Callable[[list[str]], object]) -> int:
+def choose_batch_size(
+    value: Any,
+    device: torch.device,
+    generate: Callable[[list[str]], object],
+    setting: Mapping[str, Any],
+    cache_dir: str | None = None,
+) -> int:
     """The batch size to begin with. `generate(prompts)` makes one batch, as the run will.
 
-    On CUDA, "auto" makes a batch of one and a batch of two, of the longest prompts, and takes the memory of a further
-    image from the difference. Elsewhere memory is not what limits, and it is BATCH_SIZE.
-    Raises `OutOfMemoryError` when not even one image fits.
+    On CUDA, "auto" is where larger batches bring no more images per second, or memory ends (`find_knee`). It is looked
+    for once a node, and kept in the cache under the GPU's type and `setting`: all else that it depends on. Elsewhere
+    it is BATCH_SIZE. Raises `OutOfMemoryError` when not even one image fits.
     """
     if value != AUTO:
         return value
     if device.type != "cuda":
         return BATCH_SIZE
+    free, _ = torch.cuda.mem_get_info(device)
+    available = HEADROOM * (free + torch.cuda.memory_allocated(device))
 
-    def peak(images: int) -> int:
+    def attempt(images: int) -> Trial:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
         generate([LONGEST_PROMPT] * images)
-        return torch.cuda.max_memory_allocated(device)
+        torch.cuda.synchronize(device)
+        return Trial(time.perf_counter() - start, torch.cuda.max_memory_allocated(device))
 
-    free, _ = torch.cuda.mem_get_info(device)
-    available = free + torch.cuda.memory_allocated(device)
-    peak_of_one = peak(1)
-    start = time.perf_counter()
+    gpu = torch.cuda.get_device_properties(device)
+    kind = {"gpu": gpu.name, "memory_bytes": gpu.total_memory, "torch": torch.__version__, **setting}
+    folder = cache_folder(cache_dir) / "batch-sizes"
+    return remembered(folder, kind, lambda: find_knee(attempt, available)).within(available)
+
+
+def remembered(folder: Path, kind: Mapping[str, Any], measure: Callable[[], Knee]) -> Knee:
+    """What the node's cache holds for this kind, else what is measured now, by the first of its workers that asks."""
+    text = json.dumps(kind, sort_keys=True, default=str)
+    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    with _locked(file):
+        with suppress(OSError, ValueError, TypeError, KeyError):  # none there, or not one of ours
+            return Knee(**json.loads(file.read_text())["knee"])
+        knee = measure()
+        with suppress(OSError):
+            partial = file.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps({"kind": json.loads(text), "knee": asdict(knee)}, indent=2) + "\n")
+            partial.replace(file)
+        return knee
+
+
+def _locked(file: Path) -> AbstractContextManager:
+    """A lock that a node's workers share; none where there can be none, as on a disk that cannot be written."""
     try:
-        peak_of_two = peak(2)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{file}.lock", poll_interval=0.2).acquire()
+    except OSError:
+        return nullcontext()
+
+
+def find_knee(attempt: Callable[[int], Trial], available: float) -> Knee:
+    """The smallest batch that makes nearly as many images per second as any that fits into `available` bytes.
+
+    Batches are doubled while that pays. `attempt(images)` makes one of them. Raises `OutOfMemoryError` when not even
+    one image fits.
+    """
+    attempt(1)  # the first of all takes longer
+    one = attempt(1)
+    rates = {1: 1 / one.seconds}
+    try:
+        two = attempt(2)
     except OutOfMemoryError:
-        return 1
-    seconds = (time.perf_counter() - start) / 2
-    return min(fitting(peak_of_one, peak_of_two, HEADROOM * available), max(1, int(LONGEST_S / seconds)))
+        return Knee(1, one.peak_bytes, 2 * one.peak_bytes)
+    rates[2] = 2 / two.seconds
+    limit = fitting(one.peak_bytes, two.peak_bytes, available)
+    size, seconds = 2, two.seconds
+    while size < limit and rates[size] > GAIN * rates[size // 2] and 2 * seconds <= LONGEST_S:
+        larger = min(2 * size, limit)
+        try:
+            seconds = attempt(larger).seconds
+        except OutOfMemoryError:
+            break
+        rates[larger] = larger / seconds
+        if larger < 2 * size:
+            break
+        size = larger
+    best = max(rates.values())
+    knee = min(images for images, rate in rates.items() if rate >= NEAR * best)
+    return Knee(min(knee, limit), one.peak_bytes, two.peak_bytes)
 
 
 def fitting(peak_of_one: float, peak_of_two: float, available: float) -> int:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+import flashu
 from cluster.checkpoint_cache import local_copy
 from cluster.storage import S3Options, StorageError, open_storage
 from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
@@ -107,7 +108,9 @@ class GenerationWork(ShardWork):
             self.defaults = self._defaults()
             self.scorers = self._scorers(device)
             self.max_tokens = self._max_tokens()
-            self.batch_size = batch_size.choose_batch_size(config.sampling.batch_size, device, self._try_batch)
+            self.batch_size = batch_size.choose_batch_size(
+                config.sampling.batch_size, device, self._try_batch, self._batch_setting(), config.model.cache_dir
+            )
         except (InputError, ManifestError, StorageError, OutOfMemoryError) as error:
             raise SetupError(str(error)) from None
         self.schema = record_schema(
@@ -140,6 +143,20 @@ class GenerationWork(ShardWork):
             return []
         fields = [pa.field(f"quality_{name}", ARROW_TYPES[metric.type]) for name, metric in METRICS.items()]
         return fields + [pa.field(f"quality_{name}", pa.float64()) for name in self.scorers]
+
+    def _batch_setting(self) -> dict[str, Any]:
+        """What the best batch size depends on, beside the GPU."""
+        sampling = self.config.sampling
+        return {
+            "model": self.model.fingerprint,
+            "dtype": self.model.dtype,
+            "size": self.size,
+            "num_inference_steps": sampling.num_inference_steps,
+            "guided": self.defaults.guidance_scale not in (0, 1),
+            "flashu": self.settings and asdict(self.settings),
+            "scores": list(self.scorers),
+            "version": flashu.__version__,
+        }
 
     def _try_batch(self, prompts: list[str]) -> None:
         pictures = self._pictures(prompts, [""] * len(prompts), [0] * len(prompts), self.defaults.guidance_scale)

@@ -1,11 +1,24 @@
-"""How many images fit at once, and which batch sizes a user may ask for."""
+"""How many images are made at once: what fits, what brings something, and that it is found once for a kind of GPU."""
+
+import os
+import threading
 
 import pytest
 import torch
 
 from flashu.config import BATCH_SIZE
-from flashu.errors import InputError
-from jobs.batch_size import LARGEST, check_batch_size, choose_batch_size, fitting
+from flashu.errors import InputError, OutOfMemoryError
+from jobs.batch_size import (
+    LARGEST,
+    LONGEST_S,
+    Knee,
+    Trial,
+    check_batch_size,
+    choose_batch_size,
+    find_knee,
+    fitting,
+    remembered,
+)
 
 GB = 10**9
 
@@ -28,22 +41,120 @@ def test_what_fits_follows_from_what_one_and_two_images_take(one, two, available
     assert fitting(one * GB, two * GB, available * GB) == images
 
 
+class Gpu:
+    """Takes `overhead_s` for a batch and `image_s` for each image above `free` of them; has room for `room` images."""
+
+    def __init__(self, overhead_s, image_s, room=1000, free=0, first_s=0.0):
+        self.overhead_s, self.image_s, self.room, self.free = overhead_s, image_s, room, free
+        self.waiting_s = first_s
+        self.tried = []
+
+    def __call__(self, images):
+        self.tried.append(images)
+        if images > self.room:
+            raise OutOfMemoryError("out of memory")
+        waited, self.waiting_s = self.waiting_s, 0.0
+        return Trial(waited + self.overhead_s + self.image_s * max(0, images - self.free), (10 + images) * GB)
+
+
+def test_a_batch_grows_while_that_brings_images_per_second():
+    assert find_knee(Gpu(1, 0.001), 1000 * GB).batch_size == LARGEST
+    # 4 images take as long as one; from there on as much longer as there are more of them.
+    saturated = Gpu(0.001, 0.5, free=0)
+    assert find_knee(saturated, 1000 * GB).batch_size == 1
+    assert saturated.tried == [1, 1, 2], "it is found quickly"
+    assert find_knee(Gpu(0.8, 0.2, free=4), 1000 * GB).batch_size == 4
+
+
+def test_the_knee_is_the_smallest_batch_near_the_best_rate():
+    seconds = {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.95, 16: 4.0}
+    knee = find_knee(lambda images: Trial(seconds[images], images * GB), 1000 * GB)
+    assert knee.batch_size == 4  # 8 would bring 2.6%
+
+
+def test_the_first_batch_of_all_which_compiles_and_loads_is_not_measured():
+    assert find_knee(Gpu(0.001, 0.5, first_s=100), 1000 * GB).batch_size == 1
+
+
+def test_memory_ends_it():
+    assert find_knee(Gpu(1, 0.001), 22.5 * GB).batch_size == 12  # 10 GB and one for each image
+    assert find_knee(Gpu(1, 0.001), 11 * GB).batch_size == 1
+    assert find_knee(Gpu(1, 0.001, room=9), 1000 * GB).batch_size == 8  # more was taken than two had promised
+    assert find_knee(Gpu(1, 0.001, room=1), 1000 * GB).batch_size == 1
+    with pytest.raises(OutOfMemoryError):
+        find_knee(Gpu(1, 0.001, room=0), 1000 * GB)
+
+
+def test_no_batch_takes_so_long_that_its_worker_seems_dead():
+    slow = Gpu(0.2 * LONGEST_S, 0.025 * LONGEST_S)
+    find_knee(slow, 1000 * GB)
+    assert max(slow.tried) == 16  # 8 take 0.4 of it, and twice that is allowed; 16 take 0.6
+
+
+def test_it_is_measured_once_for_a_kind_and_fits_into_less_memory_too(tmp_path):
+    measured = []
+
+    def measure():
+        measured.append(1)
+        return Knee(32, 11 * GB, 12 * GB)
+
+    assert remembered(tmp_path / "new", {"gpu": "A", "size": (64, 64)}, measure) == Knee(32, 11 * GB, 12 * GB)
+    knee = remembered(tmp_path / "new", {"size": (64, 64), "gpu": "A"}, measure)
+    assert (knee, len(measured)) == (Knee(32, 11 * GB, 12 * GB), 1)
+    assert (knee.within(1000 * GB), knee.within(15 * GB)) == (32, 5)
+    remembered(tmp_path / "new", {"gpu": "B", "size": (64, 64)}, measure)
+    assert len(measured) == 2
+
+
+def test_workers_of_a_node_wait_for_the_first(tmp_path):
+    measured, found = [], []
+
+    def measure():
+        measured.append(1)
+        threading.Event().wait(0.3)
+        return Knee(4, 1, 2)
+
+    def worker():
+        found.append(remembered(tmp_path, {"gpu": "A"}, measure))
+
+    threads = [threading.Thread(target=worker) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(measured), found) == (1, [Knee(4, 1, 2)] * 4)
+
+
+def test_a_damaged_or_unwritable_cache_is_measured_anew(tmp_path):
+    remembered(tmp_path, {"gpu": "A"}, lambda: Knee(4, 1, 2))
+    (file,) = tmp_path.glob("*.json")
+    for damage in ("{", "[]", '{"knee": {"batch_size": 3}}'):
+        file.write_text(damage)
+        assert remembered(tmp_path, {"gpu": "A"}, lambda: Knee(8, 1, 2)).batch_size == 8
+    (tmp_path / "file").write_text("")
+    assert remembered(tmp_path / "file" / "below", {"gpu": "A"}, lambda: Knee(8, 1, 2)).batch_size == 8
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(str(os.getpid()))]
+
+
 def test_without_cuda_nothing_is_tried():
     def generate(prompts):
         raise AssertionError("generated")
 
-    assert choose_batch_size("auto", torch.device("cpu"), generate) == BATCH_SIZE
-    assert choose_batch_size(3, torch.device("cpu"), generate) == 3
+    assert choose_batch_size("auto", torch.device("cpu"), generate, {}) == BATCH_SIZE
+    assert choose_batch_size(3, torch.device("cpu"), generate, {}) == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_on_cuda_the_memory_of_one_more_image_is_measured():
+def test_on_cuda_the_memory_of_one_more_image_is_measured(tmp_path):
     held = torch.cuda.mem_get_info()[1] // 20
 
     def generate(prompts):
         torch.empty(held * (1 + len(prompts)), dtype=torch.uint8, device="cuda")
+        torch.cuda._sleep(10**8)  # as long for many as for one
 
-    assert 10 <= choose_batch_size("auto", torch.device("cuda"), generate) <= 18
+    found = choose_batch_size("auto", torch.device("cuda"), generate, {"model": "test"}, str(tmp_path))
+    assert 10 <= found <= 18
+    assert choose_batch_size("auto", torch.device("cuda"), None, {"model": "test"}, str(tmp_path)) == found
 
 
 @pytest.mark.parametrize("value", [1, 64, 1000, "auto"])
