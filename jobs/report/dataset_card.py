@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.formats import FORMATS
-from jobs.quality import METRICS
+from jobs.quality import METRICS, NEAR_DUPLICATE_BITS, SCORES
 from jobs.report.wording import FILTERS
 
 COLUMNS = {
@@ -38,8 +38,7 @@ COLUMNS = {
     "worker": "who generated it",
     "node": "where",
     "attempt": "at the shard, from 1",
-    "quality_clip_score": "how well it fits its prompt: 100 times the cosine of their CLIP embeddings",
-} | {f"quality_{name}": (metric.function.__doc__ or "").split("\n")[0] for name, metric in METRICS.items()}
+} | {f"quality_{name}": one.meaning for name, one in (METRICS | SCORES).items()}
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
 
 
@@ -54,6 +53,8 @@ def dataset_card(summary: Mapping[str, Any], columns: Mapping[str, str]) -> str:
         front_matter=_front_matter(summary, payload),
         summary=summary,
         payload=payload,
+        filters=_filters(summary),
+        near_duplicate_bits=NEAR_DUPLICATE_BITS,
         columns={name: (kind, COLUMNS.get(name, "carried from the manifest")) for name, kind in columns.items()},
     )
 
@@ -61,6 +62,21 @@ def dataset_card(summary: Mapping[str, Any], columns: Mapping[str, str]) -> str:
 def code(text: str) -> str:
     """Text of others as a code span in a table's cell: one line, and nothing in it is markup."""
     return "`" + " ".join(str(text).replace("`", "'").replace("|", "\\|").split()) + "`"
+
+
+def _filters(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was dropped in each filtering that came before these images, the first one first.
+
+    `missing` counts the images that were chosen and could not be read; None while the copy is not finished.
+    """
+    made, entry = [], summary.get("filter")
+    kept = summary["images"]["count"]
+    finished = entry and summary["shards"]["done"] == entry["source"]["shards"]
+    while entry:
+        missing = entry["chosen"] - kept if finished else None
+        made.insert(0, entry | {"kept": kept, "missing": missing})
+        kept, entry, finished = entry["source"]["images"], entry["before"], True
+    return made
 
 
 def _front_matter(summary: Mapping[str, Any], payload: str) -> str:

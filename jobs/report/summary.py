@@ -80,6 +80,7 @@ def summarise(statistics: RunStatistics, run: Mapping[str, Any], state: str) -> 
         },
         "failures": {"kinds": statistics.failure_kinds, "first": statistics.failures},
         "config": run.get("config") or {},
+        "filter": run.get("filter"),  # of a filtered copy: what was asked of which run, and what was dropped
         "manifest": manifest,
         "model": run.get("model") or {},
         "code": run.get("code") or {},
