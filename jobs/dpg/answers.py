@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from cluster.storage import NotFound, S3Options, StorageError, open_storage
@@ -141,6 +142,7 @@ class AnsweringWork(ShardWork):
         if error:
             if len(batch) == 1:
                 raise WorkerBrokenError(error)
+            torch.cuda.empty_cache()  # nothing without CUDA
             self.at_once = len(batch) // 2
             return []
         del waiting[: len(batch)]

@@ -115,12 +115,12 @@ def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], 
     """Check everything that can be before the first image is made. Returns the output, the runs and the items."""
     check_no_credentials(config)
     _check_arms(config)
-    check_vqa(config.vqa)
     if not config.questions:
         raise InputError("questions is not set; put the question file into the config, or add questions=dpg_bench.csv")
     if not config.output.path:
         raise InputError("output.path is not set; put it into the config, or add output.path=…")
     s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
+    check_vqa(config.vqa, s3)
     items = read_questions(read_text(config.questions, s3), config.questions)
     storage = open_storage(config.output.path, s3)
     if storage.exists(RUN):

@@ -26,6 +26,7 @@ PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "pytorch_m
 MAX_NEW_TOKENS = 16
 INSTRUCTION = "Answer yes or no."
 BLIP_2_PROMPT = "Question: {} Answer:"  # which it was trained on
+TRIAL = ("Is it red?", "Is there anything blue in this picture?")
 SHOWN = 3  # names of weights
 
 
@@ -120,8 +121,7 @@ def open_hf(name: str, path: str, device: torch.device) -> HfVqa:
     """
     try:
         vqa = _load(name, resolve_folder(path, PATTERNS), device)
-        pictures = [Image.new("RGB", (size, 64), "red") for size in (64, 96)]
-        vqa.answer(pictures, ["Is it red?", "Is there anything blue in this picture?"])
+        vqa.answer([Image.new("RGB", (width, 64), "red") for width in (64, 96)], TRIAL)
     except UnpicklingError:
         raise InputError(f"{name}: its weights hold code, which is not run; only tensors are read") from None
     except Exception as error:  # whatever transformers can raise over a checkpoint
@@ -169,6 +169,9 @@ def _load(name: str, folder: Path, device: torch.device) -> HfVqa:
     processor = AutoProcessor.from_pretrained(folder, **safely)
     # The one that needs no torchvision, so that nodes with and without it answer alike.
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **safely)
+    tokens = processor.tokenizer(TRIAL[0], add_special_tokens=False)["input_ids"]
+    if set(tokens) <= {processor.tokenizer.unk_token_id}:  # transformers makes an empty one where files are missing
+        raise InputError(f"{name}: its tokenizer knows no words; are all of its files there?")
     model = model.to(device).eval()
     if auto is AutoModelForVisualQuestionAnswering:
         return (QuestionReader if hasattr(model, "generate") else Classifier)(model, processor, dtype)

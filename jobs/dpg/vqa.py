@@ -80,8 +80,8 @@ class SelfVqa(VqaModel):
 class MplugVqa(VqaModel):
     """mPLUG-large, loaded and asked as DPG-Bench's official script does it, one question at a time.
 
-    The official weights have never been run through this class: where it was written they could not be fetched.
-    modelscope fetches them from its own hub and reads them its own way, as a pickle, which may run code that they hold.
+    The official weights could not be fetched where this was written: it has run on random ones of their layout only.
+    modelscope gets them from its own hub and reads them its own way, as a pickle and YAML that may run code they hold.
     """
 
     at_once = 16
@@ -112,7 +112,7 @@ def unusable(name: str, extra: str, error: Exception) -> Exception:
         return error
     text = describe(error)
     reason = re.split(r"(?<=[.!])\s", text)[0][:300]
-    if isinstance(error, ImportError) or "Missing optional dependencies" in text:
+    if isinstance(error, ImportError) or "Missing optional dependencies" in text or "No module named" in text:
         return InputError(f"{name} needs a package that is not installed: {reason} (pip install 'flashu[{extra}]')")
     return InputError(f"{name} cannot be used as a VQA model: {reason}")
 

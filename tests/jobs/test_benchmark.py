@@ -120,7 +120,7 @@ def test_done_again_it_makes_nothing_anew(demo, cluster):
     before = json.loads((folder / "comparison.json").read_text())
     outcome = flashu("dpg", "--demo", *QUICK, cluster, f"output.path={folder}")
     assert outcome.code == 0, outcome
-    assert json.loads((folder / "comparison.json").read_text()) == before
+    assert without_times(json.loads((folder / "comparison.json").read_text())) == without_times(before)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("shard-*")} == kept
 
 

@@ -11,6 +11,7 @@ from shapes.bench import items, to_csv
 
 from flashu import TextToImagePipeline
 from tests.command import assert_refused, contents, flashu
+from tests.jobs.vqa_checkpoints import make_vilt
 
 PROMPTS = 6
 
@@ -52,8 +53,8 @@ def own_run(run, tmp_path):
 
 @pytest.fixture
 def score(run, cluster):
-    def score(of=run, questions=run.parent / "questions.csv", *more):
-        return flashu("dpg", "score", of, cluster, *more, "--questions", questions)
+    def score(of=run, questions=run.parent / "questions.csv", vqa="self"):
+        return flashu("dpg", "score", of, cluster, "--questions", questions, "--vqa", vqa)
 
     return score
 
@@ -129,9 +130,54 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_written(own_run, be
     assert_refused(score(tmp_path / "nowhere"), "holds no run")
     assert_refused(score(own_run, tmp_path / "missing.csv"), "missing.csv cannot be read: No such file")
     assert_refused(score(own_run, own_run.parent / "run" / "run.json"), "lacks the columns item_id")
-    refused = flashu("dpg", "score", own_run, "--questions", other, "--vqa", "oracle")
-    assert_refused(refused, "there is no VQA model 'oracle'; there are: self")
+    assert_refused(score(own_run, vqa="oracle"), "there is no VQA model 'oracle'; there are: self")
+    assert_refused(
+        score(own_run, vqa=f"hf:{tmp_path}"), f"hf:{tmp_path} is no checkpoint of a model: it has no config.json"
+    )
     assert contents(own_run) == before
+
+
+@pytest.mark.parametrize(("label", "expected"), [("yes", 100), ("no", 0), ("maybe", 0)])
+def test_a_model_of_transformers_answers_and_what_is_neither_yes_nor_no_is_told(
+    own_run, score, tmp_path, monkeypatch, label, expected
+):
+    make_vilt(tmp_path / "vilt", sure_of=label)
+    monkeypatch.chdir(tmp_path)  # workers run elsewhere, so they need more than a relative name
+    outcome = score(own_run, vqa="hf:vilt")
+    assert outcome.code == 0, outcome
+    (folder,) = (own_run / "scores").iterdir()
+    found = json.loads((folder / "scores.json").read_text())
+    rows = pq.read_table(sorted(folder.glob("*.parquet")), columns=["answer", "yes"]).to_pylist()
+    assert found["score"] == expected
+    assert found["answers"] == len(rows) > 4 * PROMPTS
+    assert all(row == {"answer": label, "yes": label == "yes"} for row in rows)
+    if label == "maybe":
+        assert f"WARNING: {len(rows)} of {len(rows)} answers were neither yes nor no" in outcome.out
+        assert found["neither_yes_nor_no"] == len(rows)
+        assert [example["answer"] for example in found["examples_of_neither"]] == ["maybe"]
+    else:
+        assert "neither" not in outcome.out
+        assert (found["neither_yes_nor_no"], found["examples_of_neither"]) == (0, [])
+
+
+def test_a_vqa_model_that_workers_cannot_use_or_that_has_changed_is_told_in_a_line(own_run, score, tmp_path):
+    folder = make_vilt(tmp_path / "vilt", sure_of="yes")
+    (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    outcome = score(own_run, vqa=f"hf:{folder}")
+    assert outcome.code == 1
+    (line,) = [line for line in outcome.out.splitlines() if "Not every image is scored" in line]
+    assert f"hf:{folder}: its tokenizer knows no words" in line
+    assert "Traceback" not in outcome.out + outcome.err
+
+    (tmp_path / "tokenizer.json").rename(folder / "tokenizer.json")
+    assert score(own_run, vqa=f"hf:{folder}").code == 0
+    (scores,) = (own_run / "scores").iterdir()
+    (scores / "shard-00001.parquet").unlink()
+    make_vilt(folder, sure_of="no")
+    outcome = score(own_run, vqa=f"hf:{folder}")
+    assert outcome.code == 1
+    assert "a worker was set up as ViltForQuestionAnswering" in outcome.out
+    assert not (scores / "shard-00001.parquet").exists()
 
 
 def test_answers_to_another_question_file_are_not_mixed(own_run, bench, score, tmp_path):
