@@ -11,6 +11,7 @@ turns, so that what else the machine does falls on both alike; their ratio is of
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import statistics
@@ -133,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="embedded", choices=MODELS)
     parser.add_argument("--flashu", choices=FLASHU_PRESETS, help="also time this FlashU preset, in turns with stock")
+    parser.add_argument("--joined", action="store_true", help="also time joined projections, which CUDA always has")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each arm (default 3)")
     parser.add_argument("--steps", type=int, help="points of the time grid (default: each arm's own)")
@@ -147,7 +149,8 @@ def main() -> None:
         device = resolve_device(options.device)
         config = MODELS[options.preset]
         grid = parse_size(options.size, config.native_grid)
-        arms = {"stock": None} | ({options.flashu: flashu_preset(options.flashu)} if options.flashu else {})
+        arms = {"stock": None} | ({"joined": None} if options.joined else {})
+        arms |= {options.flashu: flashu_preset(options.flashu)} if options.flashu else {}
         plans = {arm: plan_of(settings, config, options) for arm, settings in arms.items()}
         longest = config.max_text_tokens(grid[0] * grid[1]) + 2
         if not 2 <= options.prefix <= longest:
@@ -158,6 +161,10 @@ def main() -> None:
     model = random_model(Showo2Qwen2_5, config, 0, dtype, device, draw_on_device=True)
     vae = random_model(WanImageVAE, VAES[options.preset], 0, dtype, device, draw_on_device=True)
     scores = random_scores(model)
+    networks = dict.fromkeys(arms, model)
+    if options.joined:
+        networks["joined"] = copy.deepcopy(model)
+        networks["joined"].join()
 
     runs: list[dict[str, Any]] = []
     for batch in options.batch_size:
@@ -171,20 +178,23 @@ def main() -> None:
                     torch.cuda.reset_peak_memory_stats(device)
                 warm_up = not repeat and not settings
                 plan = make_plan(None, 3, options.guidance) if warm_up else plans[arm]
-                result = measure(model, vae, plan, batch, options.prefix, grid)
+                result = measure(networks[arm], vae, plan, batch, options.prefix, grid)
                 memory[arm] = peak_memory_gib(device)
                 remove_flashu_patch(model)
                 if repeat:
                     results[arm].append(result)
         for arm in arms:
-            median = {key: statistics.median(run[key] for run in results[arm]) for key in results[arm][0]}
+            stock, median = (
+                {key: statistics.median(run[key] for run in results[name]) for key in results[name][0]}
+                for name in ("stock", arm)
+            )
             runs.append(
                 {
                     "arm": arm,
                     "batch_size": batch,
                     "images_per_s": 1 / median["seconds_per_image"],
                     **median,
-                    "speed_up": runs[-1]["seconds_per_image"] / median["seconds_per_image"] if arm != "stock" else 1.0,
+                    "speed_up": stock["seconds_per_image"] / median["seconds_per_image"],
                     "peak_memory_gib": memory[arm],
                 }
             )
@@ -195,7 +205,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        keys = ("preset", "flashu", "steps", "repeats", "guidance", "prefix", "size")
+        keys = ("preset", "flashu", "joined", "steps", "repeats", "guidance", "prefix", "size")
         settings = {key: getattr(options, key) for key in keys}
         result = {**describe(device), **settings, "dtype": str(dtype).removeprefix("torch."), "runs": runs}
         options.json.write_text(json.dumps(result, indent=2) + "\n")

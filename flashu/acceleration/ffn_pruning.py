@@ -49,3 +49,4 @@ def reorder(mlp: GatedMlp, order: Tensor) -> None:
     for linear in (mlp.gate_proj, mlp.up_proj):
         linear.weight.data = linear.weight[order]
     mlp.down_proj.weight.data = mlp.down_proj.weight[:, order]
+    mlp.join_again()

@@ -320,6 +320,11 @@ def save_weights(tensors: dict[str, Tensor], folder: Path, config: dict) -> None
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_torch_state_dict(tensors, folder, max_shard_size=MAX_SHARD_SIZE)
+    # What is a view of more (see `Joined`) is copied, as files are written from whole blocks of memory.
+    whole = {
+        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.to("cpu", copy=True)
+        for name, tensor in tensors.items()
+    }
+    save_torch_state_dict(whole, folder, max_shard_size=MAX_SHARD_SIZE)
     for file in folder.glob("*.safetensors"):  # which are made readable by their owner alone
         file.chmod((folder / "config.json").stat().st_mode)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashu.models.joined import Joined
+
 Span = tuple[int, int]  # from the first, up to the one after the last
 
 
@@ -95,8 +97,10 @@ def embedding(count: int, hidden_size: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(count, hidden_size), freeze=False)
 
 
-class Attention(nn.Module):
+class Attention(Joined):
     """Grouped-query attention with rotary positions; optional q/k/v biases and per-head q/k norms."""
+
+    layers_joined = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, hidden_size: int, heads: int, kv_heads: int, head_dim: int, *, qkv_bias: bool, qk_norm: bool):
         super().__init__()
@@ -110,9 +114,13 @@ class Attention(nn.Module):
 
     def key_value(self, x: Tensor, rotary: Rotary, kv_heads: int | None = None) -> KeyValue:
         """The keys and values of `x` (rows, positions, hidden) alone; of the first `kv_heads` heads, if given."""
-        width = kv_heads and (0, kv_heads * self.head_dim)
-        key, value = (self._heads(sliced(projection, x, width)) for projection in (self.k_proj, self.v_proj))
-        return KeyValue(rotary(self.k_norm(key)), value)
+        if kv_heads is None:
+            return _own(self._key_value(*self.project(x, first=1), rotary))
+        width = (0, kv_heads * self.head_dim)
+        return self._key_value(sliced(self.k_proj, x, width), sliced(self.v_proj, x, width), rotary)
+
+    def _key_value(self, key: Tensor, value: Tensor, rotary: Rotary) -> KeyValue:
+        return KeyValue(rotary(self.k_norm(self._heads(key))), self._heads(value))
 
     def forward(
         self,
@@ -132,10 +140,16 @@ class Attention(nn.Module):
         `kv_heads` runs only the first key-value heads, with the query heads that belong to them.
         Returns the output, shaped like `x`, and the keys and values of `x`.
         """
-        group = self.q_proj.out_features // self.k_proj.out_features
-        width = kv_heads and (0, kv_heads * group * self.head_dim)
-        query = rotary(self.q_norm(self._heads(sliced(self.q_proj, x, width))))
-        own = self.key_value(x, rotary, kv_heads)
+        width = None
+        if kv_heads is None:
+            query, *others = self.project(x)
+            own = self._key_value(*others, rotary)
+        else:
+            width = (0, kv_heads * self.q_proj.out_features // self.k_proj.out_features * self.head_dim)
+            query, own = sliced(self.q_proj, x, width), self.key_value(x, rotary, kv_heads)
+        query = rotary(self.q_norm(self._heads(query)))
+        if prefix is None:
+            own = _own(own)  # it may be kept
         key, value = own if prefix is None else prefix.followed_by(own)
         if prefix is None and mask is None:
             grouped = query.shape[1] != key.shape[1]
@@ -150,6 +164,11 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def _own(states: KeyValue) -> KeyValue:
+    """With values in memory of their own: joined layers make them together with others, which would be kept too."""
+    return states._replace(value=states.value.contiguous())
 
 
 def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -168,8 +187,10 @@ def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
     return out.unflatten(2, (group, positions)).flatten(1, 2)
 
 
-class GatedMlp(nn.Module):
+class GatedMlp(Joined):
     """The SiLU-gated FFN, without biases."""
+
+    layers_joined = ("gate_proj", "up_proj")
 
     def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()
@@ -179,8 +200,11 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor, neurons: Span | None = None) -> Tensor:
         """Run the whole FFN, or a span of its neurons."""
-        gated = F.silu(sliced(self.gate_proj, x, neurons)) * sliced(self.up_proj, x, neurons)
-        return sliced(self.down_proj, gated, inputs=neurons)
+        if neurons is None:
+            gate, up = self.project(x)
+        else:
+            gate, up = sliced(self.gate_proj, x, neurons), sliced(self.up_proj, x, neurons)
+        return sliced(self.down_proj, F.silu(gate) * up, inputs=neurons)
 
 
 def sliced(linear: nn.Linear, x: Tensor, outputs: Span | None = None, inputs: Span | None = None) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from flashu.models import checkpoint
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
+from flashu.models.joined import Joined
 from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Variant
 from flashu.models.siglip import SiglipEncoder
@@ -149,6 +150,12 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
     @property
     def dtype(self) -> torch.dtype:
         return self.showo.model.embed_tokens.weight.dtype
+
+    def join(self) -> None:
+        """Join the linear layers that read one input, as is done on CUDA anyway; see `Joined`."""
+        for module in self.modules():
+            if isinstance(module, Joined):
+                module.join()
 
     def embed_times(self, t: Tensor) -> Times:
         """Everything that depends on time alone, for times `t` (steps,) at once."""

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashu.models.geometry import VisionGeometry
+from flashu.models.joined import Joined
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Joined):
+    layers_joined = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, hidden_size: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -21,10 +24,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = (states.unflatten(-1, (self.heads, -1)).transpose(1, 2) for states in self.project(x))
         return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
