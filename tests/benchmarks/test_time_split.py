@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from time_split import OTHER, covered, innermost, labelled, split_time
+from time_split import OTHER, covered, innermost, labelled, split_time, time_of_kernels
 
 
 def test_of_nested_ranges_the_innermost_holds():
@@ -25,6 +25,18 @@ def test_ranges_that_touch_do_not_nest():
 def test_covered_counts_overlaps_once():
     assert covered([(0, 10), (5, 15), (6, 7), (20, 30)]) == 25
     assert covered([]) == 0
+
+
+def test_kernels_belong_to_what_launched_them_whenever_they_run():
+    ranges = [(100, 200, "LLM"), (120, 140, "image path"), (300, 400, "head")]
+    kernels = [
+        (150, 1_000_000_150, 130),
+        (1_000_000_150, 3_000_000_150, 150),
+        (4_000_000_000, 4_500_000_000, 350),
+        (5_000_000_000, 5_250_000_000, 50),
+        (6_000_000_000, 6_250_000_000, 500),
+    ]
+    assert time_of_kernels(kernels, ranges) == {"image path": 1.0, "LLM": 2.0, "head": 0.5, OTHER: 0.5}
 
 
 class Network:

@@ -129,7 +129,8 @@ def test_done_again_it_makes_nothing_anew(demo, cluster):
 def test_killed_in_each_stage_it_goes_on_to_the_same_comparison(demo, cluster, tmp_path):
     _, quiet = demo
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "jobs.cli", "dpg", "--demo", *QUICK, cluster, "cluster.workers=1", f"output.path={out}"]
+    settings = (*QUICK, cluster, "cluster.workers=1", f"output.path={out}")
+    command = [sys.executable, "-m", "jobs.cli", "dpg", "--demo", *settings]
     stages = [out / arm / part for part in ("metadata", "scores/self") for arm in ARMS]
     committed = {}
     for stage in stages:

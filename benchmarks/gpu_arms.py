@@ -1,0 +1,287 @@
+"""The ways of making images that `gpu.py` compares: the release's and ours, each unaccelerated and with FlashU.
+
+They run over one set of weights, of which a device holds one copy. A way is entered before it makes images, and then
+holds what it alone needs: its VAE, and pruned weights; so its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image
+from release_modules import Batch
+from release_shaped import ReleaseShaped, Step, layers_to_skip, steps_of
+from release_vae import ReleaseVae
+from time_split import Call
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch.utils.flop_counter import FlopCounterMode
+
+from flashu import pipeline, sampler
+from flashu.acceleration.plan import make_plan
+from flashu.acceleration.wanda import WandaScores
+from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
+from flashu.flops import count_image, count_release
+from flashu.models import PromptTokenizer, Showo2Qwen2_5, WanImageVAE
+from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
+from flashu.models.random_weights import random_model
+from flashu.models.tokenizer import BOI, BOS, EOI, EOS, IMAGE_PLACEHOLDER
+from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
+from flashu.pipeline import TextToImagePipeline
+
+PROMPT_TOKENS = (60, 110)  # how long DPG-Bench's are, mostly
+WORDS = 400
+WARM_UP = 2  # evaluations, where all are alike
+PROFILED = 8  # likewise
+
+ONCE = "prefix, times"  # what an image takes once in its run, and not at every step
+VAE = "VAE"
+
+
+@dataclass(frozen=True)
+class Timing:
+    seconds: float  # from prompts to pictures on the host
+    loop_s: float  # of these, up to the end of the last step
+
+
+@dataclass(frozen=True)
+class Flop:
+    """Of one image."""
+
+    loop: int
+    vae: int
+
+
+class Bench:
+    """What all ways share: one model's weights, prompts, and the settings under which images are made."""
+
+    def __init__(
+        self,
+        config: Showo2Config,
+        vae_geometry: VaeGeometry,
+        grid: tuple[int, int],
+        settings: FlashUConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.config, self.vae_geometry, self.grid, self.settings = config, vae_geometry, grid, settings
+        self.device, self.dtype = device, dtype
+        self.model = random_model(Showo2Qwen2_5, config, 0, dtype, device, draw_on_device=True)
+        self.vae = random_model(WanImageVAE, vae_geometry, 1, dtype, device, draw_on_device=True).to("cpu")
+        self.tokenizer = word_tokenizer(min(WORDS, config.llm_vocab_size // 2))
+        self.scores: WandaScores | None = None  # set once they are measured
+
+    @cached_property
+    def release(self) -> ReleaseShaped:
+        return ReleaseShaped.sharing(self.model)
+
+    @cached_property
+    def release_vae(self) -> ReleaseVae:
+        """It makes the images that `vae` makes; like that one, it is on the CPU until a way uses it."""
+        vae = random_model(ReleaseVae, self.vae_geometry, 2)
+        vae.take_weights(self.vae)
+        vae.autocast = self.dtype if self.dtype is torch.bfloat16 else None
+        return vae
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.grid[0] * PIXELS_PER_TOKEN, self.grid[1] * PIXELS_PER_TOKEN
+
+    def prompt_lengths(self, count: int) -> list[int]:
+        """Tokens of each prompt's text."""
+        longest = self.config.max_text_tokens(self.grid[0] * self.grid[1])
+        rng = random.Random(0)
+        return [min(rng.randint(*PROMPT_TOKENS), longest) for _ in range(count)]
+
+    def prompts(self, count: int) -> list[str]:
+        """The first `count` of one sequence of prompts, of natural lengths, in words without meaning."""
+        rng, words = random.Random(1), [word for word in self.tokenizer.tokenizer.get_vocab() if word.startswith("w")]
+        return [" ".join(rng.choices(sorted(words), k=length)) for length in self.prompt_lengths(count)]
+
+
+def word_tokenizer(words: int) -> PromptTokenizer:
+    """A tokenizer of so many words, of one token each, that needs no files."""
+    names = [BOS, EOS, BOI, EOI, IMAGE_PLACEHOLDER, *(f"w{number}" for number in range(words))]
+    tokenizer = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, unk_token=EOS))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PromptTokenizer(tokenizer)
+
+
+class Ours:
+    """This library, by its own pipeline."""
+
+    def __init__(self, bench: Bench, settings: FlashUConfig | None):
+        self.bench, self.settings = bench, settings
+        self.vae = bench.vae
+        self.evaluations = (settings.total_steps if settings else NUM_INFERENCE_STEPS) - 1
+        self.warm_up_share = 1.0 if settings else WARM_UP / self.evaluations
+
+    def __enter__(self) -> Ours:
+        self.vae.to(self.bench.device)
+        if self.settings:
+            apply_flashu_patch(self.bench.model, self.settings, scores=self.bench.scores)
+        self.pipe = TextToImagePipeline(self.bench.model, self.vae, self.bench.tokenizer)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        remove_flashu_patch(self.bench.model)
+        self.vae.to("cpu")
+
+    def generate(self, count: int, evaluations: int | None = None) -> list[Image.Image]:
+        """The first `count` prompts' pictures as one batch; without FlashU, fewer evaluations may be asked for."""
+        bench = self.bench
+        return self.pipe(
+            bench.prompts(count),
+            seeds=list(range(count)),
+            num_inference_steps=(evaluations or self.evaluations) + 1,
+            guidance_scale=GUIDANCE_SCALE,
+            size=bench.size,
+            batch_size=count,
+        )
+
+    def warm_up(self, count: int) -> None:
+        self.generate(count, None if self.settings else WARM_UP)
+
+    def calls(self) -> list[Call]:
+        """Which methods are which part of the network."""
+        model = self.bench.model
+        return [
+            (model, "embed_images", "image path"),
+            (model, "run_llm", "LLM"),
+            (model, "measure_llm", "LLM"),
+            (model, "run_head", "head"),
+            (model, "run_final", "head"),
+            (model, "encode_prefix", ONCE),
+            (model, "embed_times", ONCE),
+            (self.vae, "decode", VAE),
+            (pipeline, "to_picture", VAE),
+        ]
+
+    def count_flop(self) -> Flop:
+        bench = self.bench
+        if self.settings:
+            accelerated = Acceleration.of(self.settings, bench.config.llm)
+            plan = accelerated.plan(self.evaluations + 1, GUIDANCE_SCALE)
+        else:
+            plan = make_plan(None, self.evaluations + 1, GUIDANCE_SCALE)
+        prefix = round(statistics.median(bench.prompt_lengths(64))) + 2
+        cost = count_image(bench.config, bench.vae_geometry, plan, bench.grid, prefix)
+        vae = cost.parts["VAE decode"]
+        return Flop(cost.total - vae, vae)
+
+
+class Release:
+    """The release's way, see `release_shaped.py`."""
+
+    def __init__(self, bench: Bench, settings: FlashUConfig | None):
+        self.bench, self.settings = bench, settings
+        self.vae = bench.release_vae
+        self.steps = steps_of(settings, settings.total_steps if settings else NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
+        self.evaluations = len(self.steps)
+        # With FlashU, at least one step of each kind: all up to the first that reuses the head's output, and the last.
+        few = (settings.T_cache or 1) + 1 if settings else WARM_UP
+        self._warm_up_steps = [*self.steps[:few], *(self.steps[-1:] if settings else [])]
+        self.warm_up_share = len(self._warm_up_steps) / self.evaluations
+
+    def __enter__(self) -> Release:
+        self.vae.to(self.bench.device)
+        if self.settings and self.settings.r_p:
+            self.bench.release.prune_ffns(self.bench.scores.ffn, self.settings.r_p)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bench.release.forget_pruned_ffns()
+        self.vae.to("cpu")
+
+    def generate(self, count: int, evaluations: int | None = None) -> list[Image.Image]:
+        """As `Ours.generate`."""
+        return self._generate(count, self.steps[:evaluations])
+
+    def warm_up(self, count: int) -> None:
+        self._generate(count, self._warm_up_steps)
+
+    def _generate(self, count: int, steps: Sequence[Step]) -> list[Image.Image]:
+        bench = self.bench
+        limit = bench.config.max_text_tokens(bench.grid[0] * bench.grid[1])
+        texts = [bench.tokenizer.encode_prompt(prompt, limit) for prompt in [*bench.prompts(count), *[""] * count]]
+        rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], bench.grid)
+        height, width = (side * PATCH_SIZE for side in bench.grid)
+        noise = sampler.initial_noise(range(count), bench.config.image_latent_dim, height, width)
+        points = sampler.time_grid(len(steps) + 1)
+        latents = bench.release.sample(noise, rows, points, steps, layers_to_skip(self.settings, bench.config))
+        return [pipeline.to_picture(image) for image in self.vae.decode(latents)]
+
+    def calls(self) -> list[Call]:
+        """As `Ours.calls`."""
+        release = self.bench.release
+        return [
+            (Batch, "of", ONCE),
+            (release, "embed_images", "image path"),
+            (release, "run_llm", "LLM"),
+            (release, "run_head", "head"),
+            (release, "run_final", "head"),
+            (self.vae, "decode", VAE),
+            (pipeline, "to_picture", VAE),
+        ]
+
+    def count_flop(self) -> Flop:
+        bench = self.bench
+        loop = sum(count_release(bench.config, self.settings, self.evaluations + 1, bench.grid))
+        with torch.device("meta"):
+            vae = ReleaseVae(bench.vae_geometry)
+            latents = torch.empty(1, bench.vae_geometry.z_dim, *(side * PATCH_SIZE for side in bench.grid))
+        with FlopCounterMode(display=False) as counter:
+            vae.decode(latents)
+        return Flop(loop, counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named setting that is measured. An option of the library is a field more here, which `Ours` applies."""
+
+    way: type[Ours] | type[Release]
+    accelerated: bool = False
+
+    def on(self, bench: Bench) -> Ours | Release:
+        return self.way(bench, bench.settings if self.accelerated else None)
+
+
+ARMS = {
+    "release": Arm(Release),
+    "release-flashu": Arm(Release, accelerated=True),
+    "ours": Arm(Ours),
+    "ours-flashu": Arm(Ours, accelerated=True),
+}
+BASELINE, LEADER = "release", "ours-flashu"  # what others are compared with; whose best batch size is looked for
+SAME_PICTURES = {"ours": "release", "ours-flashu": "release-flashu"}  # but for rounding
+
+
+def timed(way: Ours | Release, count: int) -> tuple[Timing, list[Image.Image]]:
+    """Make one batch of a way that is entered, and tell how long it took."""
+    wait = torch.cuda.synchronize if way.bench.device.type == "cuda" else lambda: None
+    marks: list[float] = []
+    decode = way.vae.decode
+
+    def marked(latents: torch.Tensor) -> torch.Tensor:
+        if not marks:
+            wait()
+            marks.append(time.perf_counter())
+        return decode(latents)
+
+    way.vae.decode = marked
+    try:
+        wait()
+        start = time.perf_counter()
+        pictures = way.generate(count)
+        wait()
+        return Timing(time.perf_counter() - start, marks[0] - start), pictures
+    finally:
+        del way.vae.decode
