@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 
 import ray
 from ray.actor import ActorHandle
@@ -19,6 +18,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.queue import WAIT, ShardQueue, Silence
+from cluster.stop import Stop
 from cluster.work import Lease, ShardWork, describe
 from cluster.worker import Ended, Worker
 
@@ -185,14 +185,6 @@ class QueueActor:
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-class Stop(IntEnum):
-    """What a person asked of a running pool."""
-
-    NO = 0
-    SOON = 1  # no more leases; those in flight are finished
-    NOW = 2
 
 
 @dataclass

@@ -23,6 +23,7 @@ from jobs.config import AUTO
 
 LARGEST = 64
 HEADROOM = 0.90  # of the device's memory
+MORE = 1.2  # times the memory of then: worth measuring again what memory ended
 GAIN = 1.05  # in images per second, by which a batch of double size must be faster to be worth its memory
 NEAR = 0.97  # of the best images per second: the smallest batch with that is taken
 LONGEST_S = 60.0  # of a batch: a longer one gains nothing, and a worker shows no sign of life meanwhile
@@ -44,10 +45,16 @@ class Knee:
     batch_size: int
     peak_of_one: int
     peak_of_two: int
+    available: float  # bytes, when it was measured
+    memory_ended_it: bool  # so that with more of it, as when no other process has a part, it may lie higher
 
     def within(self, available: float) -> int:
         """The batch size, or what fits into so many bytes."""
         return min(self.batch_size, fitting(self.peak_of_one, self.peak_of_two, available))
+
+    def holds_for(self, available: float) -> bool:
+        """Whether it was not cut short by memory of which there is clearly more now."""
+        return not self.memory_ended_it or available < MORE * self.available
 
 
 def check_batch_size(value: Any) -> None:
@@ -69,8 +76,9 @@ def choose_batch_size(
     """The batch size to begin with. `generate(prompts)` makes one batch, as the run will.
 
     On CUDA, "auto" is where larger batches bring no more images per second, or memory ends (`find_knee`). It is looked
-    for once a node, and kept in the cache under the GPU's type and `setting`: all else that it depends on. Elsewhere
-    it is BATCH_SIZE. Raises `OutOfMemoryError` when not even one image fits.
+    for once a node, and kept in the cache under the GPU's type and `setting`: all else that it depends on; and once
+    more when memory ended it, and there is clearly more now. Elsewhere it is BATCH_SIZE. Raises `OutOfMemoryError`
+    when not even one image fits.
     """
     if value != AUTO:
         return value
@@ -90,16 +98,19 @@ def choose_batch_size(
     gpu = torch.cuda.get_device_properties(device)
     kind = {"gpu": gpu.name, "memory_bytes": gpu.total_memory, "torch": torch.__version__, **setting}
     folder = cache_folder(cache_dir) / "batch-sizes"
-    return remembered(folder, kind, lambda: find_knee(attempt, available)).within(available)
+    return remembered(folder, kind, available, lambda: find_knee(attempt, available)).within(available)
 
 
-def remembered(folder: Path, kind: Mapping[str, Any], measure: Callable[[], Knee]) -> Knee:
-    """What the node's cache holds for this kind, else what is measured now, by the first of its workers that asks."""
+def remembered(folder: Path, kind: Mapping[str, Any], available: float, measure: Callable[[], Knee]) -> Knee:
+    """What the node's cache holds for this kind, if it holds for so many bytes; else what is measured now, by the
+    first of its workers that asks."""
     text = json.dumps(kind, sort_keys=True, default=str)
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     with _locked(file):
         with suppress(OSError, ValueError, TypeError, KeyError):  # none there, or not one of ours
-            return Knee(**json.loads(file.read_text())["knee"])
+            knee = Knee(**json.loads(file.read_text())["knee"])
+            if knee.holds_for(available):
+                return knee
         knee = measure()
         with suppress(OSError):
             partial = file.with_suffix(f".{os.getpid()}")
@@ -129,23 +140,26 @@ def find_knee(attempt: Callable[[int], Trial], available: float) -> Knee:
     try:
         two = attempt(2)
     except OutOfMemoryError:
-        return Knee(1, one.peak_bytes, 2 * one.peak_bytes)
+        return Knee(1, one.peak_bytes, 2 * one.peak_bytes, available, memory_ended_it=True)
     rates[2] = 2 / two.seconds
     limit = fitting(one.peak_bytes, two.peak_bytes, available)
-    size, seconds = 2, two.seconds
-    while size < limit and rates[size] > GAIN * rates[size // 2] and 2 * seconds <= LONGEST_S:
+    size, seconds, short = 2, two.seconds, False
+    while size < LARGEST and rates[size] > GAIN * rates[size // 2] and 2 * seconds <= LONGEST_S:
         larger = min(2 * size, limit)
-        try:
-            seconds = attempt(larger).seconds
-        except OutOfMemoryError:
-            break
-        rates[larger] = larger / seconds
-        if larger < 2 * size:
+        short = larger < 2 * size  # of memory
+        if larger > size:
+            try:
+                seconds = attempt(larger).seconds
+            except OutOfMemoryError:
+                short = True
+            else:
+                rates[larger] = larger / seconds
+        if short:
             break
         size = larger
     best = max(rates.values())
     knee = min(images for images, rate in rates.items() if rate >= NEAR * best)
-    return Knee(min(knee, limit), one.peak_bytes, two.peak_bytes)
+    return Knee(min(knee, limit), one.peak_bytes, two.peak_bytes, available, memory_ended_it=short or knee > limit)
 
 
 def fitting(peak_of_one: float, peak_of_two: float, available: float) -> int:

@@ -54,7 +54,7 @@ def compare(
     run below output.path. Run the same command again to go on after a stop.
     """
     overrides = overrides or []
-    if config is not None and "=" in config:  # settings alone
+    if config is not None and "=" in config and not Path(config).is_file():  # settings alone
         config, overrides = None, [config, *overrides]
     elif config is None and not demo:
         raise InputError("give a config, or settings such as questions=dpg_bench.csv, or --demo")
@@ -91,8 +91,6 @@ def score(
 
     scored, code = score_run(run, questions, vqa, config, typer.echo)
     typer.echo(f"\n{format_scores(scored)}")
-    for image in scored.unanswered[:10]:
-        typer.echo(f"Not answered: {image['prompt_id']!r}, image {image['image_index']}: {image['error']}", err=True)
     sys.exit(code)
 
 

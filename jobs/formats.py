@@ -37,7 +37,7 @@ class PayloadFormat(ABC):
     def read(self, storage: Storage, shard: int, names: Mapping[int, str]) -> Iterator[tuple[int, bytes]]:
         """Some of a shard's images, with their rows in its metadata; `names` are their file names by row.
 
-        What is not there is left out, or raises what the storage or a decoder does.
+        What is not there, or damaged, is left out, or raises what the storage or a decoder does.
         """
 
 
@@ -88,8 +88,12 @@ class ParquetPayload(OneFilePayload):
             for group in range(parquet.num_row_groups):
                 end = start + parquet.metadata.row_group(group).num_rows
                 rows = [row for row in names if start <= row < end]
-                if rows:
-                    column = parquet.read_row_group(group, columns=["image.bytes"])["image"]
+                try:
+                    column = parquet.read_row_group(group, columns=["image.bytes"])["image"] if rows else ()
+                except (pa.ArrowException, OSError) as error:
+                    if getattr(error, "errno", None):  # the disk's error, and no decoder's
+                        raise
+                else:
                     yield from ((row, column[row - start]["bytes"].as_py()) for row in rows)
                 start = end
 
@@ -115,7 +119,9 @@ class WebDatasetPayload(OneFilePayload):
         with storage.open(self.key(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.isfile() and member.name in rows:
-                    yield rows[member.name], tar.extractfile(member).read()
+                    yield rows.pop(member.name), tar.extractfile(member).read()
+                if not rows:
+                    return
 
 
 class FilesPayload(PayloadFormat):

@@ -62,6 +62,7 @@ class GenerationJob:
         self.raised = 0  # prompts of this start that failed for another reason than what their row says
         self.workers_lost = 0
         self.next_summary = time.monotonic() + SUMMARY_EVERY_S
+        self.state = "running"  # then complete (if with failures), stopped or failed
         self.gauges: Gauges | None = None
 
     def run(self) -> int:
@@ -83,6 +84,7 @@ class GenerationJob:
         abandoned = last.abandoned if last else {}
         if state == "complete" and (self.hopeless or abandoned):
             state, error = "failed", self.hopeless
+        self.state = state
         unknown = self.manifest.num_rows - self.statistics.prompts if state == "complete" else 0
         self._tell_outcome(state, error, abandoned, unknown)
         reported = self._report(state)

@@ -6,7 +6,6 @@ Where workers run and what becomes of a shard whose worker dies is `cluster`'s; 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 import warnings
@@ -16,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -35,7 +33,7 @@ from jobs.config import RunConfig
 from jobs.encoding import ImageEncoder
 from jobs.formats import FORMATS
 from jobs.quality import METRICS, measure
-from jobs.records import FAILURE, EncodedImage, file_name, metadata_schema, record_schema
+from jobs.records import FAILURE, EncodedImage, file_name, metadata_schema, parquet_file, record_schema
 from jobs.run_folder import RUN, failures_key, metadata_key
 from jobs.statistics import FOOTER_KEY, RunStatistics
 from jobs.vqa_score import VqaScorer
@@ -337,7 +335,7 @@ class GenerationWork(ShardWork):
         rows = [image.record | attempt for image in encoded.images]
         failures = [failure | {"shard": shard} for failure in encoded.failures]
         if failures:
-            self.storage.put(failures_key(shard), _parquet(failures, FAILURE))
+            self.storage.put(failures_key(shard), parquet_file(failures, FAILURE))
         work = {
             **attempt,
             "shard": shard,
@@ -352,7 +350,7 @@ class GenerationWork(ShardWork):
         }
         statistics = RunStatistics.of_shard(rows, failures, work).to_json()
         footer = {FOOTER_KEY: statistics}
-        self.storage.put(metadata_key(shard), _parquet(rows, metadata_schema(self.schema), footer))
+        self.storage.put(metadata_key(shard), parquet_file(rows, metadata_schema(self.schema), footer))
         if not failures:  # an attempt before may have left some
             self.storage.delete(failures_key(shard))
         raised = len(failures) - encoded.bad_rows
@@ -366,10 +364,3 @@ def _is_full(error: Exception) -> bool:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _parquet(rows: list[dict[str, Any]], schema: pa.Schema, footer: dict[bytes, str] | None = None) -> bytes:
-    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(footer)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()

@@ -56,13 +56,14 @@ def export_images(storage: Storage, destination: Path) -> Exported:
     folder, encoder = LocalStorage(destination), ImageEncoder()
     folder.check()
 
+    absent = "is not in this filtered copy" if run.get("filter") else "was not made"
     done = Exported(0, 0, each, _not_made(storage, run, shards, len(prompts)))
     for shard in shards:
         for prompt_id, images in images_by_prompt(storage, run, shard).items():
             written = 0
             for index in sorted(set(range(each)) - prompts[prompt_id].images):
                 folder.delete(_sample(prompt_id, index))
-                done.missing.append(f"image {index} of prompt {prompt_id!r} was not made; others have {each}")
+                done.missing.append(f"image {index} of prompt {prompt_id!r} {absent}; others have {each}")
             for image in images:
                 key = _sample(prompt_id, image.index)
                 try:
@@ -137,8 +138,17 @@ def _not_made(storage: Storage, run: dict[str, Any], shards: Sequence[int], made
         with storage.open(failures_key(shard)) as file:
             rows = pq.read_table(file, columns=["prompt_id", "error"]).to_pylist()
         missing += [f"prompt {row['prompt_id']!r} was given up: {row['error']}" for row in rows]
-    waiting = run["manifest"]["num_rows"] - made - len(missing)
+    rows, total = run["manifest"]["num_rows"], run["manifest"]["num_shards"]
+    waiting = rows - made - len(missing)
+    if run.get("filter"):
+        size = run["config"]["manifest"]["shard_size"]
+        waiting = rows - sum(min(size, rows - shard * size) for shard in shards)
+        dropped = rows - waiting - made
+        if dropped > 0:
+            missing.append(
+                f"{dropped:,} prompts have no images in this filtered copy of {run['filter']['source']['url']}: "
+                "the filter dropped them, or they had none there"
+            )
     if waiting > 0:
-        total = run["manifest"]["num_shards"]
         missing.append(f"{waiting:,} prompts have no images yet: {len(shards)} of {total} shards are committed")
     return missing

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from flashu.errors import InputError
 from flashu.models.geometry import parse_size as token_grid
 from flashu.sampler import time_grid
 from jobs.batch_size import check_batch_size
-from jobs.config import AUTO, RunConfig, check_no_credentials
+from jobs.config import AUTO, ModelSection, RunConfig, check_no_credentials
 from jobs.encoding import ImageEncoder
 from jobs.formats import FORMATS
 from jobs.generation import GenerationWork
@@ -44,7 +45,7 @@ class PreparedRun:
 def prepare(config: RunConfig) -> PreparedRun:
     """Check settings, manifest, output and what the output holds already; write `run.json`. Raises as `run_job`."""
     check_no_credentials(config)
-    settings = _check_settings(config)
+    settings = check_settings(config)
     s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
     _check_paths(config)
     manifest = open_manifest(config)
@@ -83,7 +84,8 @@ def open_manifest(config: RunConfig) -> Manifest:
     )
 
 
-def _check_settings(config: RunConfig) -> FlashUConfig | None:
+def check_settings(config: RunConfig) -> FlashUConfig | None:
+    """Check what needs no look at files. Returns FlashU's settings, None for stock. Raises `InputError`."""
     sampling, output = config.sampling, config.output
     settings = flashu_settings(config.flashu, sampling.num_inference_steps)
     steps = settings.total_steps if settings else sampling.num_inference_steps or NUM_INFERENCE_STEPS
@@ -122,20 +124,24 @@ def _check_paths(config: RunConfig) -> None:
         )
 
 
+def _absolute(path: str | None) -> str | None:
+    """For workers, which run in another folder: a local path that means something here, made absolute."""
+    is_local = path and "://" not in path and Path(path).expanduser().exists()
+    return os.path.abspath(os.path.expanduser(path)) if is_local else path
+
+
+def absolute_paths(model: Mapping[str, Any]) -> ModelSection:
+    """The model section of a run.json as workers take it."""
+    return ModelSection(**model | {name: _absolute(model[name]) for name in ("path", "vae", "tokenizer")})
+
+
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The config for workers, which run in another folder: local paths that mean something here, made absolute."""
-
-    def absolute(path: str | None) -> str | None:
-        is_local = path and "://" not in path and Path(path).expanduser().exists()
-        return os.path.abspath(os.path.expanduser(path)) if is_local else path
-
-    model, flashu_, quality = config.model, config.flashu, config.quality
     return replace(
         config,
-        model=replace(model, path=absolute(model.path), vae=absolute(model.vae), tokenizer=absolute(model.tokenizer)),
-        flashu=replace(flashu_, scores=absolute(flashu_.scores)),
-        output=replace(config.output, path=absolute(config.output.path)),
-        quality=replace(quality, clip=absolute(quality.clip)),
+        model=absolute_paths(asdict(config.model)),
+        flashu=replace(config.flashu, scores=_absolute(config.flashu.scores)),
+        output=replace(config.output, path=_absolute(config.output.path)),
+        quality=replace(config.quality, clip=_absolute(config.quality.clip)),
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 RECORD = pa.schema(
     [
@@ -69,6 +71,16 @@ def record_schema(quality: Sequence[pa.Field], carried: Sequence[pa.Field]) -> p
 
 def metadata_schema(record: pa.Schema) -> pa.Schema:
     return pa.schema([*record, *ATTEMPT])
+
+
+def parquet_file(
+    rows: list[dict[str, Any]], schema: pa.Schema, footer: Mapping[bytes | str, bytes | str] | None = None
+) -> bytes:
+    """Rows as a Parquet file's bytes, with `footer` as its key-value metadata."""
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(footer)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def image_seed(run_seed: int, prompt_id: str, image_index: int, own_seed: int | None) -> int:

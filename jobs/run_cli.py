@@ -112,13 +112,15 @@ def filter_(
 
     --where is a condition on the columns of the run's metadata, those of the manifest among them, with comparisons,
     and, or, not, in [..], + - * /, numbers, 'texts', true, false and null. quality.NAME is the column quality_NAME, and
-    column["any name"] one whose name is no plain word. A comparison with null is neither true nor false, and drops the
-    image; == null and != null ask for it.
+    column["any name"] one whose name is no plain word. A comparison with null is null, and a condition that comes out
+    null drops the image; == null and != null ask for it.
 
-    --dedup compares perceptual hashes, exactly, with those kept before (4 bits of 64 may differ): half a minute and
-    50 MB for a million images kept.
+    --dedup compares perceptual hashes, exactly, with those kept before (4 bits of 64 may differ): 50 MB and half a
+    minute for a million varied images kept, longer for images of few kinds. Flat images (quality.broken) all look
+    alike, and stay: --where drops them.
 
-    Run the same command again to go on after a stop. Exits with 1 if images that were to be kept could not be read.
+    Run the same command again to go on after a stop. Exits with 1 if images that were to be kept could not be read, or
+    the report could not be written.
     """
     from tqdm import tqdm
 

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-from cluster.pool import Stop
+from cluster.stop import Stop
 
 
 class StopSignals:

@@ -1,1 +1,1 @@
-"""DPG-Bench: its question file, and how answers become scores."""
+"""DPG-Bench: all of it, and its parts: question file, answers, scores, grids for the official script."""

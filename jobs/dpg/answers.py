@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +14,17 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from cluster.storage import NotFound, S3Options, StorageError, open_storage
+from cluster.storage import S3Options, StorageError, open_storage
 from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
 from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError, OutOfMemoryError
 from jobs.config import ModelSection
 from jobs.dpg.questions import Item, Question
 from jobs.dpg.vqa import open_vqa, verdict
-from jobs.formats import FORMATS
-from jobs.run_folder import metadata_key, shard_name
+from jobs.run_folder import shard_name
+from jobs.run_images import StoredImage, images_by_prompt
 
+IMAGES_KEY, UNANSWERED_KEY = b"flashu.images", b"flashu.unanswered"  # in a file's key-value metadata
 ANSWER = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
@@ -36,23 +38,11 @@ ANSWER = pa.schema(
 
 
 @dataclass
-class AskedImage:
-    """An image of a shard, and what is asked about it."""
+class _Answers:
+    """A shard's answers, and the images that they are about."""
 
-    prompt_id: str
-    index: int
-    data: bytes | None  # None where the run's files lack it
-
-    @property
-    def place(self) -> dict[str, Any]:
-        return {"prompt_id": self.prompt_id, "image_index": self.index}
-
-    def open(self) -> Image.Image:
-        if self.data is None:
-            raise FileNotFoundError("the run's files lack this image")
-        with Image.open(io.BytesIO(self.data)) as picture:
-            picture.load()
-            return picture
+    rows: list[dict[str, Any]]
+    images: str  # `images_digest`
 
 
 @dataclass
@@ -60,25 +50,25 @@ class _Asked:
     """A question about an image of a shard, to be answered."""
 
     number: int  # the image's in its shard
-    image: AskedImage
+    image: StoredImage
     picture: Image.Image
     question: Question
 
 
 class AnsweringWork(ShardWork):
-    """`items` by prompt id; answers go to `folder` of the run at `url`, whose images are in `payload` format."""
+    """`items` by prompt id; answers go to `folder` of the run at `url`. `run` is what its run.json holds."""
 
     def __init__(
         self,
         url: str,
         s3: S3Options,
-        payload: str,
+        run: Mapping[str, Any],
         model: ModelSection,
         vqa: str,
         items: Mapping[str, Item],
         folder: str,
     ):
-        self.url, self.s3, self.payload, self.model = url, s3, payload, model
+        self.url, self.s3, self.run, self.model = url, s3, run, model
         self.vqa_name, self.items, self.folder = vqa, items, folder
 
     def setup(self, place: Place) -> str:
@@ -95,18 +85,11 @@ class AnsweringWork(ShardWork):
         self.at_once = self.vqa.at_once
         return self.vqa.identity
 
-    def read(self, lease: Lease) -> list[AskedImage]:
-        with self.storage.open(metadata_key(lease.shard)) as file:
-            rows = pq.read_table(file, columns=["prompt_id", "image_index", "file_name"]).to_pylist()
-        names = {place: row["file_name"] for place, row in enumerate(rows) if row["prompt_id"] in self.items}
-        data: dict[int, bytes] = {}
-        with suppress(NotFound):  # as where a run's images were moved away: each is then told as not answered
-            data.update(FORMATS[self.payload].read(self.storage, lease.shard, names))
-        return [AskedImage(rows[place]["prompt_id"], rows[place]["image_index"], data.get(place)) for place in names]
+    def read(self, lease: Lease) -> list[StoredImage]:
+        images = images_by_prompt(self.storage, self.run, lease.shard, self.items)
+        return [image for of_prompt in images.values() for image in of_prompt]
 
-    def process(
-        self, lease: Lease, inputs: list[AskedImage], running: Callable[[Sequence[int]], None]
-    ) -> list[dict[str, Any]]:
+    def process(self, lease: Lease, inputs: list[StoredImage], running: Callable[[Sequence[int]], None]) -> _Answers:
         answers = [_unanswered(inputs[number], error) for number, error in lease.given_up.items()]
         numbers = [number for number in range(len(inputs)) if number not in lease.given_up]
         together = [number for number in numbers if number not in lease.alone]
@@ -115,8 +98,8 @@ class AnsweringWork(ShardWork):
             for number in group:
                 try:
                     picture = inputs[number].open()
-                except Exception as error:  # whatever a damaged file can raise in a decoder
-                    answers.append(_unanswered(inputs[number], describe(error)))
+                except InputError as error:
+                    answers.append(_unanswered(inputs[number], str(error)))
                     continue
                 questions = self.items[inputs[number].prompt_id].questions
                 waiting += [_Asked(number, inputs[number], picture, question) for question in questions]
@@ -124,7 +107,7 @@ class AnsweringWork(ShardWork):
                     answers += self._answer_some(waiting, running)
             while waiting:
                 answers += self._answer_some(waiting, running)
-        return answers
+        return _Answers(answers, images_digest((image.prompt_id, image.index, image.sha256) for image in inputs))
 
     def _answer_some(self, waiting: list[_Asked], running: Callable[[Sequence[int]], None]) -> list[dict[str, Any]]:
         """The answers to the first of those that wait. None, with fewer to be tried, where memory ran out."""
@@ -147,13 +130,16 @@ class AnsweringWork(ShardWork):
             return []
         del waiting[: len(batch)]
         return [
-            asked.image.place | {"question_id": asked.question.id, "answer": answer, "yes": verdict(answer) is True}
+            _place(asked.image) | {"question_id": asked.question.id, "answer": answer, "yes": verdict(answer) is True}
             for asked, answer in zip(batch, said, strict=True)
         ]
 
-    def encode(self, results: list[dict[str, Any]]) -> bytes:
+    def encode(self, results: _Answers) -> bytes:
+        unanswered = sum("error" in row for row in results.rows)
+        footer = {IMAGES_KEY: results.images, UNANSWERED_KEY: str(unanswered)}
+        table = pa.Table.from_pylist(results.rows, schema=ANSWER).replace_schema_metadata(footer)
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(results, schema=ANSWER), buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd")
         return buffer.getvalue()
 
     def write(self, lease: Lease, encoded: bytes, times: Times) -> dict:
@@ -161,8 +147,17 @@ class AnsweringWork(ShardWork):
         return {"shard": lease.shard}
 
 
-def _unanswered(image: AskedImage, error: str) -> dict[str, Any]:
-    return image.place | {"error": error}
+def _place(image: StoredImage) -> dict[str, Any]:
+    return {"prompt_id": image.prompt_id, "image_index": image.index}
+
+
+def _unanswered(image: StoredImage, error: str) -> dict[str, Any]:
+    return _place(image) | {"error": error}
+
+
+def images_digest(images: Iterable[tuple[str, int, str | None]]) -> str:
+    """Of a shard's images that are asked about, by prompt id, number and sha256: answers are to these images alone."""
+    return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
 
 
 def _is_full(error: Exception) -> bool:

@@ -3,7 +3,7 @@
     OUT/prompts.parquet     the question file's prompts, where no manifest was given
     OUT/baseline/           a run, with its scores: unaccelerated Show-o2
     OUT/flashu/             a run, with its scores
-    OUT/comparison.json     both beside each other
+    OUT/comparison.json     both beside each other; of an arm that is alone, OUT/flashu.json
     OUT/comparison.html
 
 Each stage goes on where it stands, so the same command does whatever is left.
@@ -12,7 +12,7 @@ Each stage goes on where it stands, so the same command does whatever is left.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -27,22 +27,23 @@ from jobs.config import FlashUSection, RunConfig, SamplingSection, check_no_cred
 from jobs.dpg.comparison import Arm, compare, format_comparison
 from jobs.dpg.page import write_comparison
 from jobs.dpg.questions import Item, read_questions
-from jobs.dpg.score import read_text, score_run, some
+from jobs.dpg.score import read_about, read_text, score_run, some
 from jobs.dpg.vqa import SELF, check_vqa
 from jobs.generate import EXIT_INCOMPLETE, GenerationJob
 from jobs.image_cost import tflop_per_image
-from jobs.prepare import PreparedRun, open_manifest, prepare
+from jobs.prepare import PreparedRun, check_settings, open_manifest, prepare
 from jobs.progress import Progress
-from jobs.report import read_summary
-from jobs.run_folder import METADATA, RUN, shards_with
+from jobs.report import collect_statistics
+from jobs.report.summary import summarise
+from jobs.run_folder import RUN
 from jobs.worker_model import OFF
 from manifests.dpg import IMAGES
 from manifests.plan import Manifest
 
 BASELINE, FLASHU = "baseline", "flashu"
-ARMS = (BASELINE, FLASHU)
 PROMPTS = "prompts.parquet"
 DEMO_QUESTIONS = Path(__file__).parent / "demo.csv"
+SIGNALLED = 128  # exit codes from there on are of a signal
 MEASURED_PROMPTS = 1024  # whose lengths say what an image costs
 
 
@@ -57,7 +58,8 @@ class BenchmarkConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.arms = [arm.strip() for arm in self.arms.split(",")] if isinstance(self.arms, str) else list(self.arms)
+        if isinstance(self.arms, str):
+            self.arms = [arm.strip() for arm in self.arms.split(",")]
 
     def run_config(self, arm: str, manifest: str) -> RunConfig:
         """The run of an arm."""
@@ -70,12 +72,12 @@ class BenchmarkConfig(RunConfig):
 
 
 def a_demo_of(config: BenchmarkConfig, prompts: int) -> BenchmarkConfig:
-    """The same for so many prompts; where nothing else is set, the built-in model's, into a folder here."""
+    """The same for so many prompts, each a shard; where no others are set, the built-in model's, into a folder here."""
     return replace(
         config,
         questions=config.questions or str(DEMO_QUESTIONS),
         output=replace(config.output, path=config.output.path or "dpg-demo"),
-        manifest=replace(config.manifest, limit=prompts, shard_size=1),
+        manifest=replace(config.manifest, limit=config.manifest.limit or prompts, shard_size=1),
     )
 
 
@@ -92,23 +94,31 @@ def run_benchmark(config: BenchmarkConfig) -> int:
     for number, (name, prepared) in enumerate(runs.items(), start=1):
         with Progress() as progress:
             progress.note(f"Stage {number} of {stages}: images, {name}")
-            code = GenerationJob(prepared, progress).run()
-        if sum(1 for _ in shards_with(prepared.storage, METADATA)) < prepared.manifest.num_shards:
+            job = GenerationJob(prepared, progress)
+            code = job.run()
+        if job.state != "complete":
             return code or EXIT_INCOMPLETE
         incomplete |= bool(code)
     for number, (name, prepared) in enumerate(runs.items(), start=len(runs) + 1):
-        with Progress() as progress:
-            progress.note(f"Stage {number} of {stages}: scores, {name}")
-            scored, code = score_run(prepared.storage.url, config.questions, config.vqa, config, progress.note)
-            if not scored.complete:
-                return code or EXIT_INCOMPLETE
-            incomplete |= bool(code)
-            cost = _tflop(prepared, progress)
-        arms.append(Arm(name, prepared.storage, scored, read_summary(prepared.storage), cost))
+        _note(f"Stage {number} of {stages}: scores, {name}")
+        scored, code = score_run(prepared.storage.url, config.questions, config.vqa, config, _note)
+        if not scored.complete or code >= SIGNALLED:
+            return code or EXIT_INCOMPLETE
+        incomplete |= bool(code)
+        arms.append(Arm(name, prepared.storage, scored, _summary(prepared), _tflop(prepared)))
     comparison = compare(arms)
-    write_comparison(storage, comparison, arms, items, config.vqa)
-    print(f"\n{format_comparison(comparison)}\n\n{storage.url}/comparison.html")
+    page = write_comparison(storage, comparison, arms, items, config.vqa)
+    print(f"\n{format_comparison(comparison)}\n\n{storage.url}/{page}")
     return EXIT_INCOMPLETE if incomplete else 0
+
+
+def _note(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def _summary(prepared: PreparedRun) -> dict[str, Any]:
+    """The run's summary, of what is committed."""
+    return summarise(collect_statistics(prepared.storage), prepared.run_json, "complete")
 
 
 def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], dict[str, Item]]:
@@ -119,10 +129,16 @@ def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], 
         raise InputError("questions is not set; put the question file into the config, or add questions=dpg_bench.csv")
     if not config.output.path:
         raise InputError("output.path is not set; put it into the config, or add output.path=…")
+    for arm in config.arms:
+        check_settings(config.run_config(arm, config.manifest.path))
     s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
     check_vqa(config.vqa, s3)
-    items = read_questions(read_text(config.questions, s3), config.questions)
+    questions = read_text(config.questions, s3)
+    items = read_questions(questions, config.questions)
     storage = open_storage(config.output.path, s3)
+    storage.check()
+    for arm in config.arms:
+        read_about(open_storage(f"{storage.url}/{arm}", s3), config.vqa, questions)
     if storage.exists(RUN):
         raise InputError(f"{storage.url} holds a run; give a benchmark another output.path")
     if config.manifest.path:
@@ -134,9 +150,9 @@ def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], 
 
 
 def _check_arms(config: BenchmarkConfig) -> None:
-    if not config.arms or len(set(config.arms)) < len(config.arms) or not set(config.arms) <= set(ARMS):
-        given = ",".join(map(str, config.arms))
-        raise InputError(f"arms is {given!r}; give {BASELINE}, {FLASHU}, or both as {','.join(ARMS)}")
+    if config.arms not in ([BASELINE], [FLASHU], [BASELINE, FLASHU]):
+        given = ",".join(map(str, config.arms)) if isinstance(config.arms, list) else config.arms
+        raise InputError(f"arms is {given!r}; give {BASELINE}, {FLASHU}, or both as {BASELINE},{FLASHU}")
     if FLASHU in config.arms and config.flashu.preset == OFF:
         raise InputError(f"flashu.preset is off, so the arm {FLASHU} would be the {BASELINE}; choose a preset, or arms")
 
@@ -148,6 +164,8 @@ def _write_prompts(storage: Storage, items: dict[str, Item]) -> str:
     try:
         if pq.read_table(io.BytesIO(storage.get(PROMPTS))).to_pydict() != columns:
             raise InputError(f"{url} holds the prompts of another question file; give another output.path")
+    except pa.ArrowInvalid:
+        raise InputError(f"{url} cannot be read; remove it, and it is made again") from None
     except NotFound:
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns), buffer)
@@ -165,11 +183,11 @@ def _check_questions(manifest: Manifest, items: dict[str, Item], questions: str)
         )
 
 
-def _tflop(prepared: PreparedRun, progress: Progress) -> float | None:
+def _tflop(prepared: PreparedRun) -> float | None:
     rows = (row for _, rows in prepared.manifest.batches(["prompt"]) for row in rows["prompt"].to_pylist() if row)
-    prompts: Sequence[str] = list(islice(rows, MEASURED_PROMPTS))
+    prompts = list(islice(rows, MEASURED_PROMPTS))
     try:
         return tflop_per_image(prepared.config, prompts)
     except (InputError, StorageError) as error:
-        progress.note(f"What an image costs is not counted, as the model's files are not here: {error}")
+        _note(f"What an image costs is not counted, as the model's files are not here: {error}")
         return None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.storage import Storage
+from flashu.errors import InputError
 from jobs.dpg.score import Scored
 from jobs.report.wording import NOTHING, number
 
@@ -15,6 +16,12 @@ COSTS = {
     "seconds_per_image": "worker seconds per image",
     "gpu_seconds_per_image": "GPU seconds per image",
     "tflop_per_image": "TFLOP per image",
+}
+GAPS = {  # shown where there are any
+    "items_not_scored": "items left out of the scores",
+    "failed_prompts": "prompts given up",
+    "images_not_answered": "images not answered about",
+    "answers_neither_yes_nor_no": "answers neither yes nor no",
 }
 LABEL = 34  # columns of a terminal
 
@@ -31,8 +38,14 @@ class Arm:
 
 
 def compare(arms: Sequence[Arm]) -> dict[str, Any]:
-    """What comparison.json holds. Differences are the last arm's less the first's, over the items that both have."""
-    comparison: dict[str, Any] = {"version": 1, "arms": {arm.name: _describe(arm) for arm in arms}}
+    """What comparison.json holds. Scores are over the items that all arms have images of, answered; differences are the
+    last arm's less the first's.
+
+    Raises `InputError` for arms that other models drew, or judged.
+    """
+    _check_models(arms)
+    common = set.intersection(*(set(arm.scored.scores.items) for arm in arms))
+    comparison: dict[str, Any] = {"version": 1, "arms": {arm.name: _describe(arm, common) for arm in arms}}
     if len(arms) < 2:
         return comparison
     first, second = (comparison["arms"][arm.name] for arm in arms)
@@ -40,7 +53,7 @@ def compare(arms: Sequence[Arm]) -> dict[str, Any]:
         {"item": item, "difference": arms[1].scored.scores.items[item] - score, arms[0].name: score}
         | {arms[1].name: arms[1].scored.scores.items[item]}
         for item, score in arms[0].scored.scores.items.items()
-        if item in arms[1].scored.scores.items
+        if item in common
     ]
     differences = [item["difference"] for item in items]
     return comparison | {
@@ -58,22 +71,36 @@ def compare(arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def _describe(arm: Arm) -> dict[str, Any]:
-    scored, throughput = arm.scored.to_json(), arm.summary["throughput"]
+def _check_models(arms: Sequence[Arm]) -> None:
+    for what, of_arm in (
+        ("drawn", {arm.name: (arm.summary["model"].get("identity") or "").partition(", scores ")[0] for arm in arms}),
+        ("judged", {arm.name: arm.scored.answered_by for arm in arms}),
+    ):
+        if len(set(of_arm.values())) > 1:
+            by = ", ".join(f"{name} by {identity}" for name, identity in of_arm.items())
+            again = "its run" if what == "drawn" else "its folder of scores"
+            raise InputError(f"the arms were {what} by different models: {by}. Remove {again}, and make it again")
+
+
+def _describe(arm: Arm, items: Collection[str]) -> dict[str, Any]:
+    scores, throughput = arm.scored.scores.over(items), arm.summary["throughput"]
     return {
-        "score": scored["score"],
-        "items": scored["items"],
-        "images": scored["images"],
+        "score": scores.overall,
+        "items": len(scores.items),
+        "images": arm.scored.images,
+        "items_not_scored": len(arm.scored.left_out) + len(arm.scored.scores.items) - len(scores.items),
         "failed_prompts": arm.summary["prompts"]["failed"],
-        "images_not_answered": len(scored["images_not_answered"]),
+        "images_not_answered": len(arm.scored.unanswered),
+        "answers_neither_yes_nor_no": arm.scored.odd.neither,
         "seconds_per_image": throughput["worker_seconds_per_image"],
         "gpu_seconds_per_image": throughput["gpu_seconds_per_image"],
         "images_per_second": throughput["images_per_second"],
         "tflop_per_image": arm.tflop_per_image,
-        "level_1": scored["level_1"],
-        "level_2": scored["level_2"],
+        "level_1": {name: tally.score for name, tally in scores.levels_1.items()},
+        "level_2": {name: tally.score for name, tally in scores.categories.items()},
         "flashu": arm.summary["config"]["flashu"],
         "model": arm.summary["model"],
+        "answered_by": arm.scored.answered_by,
     }
 
 
@@ -104,6 +131,9 @@ def rows_of(comparison: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
         if any(arm[name] is not None for arm in arms):
             ratio = f"{speed_up[name]:.2f}x" if speed_up and speed_up[name] else ""
             rows.append((label, [number(arm[name]) for arm in arms], ratio))
+    for name, label in GAPS.items():
+        if any(arm[name] for arm in arms):
+            rows.append((label, [f"{arm[name]:,}" for arm in arms], ""))
     for level in ("level_1", "level_2"):
         rows.append((level.replace("_", " "), [], ""))
         for name in sorted({name for arm in arms for name in arm[level]}):

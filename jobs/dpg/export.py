@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from cluster.storage import Storage
+from cluster.storage import LocalStorage, Storage
 from flashu.errors import InputError
+from jobs.encoding import ImageEncoder
 from jobs.run_folder import METADATA, require_run, shards_with
 from jobs.run_images import images_by_prompt
 from manifests.dpg import IMAGES
@@ -21,13 +22,12 @@ SIDE = 2  # grid cells
 def export_grids(storage: Storage, destination: Path) -> tuple[int, int]:
     """Write the grids of all prompts into a folder. Returns how many, and the pixels of one image's side.
 
-    Raises `InputError` for prompts that have not four images of one square size, or ids that cannot be file names.
+    Raises `InputError` for prompts that have not four images of one square size, or ids that cannot be file names,
+    and `StorageError` where a file cannot be written.
     """
     run = require_run(storage)
-    try:
-        destination.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{destination} cannot be made: {error.strerror}") from None
+    folder, encoder = LocalStorage(destination), ImageEncoder()
+    folder.check()
     written, resolution = 0, None
     for shard in sorted(shards_with(storage, METADATA)):
         for prompt_id, images in images_by_prompt(storage, run, shard).items():
@@ -44,7 +44,7 @@ def export_grids(storage: Storage, destination: Path) -> tuple[int, int]:
             grid = Image.new("RGB", (SIDE * resolution, SIDE * resolution))
             for index, picture in enumerate(pictures):
                 grid.paste(picture, (index % SIDE * resolution, index // SIDE * resolution))
-            grid.save(destination / f"{prompt_id}.png")
+            folder.put(f"{prompt_id}.png", encoder.encode(grid))
             written += 1
     if not written:
         raise InputError(f"{storage.url} has no images yet")

@@ -19,16 +19,19 @@ from jobs.report.thumbnails import thumbnails
 from jobs.report.wording import NOTHING
 from jobs.run_folder import METADATA, metadata_key, shards_with
 
-NUMBERS, PAGE = "comparison.json", "comparison.html"
 SHOWN = 8  # prompts
 
 
 def write_comparison(
     storage: Storage, comparison: Mapping[str, Any], arms: Sequence[Arm], items: Mapping[str, Item], vqa: str
-) -> None:
-    """Puts comparison.json and comparison.html into the benchmark's folder. Raises `StorageError`."""
-    storage.put(NUMBERS, (json.dumps(comparison, indent=2, ensure_ascii=False) + "\n").encode())
+) -> str:
+    """Puts numbers and page into the benchmark's folder, as `comparison`, or under the name of an arm that is alone.
+
+    Returns the page's key. Raises `StorageError`.
+    """
     names = [arm.name for arm in arms]
+    stem = "comparison" if len(names) > 1 else names[0]
+    storage.put(f"{stem}.json", (json.dumps(comparison, indent=2, ensure_ascii=False) + "\n").encode())
     html = page(
         "comparison.html",
         name=storage.url.rstrip("/").rpartition("/")[2],
@@ -43,7 +46,8 @@ def write_comparison(
         shown=_shown(arms, [items[item] for item in _worth_seeing(comparison, arms)]),
         nothing=NOTHING,
     )
-    storage.put(PAGE, html.encode())
+    storage.put(f"{stem}.html", html.encode())
+    return f"{stem}.html"
 
 
 def _worth_seeing(comparison: Mapping[str, Any], arms: Sequence[Arm]) -> list[str]:
@@ -56,12 +60,13 @@ def _worth_seeing(comparison: Mapping[str, Any], arms: Sequence[Arm]) -> list[st
 
 def _shown(arms: Sequence[Arm], items: Sequence[Item]) -> list[dict[str, Any]]:
     ids = {item.id for item in items}
-    pictures = {arm.name: _pictures(arm, ids) for arm in arms}
+    prompts: dict[str, str] = {}
+    pictures = {arm.name: _pictures(arm, ids, prompts) for arm in arms}
     answers = {arm.name: _answers(arm, ids) for arm in arms}
     return [
         {
             "id": item.id,
-            "prompt": item.prompt,
+            "prompt": prompts.get(item.id, item.prompt),  # a manifest's own may be another than the question file's
             "scores": {arm.name: arm.scored.scores.items[item.id] for arm in arms},
             "pictures": {arm.name: pictures[arm.name][item.id] for arm in arms},
             "questions": [
@@ -73,16 +78,20 @@ def _shown(arms: Sequence[Arm], items: Sequence[Item]) -> list[dict[str, Any]]:
     ]
 
 
-def _pictures(arm: Arm, ids: Collection[str]) -> dict[str, list[str | None]]:
-    """The pictures of some prompts as `data:` URLs, in their order; None for one that cannot be read."""
+def _pictures(arm: Arm, ids: Collection[str], prompts: dict[str, str]) -> dict[str, list[str | None]]:
+    """The pictures of some prompts as `data:` URLs, in their order; None for one that cannot be read.
+
+    Notes in `prompts` what they were made of.
+    """
     places = []
     for shard in shards_with(arm.storage, METADATA):
         with arm.storage.open(metadata_key(shard)) as file:
-            rows = pq.read_table(file, columns=["prompt_id", "image_index", "file_name"]).to_pylist()
+            rows = pq.read_table(file, columns=["prompt_id", "prompt", "image_index", "file_name"]).to_pylist()
         places += [row | {"shard": shard, "row": index} for index, row in enumerate(rows) if row["prompt_id"] in ids]
     urls = thumbnails(arm.storage, arm.summary["config"]["output"]["format"], places)
     found: dict[str, list[str | None]] = defaultdict(list)
     for place in sorted(places, key=lambda place: place["image_index"]):
+        prompts[place["prompt_id"]] = place["prompt"]
         found[place["prompt_id"]].append(urls.get((place["shard"], place["row"])))
     return found
 

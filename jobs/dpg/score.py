@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.pool import PoolError, Snapshot, Stop
-from cluster.storage import NotFound, S3Options, Storage, open_storage
+from cluster.storage import NotFound, S3Options, Storage, StorageError, open_storage
 from flashu.errors import InputError
-from jobs.config import ModelSection, RunConfig
-from jobs.dpg.answers import AnsweringWork, answers_key
+from jobs.config import RunConfig
+from jobs.dpg.answers import IMAGES_KEY, UNANSWERED_KEY, AnsweringWork, answers_key, images_digest
 from jobs.dpg.questions import Item, read_questions
 from jobs.dpg.scoring import BenchmarkScores
 from jobs.dpg.vqa import absolute_name, check_vqa, scores_folder, verdict
+from jobs.prepare import absolute_paths
 from jobs.run_folder import METADATA, metadata_key, require_run, shards_with
 from jobs.stop_signals import StopSignals
 from jobs.workers import workers_for
@@ -82,11 +84,12 @@ class Scored:
     complete: bool  # every shard of the run was made, and every one answered
     folder: str  # of the answers, in the run's
     odd: OddAnswers
+    answered_by: str | None  # the identity of the VQA model; None before it has answered
 
     def to_json(self) -> dict[str, Any]:
         scores = self.scores
         return {
-            "score": scores.overall if scores.items else None,
+            "score": scores.overall,
             "items": len(scores.items),
             "images": self.images,
             "complete": self.complete,
@@ -95,8 +98,8 @@ class Scored:
             "answers": self.odd.answers,
             "neither_yes_nor_no": self.odd.neither,
             "examples_of_neither": self.odd.examples,
-            "level_1": {name: tally.score for name, tally in sorted(scores.levels_1.items())},
-            "level_2": {name: tally.score for name, tally in sorted(scores.categories.items())},
+            "level_1": {name: tally.score for name, tally in scores.levels_1.items()},
+            "level_2": {name: tally.score for name, tally in scores.categories.items()},
             "by_item": scores.items,
         }
 
@@ -116,97 +119,124 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     run = require_run(storage)
     made = sorted(shards_with(storage, METADATA))
     folder = scores_folder(vqa)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    about = _read_about(storage, folder, digest)
-    prompts = _check_prompts(storage, made, items, questions, note)
+    about = read_about(storage, vqa, text)
+    images = _read_images(storage, made, items, questions, note)
     if about is None:
-        about = {"vqa": vqa, "questions": digest, "identity": None}
-        storage.put(folder + ABOUT, (json.dumps(about, indent=2) + "\n").encode())
-    identity = about["identity"]
+        about = {"vqa": vqa, "questions": _digest(text), "identity": None}
+        _put(storage, folder + ABOUT, about)
 
     total = run["manifest"]["num_shards"]
     if len(made) < total:
         note(f"{storage.url}: {len(made)} of {total} shards are committed; the others have no images to score yet")
-    answered = set(shards_with(storage, folder)) & set(made)
+    answered = _answered(storage, folder, images.digests)
+    done = {shard for shard, unanswered in answered.items() if not unanswered}
     state, exit_code = "", 0
-    if len(answered) < len(made):
-        model = ModelSection(**run["config"]["model"])
-        payload = run["config"]["output"]["format"]
+    if len(done) < len(made):
         absolute = storage.url if "://" in storage.url else str(Path(storage.url).absolute())
-        work = AnsweringWork(absolute, s3, payload, model, vqa, items, folder)
-        done = answered | (set(range(total)) - set(made))
+        work = AnsweringWork(absolute, s3, run, absolute_paths(run["config"]["model"]), vqa, items, folder)
+        not_to_do = done | (set(range(total)) - set(made))
+        watch = _Watch(storage, folder, about, len(made) - len(done), note)
         with StopSignals(note) as signals:
             try:
-                with workers_for(work, total, sorted(done), config, note, identity) as pool:
-                    watch = _Watch(storage, folder, len(made) - len(answered), note)
+                with workers_for(work, total, sorted(not_to_do), config, note, about["identity"]) as pool:
                     pool.run(watch, lambda: signals.stop)
             except PoolError as error:
                 state = str(error)
         if signals.stop is not Stop.NO:
             state, exit_code = "stopped; run the same command again to go on", signals.exit_code
+        answered = _answered(storage, folder, images.digests)
     if state:
         note(f"Not every image is scored: {state}")
-    scored = _collect(storage, folder, items, prompts, made, total)
+    scored = _collect(storage, folder, items, answered, about["identity"])
+    scored.left_out = [item for item in items if item not in images.prompts]
+    scored.complete = len(answered) == len(made) == total
+    for image in scored.unanswered[:SHOWN]:
+        note(f"Not answered: {image['prompt_id']!r}, image {image['image_index']}: {image['error']}")
+    if len(scored.unanswered) > SHOWN:
+        note(f"… and {len(scored.unanswered) - SHOWN:,} images more, in {storage.url}/{folder}{SCORES}")
     if scored.odd.warning:
         note(scored.odd.warning)
-    storage.put(folder + SCORES, (json.dumps(scored.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
+    _put(storage, folder + ABOUT, about)
+    _put(storage, folder + SCORES, scored.to_json())
     return scored, exit_code or (0 if scored.complete and not scored.unanswered else 1)
 
 
 class _Watch:
     """Tells how far the answering is, and what answers, once that is known."""
 
-    def __init__(self, storage: Storage, folder: str, shards: int, note: Note):
-        self.storage, self.folder, self.shards, self.note = storage, folder, shards, note
-        self.told = False
+    def __init__(self, storage: Storage, folder: str, about: dict[str, Any], shards: int, note: Note):
+        self.storage, self.folder, self.about, self.shards, self.note = storage, folder, about, shards, note
+        self.left_out: set[int] = set()
 
     def __call__(self, snapshot: Snapshot) -> None:
         for lost in snapshot.lost:
             self.note(f"Lost {lost}")
-        for shard, why in snapshot.abandoned.items():
-            self.note(f"Left out: shard {shard}: {why}")
-        if snapshot.identity and not self.told:
-            about = json.loads(self.storage.get(self.folder + ABOUT)) | {"identity": snapshot.identity}
-            self.storage.put(self.folder + ABOUT, (json.dumps(about, indent=2) + "\n").encode())
-            self.told = True
+        for shard in snapshot.abandoned.keys() - self.left_out:
+            self.left_out.add(shard)
+            self.note(f"Left out: shard {shard}: {snapshot.abandoned[shard]}")
+        if snapshot.identity and self.about["identity"] is None:
+            self.about["identity"] = snapshot.identity
+            with suppress(StorageError):  # it is written again at the end
+                _put(self.storage, self.folder + ABOUT, self.about)
         if snapshot.reports:
-            self.note(f"{self.shards - snapshot.remaining}/{self.shards} shards answered")
+            done = self.shards - snapshot.remaining - len(self.left_out)
+            self.note(f"{done:,}/{self.shards:,} shards answered")
 
 
 def read_text(path: str, s3: S3Options) -> str:
+    """A question file's text, line ends as they are. Raises `InputError`, `StorageError`."""
     try:
         if "://" in path:
             parent, _, name = path.rpartition("/")
             return open_storage(parent, s3).get(name).decode()
-        return Path(path).expanduser().read_text()
-    except (OSError, NotFound) as error:
-        raise InputError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or 'there is no such file'}"
-        ) from None
+        return Path(path).expanduser().read_bytes().decode()
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text") from None
+    except NotFound:
+        raise InputError(f"{path} cannot be read: there is no such file") from None
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody's home, a URL of no file
+        if isinstance(error, StorageError):
+            raise
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _check_prompts(
-    storage: Storage, made: list[int], items: dict[str, Item], questions: str, note: Note
-) -> dict[str, int]:
-    """How many images each of the run's prompts has. Raises `InputError` where none has questions."""
-    counts: dict[str, int] = defaultdict(int)
-    for table in _tables(storage, [metadata_key(shard) for shard in made], ["prompt_id"]):
-        for prompt_id in table["prompt_id"].to_pylist():
-            counts[prompt_id] += 1
-    unasked = [prompt_id for prompt_id in counts if prompt_id not in items]
-    if counts and len(unasked) == len(counts):
+def _put(storage: Storage, key: str, content: dict[str, Any]) -> None:
+    storage.put(key, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class _Images:
+    """What a run has made, as far as scoring it goes."""
+
+    prompts: set[str] = field(default_factory=set)
+    digests: dict[int, str] = field(default_factory=dict)  # `images_digest` of each shard
+
+
+def _read_images(storage: Storage, made: list[int], items: dict[str, Item], questions: str, note: Note) -> _Images:
+    """Raises `InputError` where no prompt has questions, or metadata cannot be read."""
+    images = _Images()
+    columns = ["prompt_id", "image_index", "sha256"]
+    for shard, table in zip(made, _tables(storage, [metadata_key(shard) for shard in made], columns), strict=True):
+        rows = [tuple(row.values()) for row in table.to_pylist()]
+        images.prompts |= {prompt_id for prompt_id, *_ in rows}
+        images.digests[shard] = images_digest(row for row in rows if row[0] in items)
+    count = len(images.prompts)
+    unasked = sorted(images.prompts - items.keys())
+    if count and len(unasked) == count:
         raise InputError(
             f"{questions} has no questions about any prompt of {storage.url}: its items are called "
-            f"{some(items)}, the run's prompts {some(counts)}"
+            f"{some(items)}, the run's prompts {some(unasked)}"
         )
     if unasked:
-        note(f"{len(unasked):,} of {len(counts):,} prompts have no questions, and are left out: {some(unasked)}")
-    without = [item for item in items if item not in counts]
+        note(f"{len(unasked):,} of {count:,} prompts have no questions, and are left out: {some(unasked)}")
+    without = [item for item in items if item not in images.prompts]
     if without:
         note(f"{len(without):,} of {len(items):,} items have no images in this run: {some(without)}")
-    return counts
+    return images
 
 
 def some(names: Any) -> str:
@@ -215,27 +245,47 @@ def some(names: Any) -> str:
     return shown + (", …" if len(names) > SHOWN else "")
 
 
-def _read_about(storage: Storage, folder: str, digest: str) -> dict[str, Any] | None:
-    """What the answers that are there were made by, or None. Raises `InputError` for another question file's."""
+def read_about(storage: Storage, vqa: str, questions: str) -> dict[str, Any] | None:
+    """What the answers of a run were made by, or None where there are none. `questions` is the question file's text.
+
+    Raises `InputError` where they are answers to another one.
+    """
+    folder = scores_folder(absolute_name(vqa))
     if next(shards_with(storage, folder), None) is None:
         return None
+    anew = "remove that folder to score the run anew"
     try:
         earlier = json.loads(storage.get(folder + ABOUT))
-    except NotFound:
-        return None
-    if earlier["questions"] != digest:
-        raise InputError(
-            f"{storage.url}/{folder} holds answers to another question file; remove that folder to score the run anew"
-        )
+        digest, _ = earlier["questions"], earlier["identity"]
+    except (NotFound, ValueError, TypeError, KeyError):
+        raise InputError(f"{storage.url}/{folder} holds answers, and no {ABOUT} that says of what; {anew}") from None
+    if digest != _digest(questions):
+        raise InputError(f"{storage.url}/{folder} holds answers to another question file; {anew}")
     return earlier
 
 
+def _answered(storage: Storage, folder: str, digests: dict[int, str]) -> dict[int, int]:
+    """The shards whose images, as they are now, were asked about, and of how many that was in vain."""
+
+    def read(shard: int) -> tuple[bytes | None, int]:
+        try:
+            with storage.open(answers_key(folder, shard)) as file:
+                footer = pq.read_metadata(file).metadata or {}
+                return footer.get(IMAGES_KEY), int(footer.get(UNANSWERED_KEY, 0))
+        except (NotFound, pa.ArrowInvalid, OSError):  # cut short, say: it does not count
+            return None, 0
+
+    shards = sorted(set(shards_with(storage, folder)) & digests.keys())
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = zip(shards, pool.map(read, shards), strict=True)
+        return {shard: count for shard, (images, count) in found if images == digests[shard].encode()}
+
+
 def _collect(
-    storage: Storage, folder: str, items: dict[str, Item], prompts: dict[str, int], made: list[int], total: int
+    storage: Storage, folder: str, items: dict[str, Item], answered: Iterable[int], answered_by: str | None
 ) -> Scored:
-    """The scores of all answers that are there. An item counts once each of its images is answered."""
+    """The scores of some shards' answers. An item's are over those of its images that could be asked about."""
     scores, unanswered, images, odd = BenchmarkScores(), [], 0, OddAnswers()
-    answered = set(shards_with(storage, folder)) & set(made)
     for table in _tables(storage, [answers_key(folder, shard) for shard in sorted(answered)]):
         answers: dict[str, dict[int, dict[int, bool]]] = defaultdict(lambda: defaultdict(dict))
         for row in table.to_pylist():
@@ -247,17 +297,21 @@ def _collect(
         for prompt_id, of_prompt in answers.items():
             scores.add(items[prompt_id], list(of_prompt.values()))
             images += len(of_prompt)
-    left_out = [item for item in items if item not in prompts]
-    complete = len(answered) == len(made) == total
-    return Scored(scores, images, unanswered, left_out, complete, folder, odd)
+    return Scored(scores, images, unanswered, [], False, folder, odd, answered_by)
 
 
 def _tables(storage: Storage, keys: Sequence[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The Parquet files of those keys, in their order."""
+    """The Parquet files of those keys, in their order. Raises `InputError` for one that is damaged."""
 
     def read(key: str) -> pa.Table:
-        with storage.open(key) as file:
-            return pq.read_table(file, columns=columns)
+        try:
+            with storage.open(key) as file:
+                return pq.read_table(file, columns=columns)
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"{storage.url}/{key} cannot be read ({str(error).splitlines()[0]}); remove it, and the same commands "
+                "make it again"
+            ) from None
 
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(keys), AT_ONCE):
@@ -271,5 +325,5 @@ def format_scores(scored: Scored) -> str:
     lines = [f"{'DPG-Bench score':<32}{scored.scores.overall:7.2f}   of {len(scored.scores.items):,} items"]
     for title, tallies in (("level 1", scored.scores.levels_1), ("level 2", scored.scores.categories)):
         lines.append(f"\n{title:<32}{'score':>7}   questions")
-        lines += [f"  {name:<30}{tally.score:7.2f}   {tally.asked:,}" for name, tally in sorted(tallies.items())]
+        lines += [f"  {name:<30}{tally.score:7.2f}   {tally.asked:,}" for name, tally in tallies.items()]
     return "\n".join(lines)

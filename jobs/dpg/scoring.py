@@ -7,10 +7,10 @@ scores are of the answers themselves, before the dependency rule, over all quest
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jobs.dpg.questions import Item
+from jobs.dpg.questions import Item, Question
 
 
 def image_score(item: Item, answers: Mapping[int, bool]) -> float:
@@ -39,28 +39,39 @@ class Tally:
 
 @dataclass
 class BenchmarkScores:
-    """Scores of as many items as have been added. Parts that were added apart can be merged."""
+    """Scores of as many items as have been added."""
 
     items: dict[str, float] = field(default_factory=dict)  # 0 to 100
-    categories: dict[str, Tally] = field(default_factory=dict)  # of level 2
-    levels_1: dict[str, Tally] = field(default_factory=dict)
+    answers: dict[str, dict[Question, Tally]] = field(default_factory=dict)  # of each item's questions
 
     def add(self, item: Item, images: Sequence[Mapping[int, bool]]) -> None:
         """Add an item with the answers about each of its images, at least one."""
         self.items[item.id] = 100 * sum(image_score(item, answers) for answers in images) / len(images)
-        for question in item.questions:
-            yes = sum(answers[question.id] for answers in images)
-            self.categories.setdefault(question.category, Tally()).add(yes, len(images))
-            self.levels_1.setdefault(question.level_1, Tally()).add(yes, len(images))
+        self.answers[item.id] = {
+            question: Tally(sum(answers[question.id] for answers in images), len(images)) for question in item.questions
+        }
 
-    def merge(self, other: BenchmarkScores) -> None:
-        """Add what `other` has; no item may be in both."""
-        self.items |= other.items
-        for mine, theirs in ((self.categories, other.categories), (self.levels_1, other.levels_1)):
-            for name, tally in theirs.items():
-                mine.setdefault(name, Tally()).add(tally.yes, tally.asked)
+    def over(self, items: Collection[str]) -> BenchmarkScores:
+        """The scores of some items alone."""
+        return BenchmarkScores(*({item: of[item] for item in of if item in items} for of in (self.items, self.answers)))
 
     @property
-    def overall(self) -> float:
-        """The benchmark's score, 0 to 100."""
-        return sum(self.items.values()) / len(self.items)
+    def overall(self) -> float | None:
+        """The benchmark's score, 0 to 100; None without items."""
+        return sum(self.items.values()) / len(self.items) if self.items else None
+
+    @property
+    def categories(self) -> dict[str, Tally]:
+        """By category of level 2."""
+        return self._by(lambda question: question.category)
+
+    @property
+    def levels_1(self) -> dict[str, Tally]:
+        return self._by(lambda question: question.level_1)
+
+    def _by(self, name: Callable[[Question], str]) -> dict[str, Tally]:
+        tallies: dict[str, Tally] = {}
+        for of_item in self.answers.values():
+            for question, tally in of_item.items():
+                tallies.setdefault(name(question), Tally()).add(tally.yes, tally.asked)
+        return dict(sorted(tallies.items()))

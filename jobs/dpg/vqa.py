@@ -60,7 +60,8 @@ def verdict(answer: str) -> bool | None:
 
 
 class SelfVqa(VqaModel):
-    """The model that made the pictures, unaccelerated: "yes" where that is likelier than "no"."""
+    """The model that made the pictures, unaccelerated: "yes" where that is likelier than "no". All of a picture is
+    shown."""
 
     at_once = 128
 
@@ -73,7 +74,7 @@ class SelfVqa(VqaModel):
         grouped = [list(group) for _, group in groupby(pairs, key=lambda pair: id(pair[0]))]  # a picture is read once
         each = [group[0][0] for group in grouped]
         asked = [[question for _, question in group] for group in grouped]
-        probabilities = self.pipe.yes_probability(each, asked, batch_size=IMAGES_AT_ONCE)
+        probabilities = self.pipe.yes_probability(each, asked, fit="letterbox", batch_size=IMAGES_AT_ONCE)
         return ["yes" if likely > LIKELY else "no" for of_picture in probabilities for likely in of_picture]
 
 

@@ -7,9 +7,9 @@ and what the finder of duplicates keeps.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import acero
 
-from cluster.storage import NotFound, Storage
+from cluster.storage import Storage
 from flashu.errors import InputError
 from jobs.filtering.in_order import in_order
 from jobs.filtering.near_duplicates import NearDuplicateFinder
 from jobs.filtering.where import Condition, parse_condition
-from jobs.run_folder import metadata_key
-from jobs.statistics import FOOTER_KEY
+from jobs.run_folder import metadata_key, read_metadata
+from jobs.statistics import FOOTER_KEY, RunStatistics
 from manifests.unique import DuplicateFinder
 
 VQA_SCORE, PHASH, BROKEN, SHA256 = "quality_vqa_score", "quality_phash", "quality_broken", "sha256"
@@ -72,17 +72,16 @@ class Rules:
         self.columns = {name: schema.field(name).type for name in sorted(columns)}
 
     def read(self, metadata: bytes) -> pa.Table:
-        """The columns that decide. Raises `InputError` for metadata that has not got them, or is damaged."""
-        try:
-            file = pq.ParquetFile(pa.BufferReader(metadata))
-            if FOOTER_KEY not in (file.metadata.metadata or {}):
-                raise InputError("it has no statistics in its footer, as the metadata of a run has")
-            for name, type_ in self.columns.items():
-                if name not in file.schema_arrow.names or file.schema_arrow.field(name).type != type_:
-                    raise InputError(f"it has no column {name} of type {type_}, as the first shard has")
-            return file.read(list(self.columns))
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(str(error).split("\n")[0]) from None
+        """The columns that decide. Raises `InputError` for other metadata than a run's, and see `usable`."""
+        file = pq.ParquetFile(pa.BufferReader(metadata))
+        footer = (file.metadata.metadata or {}).get(FOOTER_KEY)
+        if footer is None:
+            raise InputError("it has no statistics in its footer, as the metadata of a run has")
+        RunStatistics.from_json(footer)  # which the copy's own are made from
+        for name, type_ in self.columns.items():
+            if name not in file.schema_arrow.names or file.schema_arrow.field(name).type != type_:
+                raise InputError(f"it has no column {name} of type {type_}, as the first shard has")
+        return file.read(list(self.columns))
 
     def judge(self, table: pa.Table) -> np.ndarray:
         """(rows,), uint8: what becomes of each image, duplicates aside."""
@@ -95,7 +94,7 @@ class Rules:
         return fates
 
     def compared(self, table: pa.Table, fates: np.ndarray) -> np.ndarray:
-        """(rows,), bool: which images `--dedup` looks at. Broken ones all look alike, and say nothing."""
+        """(rows,), bool: which images `--dedup` looks at. By hash, broken (flat) ones all look alike: they stay."""
         compared = (fates == KEPT) & table[self.duplicates_by].is_valid().to_numpy()
         if self.duplicates_by == PHASH and BROKEN in self.columns:
             compared &= ~table[BROKEN].fill_null(False).to_numpy()
@@ -140,12 +139,10 @@ def choose(
 
     def look(shard: int) -> tuple[bytes, np.ndarray, Sequence[Any]]:
         metadata = read_metadata(storage, shard)
-        try:
+        with usable(storage, shard):
             table = rules.read(metadata)
             fates = rules.judge(table)
             return _digest(metadata), fates, _values(rules, table, fates)
-        except (InputError, pa.ArrowException) as error:
-            raise InputError(f"{storage.url}/{metadata_key(shard)} cannot be used: {error}") from None
 
     counts, whole = np.zeros(len(REASONS) + 1, np.int64), hashlib.sha256()
     seen: dict[int, tuple[bytes, int]] = {}
@@ -177,12 +174,14 @@ def choose(
     return Choice(rules, images, dropped, whole.hexdigest(), seen, repeats)
 
 
-def read_metadata(storage: Storage, shard: int) -> bytes:
-    """A shard's metadata file. Raises `InputError` where it has vanished."""
+@contextmanager
+def usable(storage: Storage, shard: int) -> Iterator[None]:
+    """Names the metadata file in whatever one that is damaged, or of another version, raises: as an `InputError`."""
     try:
-        return storage.get(metadata_key(shard))
-    except NotFound:
-        raise InputError(f"{storage.url}/{metadata_key(shard)} has vanished: is the run being made anew?") from None
+        yield
+    except (InputError, pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        told = str(error).split("\n")[0]
+        raise InputError(f"{storage.url}/{metadata_key(shard)} cannot be used: {told}") from None
 
 
 def _duplicates_by(schema: pa.Schema) -> str:

@@ -7,6 +7,7 @@ Shards keep their numbers, and a shard's metadata is its commit, so a copy that 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from cluster.pool import Stop
+from cluster.stop import Stop
 from cluster.storage import Storage, StorageError
 from flashu.errors import InputError
-from jobs.filtering.choice import PHASH, Choice, Filter, Rules, choose, read_metadata
+from jobs.filtering.choice import PHASH, Choice, Filter, Rules, choose
 from jobs.filtering.in_order import in_order
 from jobs.filtering.rewrite import MissingImage, Rewriter
 from jobs.report import SUMMARY_EVERY_S, collect_statistics, write_report, write_summary
-from jobs.run_folder import METADATA, read_run, require_run, shards_with, write_run
+from jobs.run_folder import FAILURES, METADATA, begin_run, read_metadata, read_run, require_run, shards_with
 from jobs.stop_signals import StopSignals
 
 WRITERS = 4  # shards that are copied at once
@@ -57,16 +58,25 @@ def filter_run(source: Storage, destination: Storage, asked: Filter, allow_incom
     destination.check()
     if rules.duplicates_by not in (None, PHASH):
         note("The run has no perceptual hashes; --dedup drops images whose files are equal.")
-    with StopSignals(note) as signals:
+
+    def tell_of_signal(text: str) -> None:
+        note(text)
+        if signals.stop is Stop.NOW:  # at once: commits are whole, and what is in hand is done again
+            sys.stdout.flush()
+            os._exit(signals.exit_code)
+
+    with StopSignals(tell_of_signal) as signals:
         with _counting("choosing", len(shards)) as tell:
             choice = choose(source, shards, rules, tell, lambda: signals.stop is Stop.NO)
         if choice is None:
-            note("stopped: nothing is written yet. Run the same command again.")
+            written = "nothing is written yet" if earlier is None else "what is written stays"
+            note(f"stopped: {written}. Run the same command again to go on.")
             return signals.exit_code
         copied = run | {"filter": _entry(source, run, asked, choice)}
-        if earlier is None:
-            write_run(destination, copied)
-        else:
+        if earlier is None and not begin_run(destination, copied):  # somebody else did while this one chose
+            earlier = read_run(destination)
+            _check_destination(destination, earlier, asked, rules)
+        if earlier is not None:
             _check_same_run(destination, earlier["filter"], copied["filter"])
             copied = earlier
         return _Copy(source, destination, copied, choice, note).run(signals)
@@ -78,7 +88,8 @@ class _Copy:
     def __init__(self, source: Storage, destination: Storage, run: dict[str, Any], choice: Choice, note: Note):
         self.destination, self.run_json, self.choice, self.note = destination, run, choice, note
         self.rewriter = Rewriter(source, destination, choice, run["config"]["output"]["format"])
-        self.missing: list[MissingImage] = []  # of this start
+        self.missing: list[MissingImage] = []  # the first ones of this start
+        self.num_missing = 0
         self.next_summary = 0.0
 
     def run(self, signals: StopSignals) -> int:
@@ -93,7 +104,8 @@ class _Copy:
             ):
                 for rewritten in in_order(pool, self.rewriter.rewrite, going, WRITERS):
                     self.statistics.merge(rewritten.statistics)
-                    self.missing += rewritten.missing
+                    self.missing += rewritten.missing[: SHOWN_MISSING - len(self.missing)]
+                    self.num_missing += len(rewritten.missing)
                     self._write_summary()
                     tell()
         except StorageError:
@@ -109,10 +121,12 @@ class _Copy:
 
     def _end(self, signals: StopSignals) -> int:
         statistics, choice, note = self.statistics, self.choice, self.note
-        for image in self.missing[:SHOWN_MISSING]:
+        for image in self.missing:
             note(f"Missing: shard {image.shard}, row {image.row}, {image.prompt_id!r}: {image.why}")
-        if len(self.missing) > SHOWN_MISSING:
-            note(f"… and {len(self.missing) - SHOWN_MISSING:,} more")
+        if self.num_missing > len(self.missing):
+            note(f"… and {self.num_missing - len(self.missing):,} more")
+        if self.missing:
+            note("If they can be had again, filter the run into a new folder: what is copied stays as it is.")
         stopped = signals.stop is not Stop.NO and statistics.shards < len(choice.shards)
         reported = self._report("stopped" if stopped else "complete" if _is_whole(self.run_json) else "incomplete")
         if stopped:
@@ -136,12 +150,17 @@ class _Copy:
 
 
 def _check_apart(source: Storage, destination: Storage) -> None:
-    urls = (source.url, destination.url)
-    one, other = (url if "://" in url else os.path.realpath(url) for url in urls)
-    if one == other:
+    def real(url: str) -> str:
+        return url if "://" in url else os.path.realpath(url)
+
+    other = real(destination.url)
+    if real(source.url) == other:
         raise InputError(f"{destination.url} is the run itself; give another folder for what is kept")
-    if f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/"):
-        raise InputError(f"of {source.url} and {destination.url}, one lies in the other; give a folder beside the run")
+    for part in ("", "data", METADATA, FAILURES):  # each of them may be a link to elsewhere
+        one = real(f"{source.url}/{part}".rstrip("/"))
+        if f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/"):
+            told = f"of {source.url} and {destination.url}, one lies in the other; give a folder beside the run"
+            raise InputError(told)
 
 
 def _check_complete(source: Storage, run: dict[str, Any], shards: list[int], allow_incomplete: bool) -> None:
@@ -171,9 +190,9 @@ def _rules(source: Storage, shard: int, asked: Filter) -> Rules:
 def _check_destination(storage: Storage, earlier: dict[str, Any] | None, asked: Filter, rules: Rules) -> None:
     """Refuse to mix a copy with anything else, as far as that is known before the choice is made."""
     if earlier is None:
-        for folder in (METADATA, "data/"):
-            if next(iter(storage.list(folder)), None):
-                raise InputError(f"{storage.url} holds {folder} but no run.json; give another folder")
+        for key in (METADATA, "data/", "README.md"):  # the report would replace somebody's own card
+            if next(iter(storage.list(key)), None):
+                raise InputError(f"{storage.url} holds {key} but no run.json; give another folder")
     elif not earlier.get("filter"):
         raise InputError(f"{storage.url} holds a run, and no filtered copy of one; give another folder")
     else:

@@ -5,7 +5,8 @@ those that share a band with it. Hashes that are kept stand in sorted arrays, on
 rotated to the top: those sharing a band are neighbours. The arrays are in levels of growing size, merged when two are
 alike, so each hash is moved a logarithmic number of times. That takes 40 bytes a kept hash, 48 while levels merge.
 
-A random hash is compared with 370 for every million kept: a million take half a minute, three million four minutes.
+How many a hash is compared with depends on the pictures: for every million kept, 732 where bits are random, which takes
+half a minute for a million and four minutes for three; 1,221 for pictures of 1/f noise, 6,182 for coloured shapes.
 """
 
 from __future__ import annotations

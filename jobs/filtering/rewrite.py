@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import NotFound, Storage, StorageError
-from flashu.errors import InputError
-from jobs.filtering.choice import Choice, read_metadata
+from cluster.storage import NotFound, Storage, StorageError, disk_error
+from jobs.filtering.choice import Choice, usable
 from jobs.formats import FORMATS, PayloadFormat
-from jobs.records import ATTEMPT, EncodedImage
-from jobs.run_folder import metadata_key
+from jobs.records import ATTEMPT, EncodedImage, parquet_file
+from jobs.run_folder import metadata_key, read_metadata
 from jobs.statistics import FOOTER_KEY, STAGES, RunStatistics
 
 ABSENT, DAMAGED = "the run's files lack it", "its bytes are not those that its sha256 is of"
@@ -51,31 +50,33 @@ class Rewriter:
         """The same bytes each time. Raises `StorageError`, and `InputError` where the source has changed."""
         metadata = read_metadata(self.source, shard)
         kept = self.choice.kept(shard, metadata)
-        table = pq.read_table(pa.BufferReader(metadata))
+        with usable(self.source, shard):  # the choice has read some of its columns
+            table = pq.read_table(pa.BufferReader(metadata))
         rows = {row: record for row, record in enumerate(table.to_pylist()) if kept[row]}
-        stored = read_images(self.format, self.source, shard, {row: rows[row]["file_name"] for row in rows})
+        names = {row: record["file_name"] for row, record in rows.items()}
+        stored = read_images(self.format, self.source, shard, names) if names else {}
         images, missing = [], []
         for row, record in rows.items():
             why = _why_missing(stored.get(row), record["sha256"])
             if why:
                 missing.append(MissingImage(shard, row, record["prompt_id"], why))
-                kept[row] = False
             else:
                 images.append(EncodedImage(stored[row], record))
         schema = table.schema.remove_metadata()
         self.format.write(self.destination, shard, images, _record_schema(schema))
         work = _work(shard, pq.read_metadata(pa.BufferReader(metadata)).metadata[FOOTER_KEY])
-        statistics = RunStatistics.of_shard([image.record for image in images], [], work)
+        records = [image.record for image in images]
+        statistics = RunStatistics.of_shard(records, [], work)
         footer = {FOOTER_KEY: statistics.to_json()}
-        buffer = io.BytesIO()
-        filtered = table.filter(pa.array(kept)).combine_chunks().replace_schema_metadata(footer)
-        pq.write_table(filtered, buffer, compression="zstd")
-        self.destination.put(metadata_key(shard), buffer.getvalue())
+        self.destination.put(metadata_key(shard), parquet_file(records, schema, footer))
         return Rewritten(statistics, missing)
 
 
 def read_images(payload: PayloadFormat, storage: Storage, shard: int, names: Mapping[int, str]) -> dict[int, bytes]:
-    """Those of these images that can be read, by row; `names` are their file names. Raises `StorageError`."""
+    """Those of these images that can be read, by row; `names` are their file names.
+
+    Raises `StorageError`, also for an error of the disk: what cannot be read now may be there.
+    """
     found: dict[int, bytes] = {}
     try:
         for row, data in payload.read(storage, shard, names):
@@ -84,11 +85,9 @@ def read_images(payload: PayloadFormat, storage: Storage, shard: int, names: Map
         pass
     except (StorageError, MemoryError):
         raise
-    except Exception:  # whatever a file that is damaged can raise in three decoders
-        left = {row: name for row, name in names.items() if row not in found}
-        if len(names) > 1:
-            for row, name in left.items():
-                found |= read_images(payload, storage, shard, {row: name})
+    except Exception as error:  # whatever a file that is damaged can raise in three decoders
+        if getattr(error, "errno", None):
+            raise disk_error("read", Path(storage.url, f"data (shard {shard})"), error) from None
     return found
 
 
@@ -105,10 +104,7 @@ def _record_schema(metadata: pa.Schema) -> pa.Schema:
 
 def _work(shard: int, footer: bytes) -> dict[str, Any]:
     """Who made the shard, and how long each part took: that of all its images, whichever of them are kept."""
-    try:
-        made = RunStatistics.from_json(footer)
-    except ValueError as error:
-        raise InputError(f"shard {shard} of the run: {error}") from None
+    made = RunStatistics.from_json(footer)
     ((name, worker),) = made.workers.items()
     return {
         "shard": shard,

@@ -12,6 +12,7 @@ import ast
 import difflib
 import json
 import keyword
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 from flashu.errors import InputError
 
 NUMBER, TEXT, TRUTH, NULL = "a number", "text", "true or false", "null"
+EXACT = 2**53  # so far, float64 holds every whole number
 MAX_SHOWN = 80  # characters of a condition's part
 LITERALS = {"true": True, "false": False, "null": None}
 ORDERED = {
@@ -50,28 +52,35 @@ class _Value:
     node: ast.expr
     kind: str  # one of the constants, or the type of a column that conditions cannot use
     expression: pc.Expression
-    whole: bool = False  # a whole number
+    whole: bool = False  # a whole number, in int64
+    literal: Any = None
+    rounded: bool = False  # a column whose numbers float64 may not hold
 
 
 def parse_condition(text: str, schema: pa.Schema, name: str = "--where") -> Condition:
     """A condition on the columns of `schema`. `quality.NAME` is the column `quality_NAME`; `column["a name"]` is any.
 
-    A comparison with a null value is null, as in SQL; `== null` and `!= null` ask for one. Arithmetic is in float64.
+    A comparison with a null value is null, as in SQL; `== null` and `!= null` ask for one. Arithmetic is in float64, as
+    are comparisons but those of whole numbers with each other. Lines may be broken anywhere, and end in # comments.
     Raises `InputError`, which begins with `name`, for what cannot be read, what there is no column for, and types that
     do not go together.
     """
-    line = " ".join(text.splitlines()).strip()
-    if not line:
+    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    if not text:
         raise InputError(f"{name} is empty; give a condition, as in quality.sharpness > 100")
-    if any("\ud800" <= character <= "\udfff" for character in line):
+    if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError(f"{name} is not valid Unicode")
+    is_broken = "\n" in text
+    source = f"(\n{text}\n)" if is_broken else text
     try:
-        parsed = ast.parse(line, mode="eval").body
-        parser = _Parser(line, schema)
+        parsed = ast.parse(source, mode="eval").body
+        parser = _Parser(source, schema)
         expression = parser.truth(parsed, "a condition is true or false")
+        if is_broken and parsed.lineno == 1:  # as in a) or (b
+            raise _Refused("its parentheses do not match")
     except SyntaxError as error:
         told = "it is written as in Python, with ==, and, or, not, in"
-        raise InputError(f"{name} cannot be read {_place(line, error)}; {told}") from None
+        raise InputError(f"{name} cannot be read {_place(source, error)}; {told}") from None
     except (RecursionError, MemoryError):
         raise InputError(f"{name} is too deeply nested") from None
     except (_Refused, ValueError) as error:
@@ -82,9 +91,10 @@ def parse_condition(text: str, schema: pa.Schema, name: str = "--where") -> Cond
 def column_name(name: str) -> str:
     """A column as one writes it in a condition."""
     shown = name.removeprefix("quality_")
-    if shown != name and shown.isidentifier():
+    is_name = name.isidentifier() and unicodedata.is_normalized("NFKC", name)  # Python reads others as another name
+    if is_name and shown != name and shown.isidentifier() and not keyword.iskeyword(shown):
         return f"quality.{shown}"
-    is_plain = name.isidentifier() and name not in LITERALS and not keyword.iskeyword(name)
+    is_plain = is_name and name not in LITERALS and not keyword.iskeyword(name)
     return name if is_plain else f"column[{json.dumps(name, ensure_ascii=False)}]"
 
 
@@ -93,8 +103,8 @@ class _Refused(Exception):  # noqa: N818 - told as an `InputError`
 
 
 class _Parser:
-    def __init__(self, line: str, schema: pa.Schema):
-        self.line, self.schema = line, schema
+    def __init__(self, source: str, schema: pa.Schema):
+        self.source, self.schema = source, schema
         self.columns: set[str] = set()
 
     def truth(self, node: ast.expr, why: str) -> pc.Expression:
@@ -107,12 +117,12 @@ class _Parser:
         match node:
             case ast.Constant(value=literal) if literal is None or isinstance(literal, bool | int | float | str):
                 return self._literal(node, literal)
-            case ast.Name(id=name) if name in LITERALS and name not in self.schema.names:
+            case ast.Name(id=name) if name in LITERALS:
                 return self._literal(node, LITERALS[name])
             case ast.Name(id=name):
-                return self._column(node, name)
+                return self._column(node, self._as_written(node, name))
             case ast.Attribute(value=ast.Name(id="quality"), attr=name):
-                return self._column(node, f"quality_{name}")
+                return self._column(node, f"quality_{self._as_written(node, name)}")
             case ast.Subscript(value=ast.Name(id="column"), slice=ast.Constant(value=str(name))):
                 return self._column(node, name)
             case ast.BoolOp():
@@ -132,12 +142,18 @@ class _Parser:
         if literal is None:
             return _Value(node, NULL, pc.scalar(pa.scalar(None, pa.bool_())))
         if isinstance(literal, bool):
-            return _Value(node, TRUTH, pc.scalar(literal))
+            return _Value(node, TRUTH, pc.scalar(literal), literal=literal)
         if isinstance(literal, str):
-            return _Value(node, TEXT, pc.scalar(literal))
+            return _Value(node, TEXT, pc.scalar(literal), literal=literal)
         if isinstance(literal, int) and not -(2**63) <= literal < 2**63:
-            raise _Refused(f"{self._text(node)} is larger than a column's numbers can be")
-        return _Value(node, NUMBER, pc.scalar(literal), isinstance(literal, int))
+            raise _Refused(f"{self._text(node)} is not between -2**63 and 2**63 - 1, as whole numbers are here")
+        return _Value(node, NUMBER, pc.scalar(literal), isinstance(literal, int), literal)
+
+    def _as_written(self, node: ast.expr, name: str) -> str:
+        """Python reads some letters as others: `ﬁ` as `fi`, which may be another column."""
+        if not self.source.isascii() and not ast.get_source_segment(self.source, node).endswith(name):
+            raise _Refused(f'{self._text(node)} holds letters that Python replaces; write column["…"] around the name')
+        return name
 
     def _column(self, node: ast.expr, name: str) -> _Value:
         if name not in self.schema.names:
@@ -154,7 +170,7 @@ class _Parser:
         if pa.types.is_integer(type_) and type_ != pa.uint64():
             return _Value(node, NUMBER, expression.cast(pa.int64()), whole=True)
         if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_):
-            return _Value(node, NUMBER, _as_float(expression))
+            return _Value(node, NUMBER, _as_float(expression), rounded=not pa.types.is_floating(type_))
         return _Value(node, f"of type {type_}", expression)
 
     def _and_or(self, node: ast.BoolOp) -> _Value:
@@ -209,27 +225,22 @@ class _Parser:
     def _membership(self, node: ast.expr, op: ast.In | ast.NotIn, choices: ast.expr) -> pc.Expression:
         if not isinstance(choices, ast.List | ast.Tuple | ast.Set):
             raise _Refused(f"`in` takes a list, as in [1, 2]; {self._text(choices)} is none")
-        value, literals = self.value(node), [self._choice(choice) for choice in choices.elts]
-        known = [choice for choice, literal in zip(choices.elts, literals, strict=True) if literal is not None]
-        for choice in known:
-            self._check_alike(value, self.value(choice))
+        value, listed = self.value(node), [self.value(choice) for choice in choices.elts]
         self._check_usable(value)
-        whole = value.whole and all(isinstance(literal, int | None) for literal in literals)
-        type_ = {NUMBER: pa.int64() if whole else pa.float64(), TEXT: pa.string(), TRUTH: pa.bool_()}[value.kind]
-        values = pa.array([literal for literal in literals if literal is not None], type_)
-        of_null = pa.scalar(True if None in literals else None, pa.bool_())
-        is_in = pc.if_else(value.expression.is_valid(), value.expression.cast(type_, safe=False).isin(values), of_null)
+        known = [choice for choice in listed if choice.kind != NULL]
+        for choice in known:
+            if choice.literal is None:
+                told = f"a list of `in` holds numbers, texts, true, false and null; not {self._text(choice.node)}"
+                raise _Refused(told)
+            self._check_alike(value, choice)
+        literals, expression = [choice.literal for choice in known], value.expression
+        type_ = {NUMBER: pa.int64(), TEXT: pa.string(), TRUTH: pa.bool_()}[value.kind]
+        if value.kind == NUMBER and not (value.whole and all(choice.whole for choice in known)):
+            type_, literals = pa.float64(), [literal + 0.0 for literal in literals]
+            expression = pc.add(_as_float(expression), 0.0)  # of -0.0 it makes 0.0, which `isin` tells apart
+        of_null = pa.scalar(True if len(known) < len(listed) else None, pa.bool_())
+        is_in = pc.if_else(value.expression.is_valid(), expression.isin(pa.array(literals, type_)), of_null)
         return is_in if isinstance(op, ast.In) else ~is_in
-
-    def _choice(self, node: ast.expr) -> Any:
-        """A literal of a list."""
-        try:
-            literal = LITERALS[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
-        except (KeyError, ValueError):
-            told = f"a list of `in` holds numbers, texts, true, false and null; not {self._text(node)}"
-            raise _Refused(told) from None
-        self.value(node)
-        return literal
 
     def _check_alike(self, left: _Value, right: _Value) -> None:
         self._check_usable(left)
@@ -237,6 +248,10 @@ class _Parser:
         if left.kind != right.kind:
             other = f"{self._text(right.node)}, which is {right.kind}"
             raise _Refused(f"{self._text(left.node)} is {left.kind}, and cannot be compared with {other}")
+        for column, other in ((left, right), (right, left)):
+            if column.rounded and other.whole and abs(other.literal or 0) >= EXACT:
+                told = f"is rounded, and cannot be compared with a whole number as large as {other.literal}"
+                raise _Refused(f"{self._text(column.node)} {told}; write {float(other.literal)!r} for about that")
 
     def _check_usable(self, value: _Value) -> None:
         if value.kind not in (NUMBER, TEXT, TRUTH):
@@ -266,7 +281,7 @@ class _Parser:
 
     def _text(self, node: ast.expr) -> str:
         """As it was written, shortened."""
-        text = ast.get_source_segment(self.line, node) or ast.unparse(node)
+        text = " ".join((ast.get_source_segment(self.source, node) or ast.unparse(node)).split())
         return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 
@@ -282,9 +297,12 @@ def _balanced(join: Callable, parts: Sequence[pc.Expression]) -> pc.Expression:
     return join(_balanced(join, parts[:middle]), _balanced(join, parts[middle:]))
 
 
-def _place(line: str, error: SyntaxError) -> str:
-    what = error.msg.removesuffix(" (<unknown>, line 1)")
-    if not error.offset or error.offset > len(line):
+def _place(source: str, error: SyntaxError) -> str:
+    what = error.msg.split(" (")[0]  # without Python's own word on the line
+    lines = source.split("\n")
+    line, at = (error.lineno or 0) - 1, (error.offset or 0) - 1
+    own = [line] if len(lines) == 1 else range(1, len(lines) - 1)  # the others are the brackets around it
+    if line not in own or not 0 <= at < len(lines[line]):
         return f"at its end: {what}"
-    at = error.offset - 1
-    return f"at character {error.offset}, before {line[at : at + 20]!r}: {what}"
+    place = f"at character {at + 1}" + (f" of line {line}" if len(lines) > 1 else "")
+    return f"{place}, before {lines[line][at : at + 20]!r}: {what}"

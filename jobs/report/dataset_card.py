@@ -75,7 +75,9 @@ def _filters(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     while entry:
         missing = entry["chosen"] - kept if finished else None
         made.insert(0, entry | {"kept": kept, "missing": missing})
-        kept, entry, finished = entry["source"]["images"], entry["before"], True
+        kept, before = entry["source"]["images"], entry["before"]
+        finished = before and entry["source"]["shards"] == before["source"]["shards"]
+        entry = before
     return made
 
 

@@ -91,19 +91,62 @@ def test_no_batch_takes_so_long_that_its_worker_seems_dead():
     assert max(slow.tried) == 16  # 8 take 0.4 of it, and twice that is allowed; 16 take 0.6
 
 
+@pytest.mark.parametrize(
+    ("gpu", "available", "ended"),
+    [
+        (Gpu(1, 0.001), 22.5 * GB, True),
+        (Gpu(1, 0.001), 18 * GB, True),  # for 8, which were tried
+        (Gpu(1, 0.001), 12 * GB, True),
+        (Gpu(1, 0.001), 11 * GB, True),
+        (Gpu(1, 0.001, room=9), 1000 * GB, True),
+        (Gpu(1, 0.001, room=1), 1000 * GB, True),
+        (Gpu(1, 0.001), 1000 * GB, False),  # the largest of all
+        (Gpu(0.001, 0.5), 11 * GB, False),
+        (Gpu(0.8, 0.2, free=4), 18 * GB, False),  # 8 brought nothing
+        (Gpu(0.5 * LONGEST_S, 0.001), 12 * GB, False),  # more would take too long
+    ],
+)
+def test_it_is_known_whether_memory_ended_it(gpu, available, ended):
+    knee = find_knee(gpu, available)
+    assert (knee.memory_ended_it, knee.available) == (ended, available)
+
+
+def knee_of(batch_size, available=100 * GB, memory_ended_it=False):
+    return Knee(batch_size, 11 * GB, 12 * GB, available, memory_ended_it)
+
+
 def test_it_is_measured_once_for_a_kind_and_fits_into_less_memory_too(tmp_path):
     measured = []
 
     def measure():
         measured.append(1)
-        return Knee(32, 11 * GB, 12 * GB)
+        return knee_of(32)
 
-    assert remembered(tmp_path / "new", {"gpu": "A", "size": (64, 64)}, measure) == Knee(32, 11 * GB, 12 * GB)
-    knee = remembered(tmp_path / "new", {"size": (64, 64), "gpu": "A"}, measure)
-    assert (knee, len(measured)) == (Knee(32, 11 * GB, 12 * GB), 1)
+    assert remembered(tmp_path / "new", {"gpu": "A", "size": (64, 64)}, 100 * GB, measure) == knee_of(32)
+    for available in (15 * GB, 1000 * GB):
+        knee = remembered(tmp_path / "new", {"size": (64, 64), "gpu": "A"}, available, measure)
+        assert (knee, len(measured)) == (knee_of(32), 1)
     assert (knee.within(1000 * GB), knee.within(15 * GB)) == (32, 5)
-    remembered(tmp_path / "new", {"gpu": "B", "size": (64, 64)}, measure)
+    remembered(tmp_path / "new", {"gpu": "B", "size": (64, 64)}, 100 * GB, measure)
     assert len(measured) == 2
+
+
+def test_what_memory_ended_is_measured_anew_once_there_is_clearly_more(tmp_path):
+    """Another process had most of the GPU, and is gone."""
+
+    def found(available):
+        gpu = Gpu(1, 0.001)
+        knee = remembered(tmp_path, {"gpu": "A"}, available, lambda: find_knee(gpu, available))
+        return knee.within(available), bool(gpu.tried)
+
+    assert found(14 * GB) == (4, True)
+    assert found(16 * GB) == (4, False)  # not worth it
+    assert found(12 * GB) == (2, False)
+    assert found(40 * GB) == (30, True)
+    assert found(14 * GB) == (4, False)  # which is remembered though there is less again
+    assert found(40 * GB) == (30, False)
+    assert found(100 * GB) == (LARGEST, True)
+    assert found(1000 * GB) == (LARGEST, False)  # memory did not end that
 
 
 def test_workers_of_a_node_wait_for_the_first(tmp_path):
@@ -112,27 +155,28 @@ def test_workers_of_a_node_wait_for_the_first(tmp_path):
     def measure():
         measured.append(1)
         threading.Event().wait(0.3)
-        return Knee(4, 1, 2)
+        return knee_of(4)
 
     def worker():
-        found.append(remembered(tmp_path, {"gpu": "A"}, measure))
+        found.append(remembered(tmp_path, {"gpu": "A"}, 100 * GB, measure))
 
     threads = [threading.Thread(target=worker) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(measured), found) == (1, [Knee(4, 1, 2)] * 4)
+    assert (len(measured), found) == (1, [knee_of(4)] * 4)
 
 
 def test_a_damaged_or_unwritable_cache_is_measured_anew(tmp_path):
-    remembered(tmp_path, {"gpu": "A"}, lambda: Knee(4, 1, 2))
+    remembered(tmp_path, {"gpu": "A"}, GB, lambda: knee_of(4))
     (file,) = tmp_path.glob("*.json")
-    for damage in ("{", "[]", '{"knee": {"batch_size": 3}}'):
+    older = '{"knee": {"batch_size": 3, "peak_of_one": 1, "peak_of_two": 2}}'  # of a version that did not say why
+    for damage in ("{", "[]", '{"knee": {"batch_size": 3}}', older):
         file.write_text(damage)
-        assert remembered(tmp_path, {"gpu": "A"}, lambda: Knee(8, 1, 2)).batch_size == 8
+        assert remembered(tmp_path, {"gpu": "A"}, GB, lambda: knee_of(8)).batch_size == 8
     (tmp_path / "file").write_text("")
-    assert remembered(tmp_path / "file" / "below", {"gpu": "A"}, lambda: Knee(8, 1, 2)).batch_size == 8
+    assert remembered(tmp_path / "file" / "below", {"gpu": "A"}, GB, lambda: knee_of(8)).batch_size == 8
     assert not [name for name in os.listdir(tmp_path) if name.endswith(str(os.getpid()))]
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,13 +152,52 @@ def test_killed_in_each_stage_it_goes_on_to_the_same_comparison(demo, cluster, t
     assert without_times(found) == without_times(expected)
 
 
+def test_questions_changed_in_between_are_told_before_images_are_made(demo, tmp_path):
+    _, folder = demo
+    out = shutil.copytree(folder, tmp_path / "out")
+    shutil.rmtree(out / "flashu")
+    other = tmp_path / "other.csv"
+    other.write_text(DEMO_QUESTIONS.read_text().replace("Is there a star?", "Is a star there?"))
+    refused = flashu("dpg", "--demo", *QUICK, "cluster.address=local", f"questions={other}", f"output.path={out}")
+    assert_refused(refused, "holds answers to another question file")
+    assert not (out / "flashu").exists()
+
+
+def test_arms_of_different_models_are_not_compared(demo, cluster, tmp_path):
+    _, folder = demo
+    out = shutil.copytree(folder, tmp_path / "out")
+    run = json.loads((out / "flashu" / "run.json").read_text())
+    run["model"]["identity"] = "model 0123, " + run["model"]["identity"].partition(", ")[2]
+    (out / "flashu" / "run.json").write_text(json.dumps(run))
+    before = (out / "comparison.json").read_bytes()
+    outcome = flashu("dpg", "--demo", *QUICK, cluster, f"output.path={out}")
+    assert outcome.code == 2
+    assert "the arms were drawn by different models: baseline by model " in outcome.err
+    assert "flashu by model 0123" in outcome.err
+    assert (out / "comparison.json").read_bytes() == before
+
+
+def test_prompts_given_up_are_told_and_the_others_compared(cluster, tmp_path):
+    good = items()[0]
+    (tmp_path / "q.csv").write_text(to_csv(items()[:2]))
+    rows = {"prompt_id": [good.id, items()[1].id], "prompt": [good.text, " "]}
+    pq.write_table(pa.table(rows), tmp_path / "m.parquet")
+    settings = (f"questions={tmp_path / 'q.csv'}", f"manifest.path={tmp_path / 'm.parquet'}", "sampling.num_images=1")
+    outcome = flashu("dpg", *QUICK, cluster, *settings, f"output.path={tmp_path / 'out'}")
+    assert outcome.code == 1
+    assert re.search(r"^prompts given up +1 +1$", outcome.out, re.MULTILINE), outcome.out
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [arm["items"] for arm in comparison["arms"].values()] == [1, 1]
+    assert "prompts given up" in (tmp_path / "out" / "comparison.html").read_text()
+
+
 def test_one_arm_in_s3_with_a_manifest_of_ones_own(bucket, tmp_path):
     """The prompts of the manifest count, their text is escaped, and one without questions is left out."""
     item = items()[0]
-    questions = to_csv([item]).replace(item.text, "a <b>bold</b> ring")
+    questions = to_csv([item])
     store = open_storage(bucket.url, S3Options(bucket.endpoint_url, path_style=True))
     store.put("questions.csv", questions.encode())
-    rows = {"prompt_id": ["other", item.id], "prompt": ["a blue circle", item.text]}
+    rows = {"prompt_id": ["other", item.id], "prompt": ["a blue circle", "a <b>bold</b> ring"]}
     pq.write_table(pa.table(rows), tmp_path / "m.parquet")
     (tmp_path / "mine.yaml").write_text(f"arms: baseline\nmanifest: {{path: {tmp_path / 'm.parquet'}}}\n")
     settings = (f"questions={bucket.url}/questions.csv", f"output.path={bucket.url}/out", "sampling.num_images=2")
@@ -166,11 +206,12 @@ def test_one_arm_in_s3_with_a_manifest_of_ones_own(bucket, tmp_path):
     outcome = flashu("dpg", tmp_path / "mine.yaml", *QUICK, cluster, *settings, *place)
     assert outcome.code == 0, outcome
     assert '1 of 2 prompts have no questions, and are left out: "other"' in outcome.out
-    comparison = json.loads(store.get("out/comparison.json"))
+    comparison = json.loads(store.get("out/baseline.json"))
     assert list(comparison["arms"]) == ["baseline"]
     assert (comparison["arms"]["baseline"]["items"], comparison["arms"]["baseline"]["images"]) == (1, 2)
     assert "difference" not in comparison
-    page = store.get("out/comparison.html").decode()
+    page = store.get("out/baseline.html").decode()
+    assert not store.exists("out/comparison.json")
     assert "a &lt;b&gt;bold&lt;/b&gt; ring" in page
     assert "<b>bold" not in page
     assert page.count("data:image/webp") == 2
@@ -186,10 +227,16 @@ def test_what_cannot_work_is_refused_before_anything_is_made(demo, tmp_path):
     assert_refused(flashu("dpg", asked), "output.path is not set")
     assert_refused(flashu("dpg", asked, *here, "arms=fast"), "arms is 'fast'; give baseline, flashu, or both")
     assert_refused(flashu("dpg", asked, *here, "arms=[flashu,flashu]"), "arms is 'flashu,flashu'")
+    assert_refused(flashu("dpg", asked, *here, "arms=5"), "arms is 5; give")
     assert_refused(flashu("dpg", asked, *here, "flashu.preset=off"), "flashu.preset is off")
+    assert_refused(flashu("dpg", asked, *here, "flashu.preset=typo"), "typo")
+    assert_refused(flashu("dpg", asked, *here, "flashu.r_p=7"), "r_p")
+    assert_refused(flashu("dpg", asked, *here, "sampling.batch_size=0"), "sampling.batch_size is 0")
     assert_refused(flashu("dpg", asked, *here, "vqa=oracle"), "there is no VQA model 'oracle'")
     assert_refused(flashu("dpg", asked, *here, "arm=flashu"), "there is no setting arm; did you mean arms?")
     assert_refused(flashu("dpg", "questions=nowhere.csv", *here), "nowhere.csv cannot be read")
+    assert_refused(flashu("dpg", f"questions=file://{tmp_path}/", *here), "cannot be read")
+    assert_refused(flashu("dpg", "questions=~nosuchuser/q.csv", *here), "cannot be read")
     assert_refused(flashu("dpg", asked, f"output.path={folder / 'flashu'}"), "holds a run")
     assert_refused(flashu("dpg", "nowhere.yaml", asked), "there is no config nowhere.yaml")
     assert_refused(flashu("dpg", "questions=s3://key:secret@bucket/q.csv", *here), "questions holds credentials")
@@ -201,5 +248,8 @@ def test_what_cannot_work_is_refused_before_anything_is_made(demo, tmp_path):
     before = contents(folder)
     other = tmp_path / "other.csv"
     other.write_text(to_csv(items()[:2]))
-    assert_refused(flashu("dpg", f"questions={other}", f"output.path={folder}"), "the prompts of another question file")
+    assert_refused(flashu("dpg", f"questions={other}", f"output.path={folder}"), "answers to another question file")
+    unscored = shutil.copytree(folder, tmp_path / "unscored", ignore=shutil.ignore_patterns("scores"))
+    refused = flashu("dpg", f"questions={other}", f"output.path={unscored}")
+    assert_refused(refused, "the prompts of another question file")
     assert contents(folder) == before

@@ -1,5 +1,6 @@
 """`flashu dpg` over a run of a few shapes-bench prompts, on a real Ray: scores, going on, export, and refusals."""
 
+import hashlib
 import json
 import shutil
 
@@ -99,15 +100,41 @@ def test_scores_are_those_of_the_rules_and_scoring_goes_on_where_it_stands(own_r
     assert all(file.stat().st_mtime_ns == answers[file] for file in kept)
 
 
-def test_an_image_that_cannot_be_read_is_told_and_the_others_count(own_run, bench, score):
-    image_file(own_run, bench[0], 1).write_bytes(b"no image")
-    image_file(own_run, bench[1], 2).unlink()
+def test_an_image_that_cannot_be_read_is_told_and_asked_about_when_it_is_there(own_run, bench, score):
+    files = [image_file(own_run, bench[0], 1), image_file(own_run, bench[1], 2)]
+    kept = [file.read_bytes() for file in files]
+    files[0].write_bytes(b"no image")
+    files[1].unlink()
     outcome = score(own_run)
     assert outcome.code == 1
-    assert f"{bench[0].id}', image 1: UnidentifiedImageError" in outcome.err
+    assert f"Not answered: '{bench[0].id}', image 1: image 1 of prompt '{bench[0].id}' cannot be read" in outcome.out
+    assert f"Not answered: '{bench[1].id}', image 2: image 2 of prompt '{bench[1].id}' is not in the" in outcome.out
     found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
     assert found["items"] == PROMPTS
     assert found["images"] + len(found["images_not_answered"]) == 4 * PROMPTS
+    for file, data in zip(files, kept, strict=True):
+        file.write_bytes(data)
+    assert score(own_run).code == 0
+    found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
+    assert list(found["by_item"].values()) == pytest.approx(plainly(own_run, bench))
+
+
+def test_answers_are_to_the_images_that_are_there_now(own_run, bench, score):
+    """A prompt's images were made anew since; so its shard is asked about again, and the others are not."""
+    assert score(own_run).code == 0
+    answers = {file: file.stat().st_mtime_ns for file in sorted((own_run / "scores" / "self").glob("*.parquet"))}
+    red, other = image_file(own_run, bench[0], 0), image_file(own_run, bench[5], 0)
+    red.write_bytes(other.read_bytes())
+    metadata = own_run / "metadata" / "shard-00000.parquet"
+    table = pq.read_table(metadata)
+    made = table.to_pylist()
+    made[0]["sha256"] = hashlib.sha256(red.read_bytes()).hexdigest()
+    pq.write_table(pa.Table.from_pylist(made, table.schema), metadata)
+    assert score(own_run).code == 0
+    found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
+    assert list(found["by_item"].values()) == pytest.approx(plainly(own_run, bench))
+    changed = [file.name for file, written in answers.items() if file.stat().st_mtime_ns != written]
+    assert changed == ["shard-00000.parquet"]
 
 
 def test_items_without_images_and_images_without_items_are_told(own_run, bench, score, tmp_path):
@@ -185,6 +212,10 @@ def test_answers_to_another_question_file_are_not_mixed(own_run, bench, score, t
     fewer = tmp_path / "fewer.csv"
     fewer.write_text(to_csv(bench[:3]))
     assert_refused(score(own_run, fewer), "holds answers to another question file")
+    (own_run / "scores" / "self" / "about.json").unlink()
+    assert_refused(score(own_run, fewer), "holds answers, and no about.json")
+    (own_run / "metadata" / "shard-00001.parquet").write_bytes(b"")
+    assert_refused(score(own_run, vqa="hf:a/b"), "shard-00001.parquet cannot be read")
 
 
 def test_grids_hold_the_four_images_where_the_official_script_cuts_them_out(run, bench, tmp_path):
@@ -199,6 +230,17 @@ def test_grids_hold_the_four_images_where_the_official_script_cuts_them_out(run,
         assert grid.size == (2 * side, 2 * side)
         for index, box in enumerate(boxes):
             assert grid.crop(box).tobytes() == Image.open(image_file(run, item, index)).convert("RGB").tobytes()
+
+
+def test_places_where_no_grid_can_be_written_are_told_in_a_line(run, bench, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/deeper"):
+        refused = flashu("dpg", "export", run, tmp_path / place)
+        assert_refused(refused, tmp_path / place, "a part of this path is a file")
+    assert (tmp_path / "file").read_text() == "mine"
+    taken = tmp_path / "grids" / f"{bench[0].id}.png"
+    taken.mkdir(parents=True)
+    assert_refused(flashu("dpg", "export", run, tmp_path / "grids"), taken, "it is a folder, where a file is needed")
 
 
 def test_runs_that_make_no_grids_are_refused(own_run, bench, tmp_path):

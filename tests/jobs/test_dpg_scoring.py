@@ -79,20 +79,6 @@ def test_an_example_by_hand():
     }
 
 
-def test_parts_merge_to_the_whole():
-    items = read([(item, n, "0" if n == 1 else "1", f"entity - {n % 2} (x)") for item in "abcd" for n in (1, 2, 3)])
-    rng = random.Random(1)
-    answers = {item: [{n: rng.random() < 0.5 for n in (1, 2, 3)} for _ in range(4)] for item in items}
-    whole, parts = BenchmarkScores(), [BenchmarkScores(), BenchmarkScores()]
-    for place, item in enumerate(items.values()):
-        whole.add(item, answers[item.id])
-        parts[place % 2].add(item, answers[item.id])
-    parts[0].merge(parts[1])
-    assert parts[0].overall == pytest.approx(whole.overall)
-    assert parts[0].categories == whole.categories
-    assert parts[0].levels_1 == whole.levels_1
-
-
 def test_the_first_data_row_counts_and_a_byte_order_mark_does_not():
     items = read_questions("\ufeff" + file_of([("a", 1, "0", "entity - whole (x)")]), "f.csv")
     assert items == {"a": Item("a", "the prompt of a", (Question(1, "Is 1 so?", (), "entity - whole"),))}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -23,6 +25,7 @@ from jobs.prepare import prepare
 from jobs.quality import NEAR_DUPLICATE_BITS, hamming
 from jobs.report import collect_statistics
 from jobs.run_folder import METADATA, metadata_key, read_run, shards_with
+from jobs.statistics import FOOTER_KEY, VERSION
 from tests.command import assert_refused, flashu
 from tests.jobs.synthetic_run import make_run
 
@@ -40,7 +43,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def large_run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "large", 10_000, side=32)
+    return make_run(tmp_path_factory.mktemp("runs") / "large", 10_000, per_shard=64, side=32)
 
 
 def rows_of(storage):
@@ -223,11 +226,13 @@ def test_the_card_of_a_run_says_nothing_of_filters(run):
     assert "filtered" not in run.get("report.html").decode()
 
 
-def test_texts_of_users_are_no_markup_in_card_and_page(run, tmp_path):
-    attack = "style != '<script>|`'"
-    flashu("filter", run.url, tmp_path / "copy", "--where", attack)
+def test_texts_of_users_are_no_markup_in_card_and_page(tmp_path):
+    source = make_run(tmp_path / "<script>alert()", 40)
+    flashu("filter", source.url, tmp_path / "copy", "--where", "style != '<script>|`'")
     assert "| dropped: not `style != '<script>\\|''` |" in (tmp_path / "copy/README.md").read_text()
-    assert "<script" not in (tmp_path / "copy/report.html").read_text()
+    page = (tmp_path / "copy/report.html").read_text()
+    assert "&lt;script&gt;alert()" in page
+    assert "<script>alert" not in page
 
 
 def test_a_copy_can_be_filtered_again(run, tmp_path):
@@ -242,6 +247,34 @@ def test_a_copy_can_be_filtered_again(run, tmp_path):
     assert card.index(f"| of `{run.url}` | 300 images |") < card.index(f"| of `{first}` |")
     assert "missing" not in card
     assert collect_statistics(LocalStorage(second)).gpu_seconds == pytest.approx(collect_statistics(run).gpu_seconds)
+
+
+def test_a_copy_of_a_stopped_copy_does_not_call_missing_what_was_not_copied_yet(run, tmp_path):
+    first, second = LocalStorage(tmp_path / "first"), tmp_path / "second"
+    flashu("filter", run.url, first.url, "--where", "width == 512")
+    for shard in range(6, 10):  # as if it had been stopped before
+        first.delete(metadata_key(shard))
+    outcome = flashu("filter", first.url, second, "--where", "true", "--allow-incomplete")
+    assert outcome.code == 0, outcome
+    card = (second / "README.md").read_text()
+    assert "missing" not in card
+    assert "| chosen; the copy is not finished |" in card
+
+
+def test_columns_of_types_that_arrow_cannot_filter_are_carried(run, tmp_path):
+    source, views = LocalStorage(tmp_path / "run"), []
+    shutil.copytree(run.url, source.url)
+    for shard in range(10):
+        table = pq.read_table(source.open(metadata_key(shard)))
+        view = pa.array([None, "é"] * (len(table) // 2), pa.string_view())
+        views += view.to_pylist()
+        table = table.add_column(0, "view", view)
+        pq.write_table(table, Path(source.url, metadata_key(shard)))
+    outcome = flashu("filter", source.url, tmp_path / "copy", "--where", "width == 512")
+    assert outcome.code == 0, outcome
+    kept = [row for row in rows_of(source).values() if row["width"] == 512]
+    assert list(rows_of(LocalStorage(tmp_path / "copy")).values()) == kept
+    assert {row["view"] for row in kept} == {None, "é"}
 
 
 # ------------------------------------------------------------------------------------------------------------ dedup
@@ -360,7 +393,8 @@ def undisturbed(slow_run, tmp_path_factory):
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(slow_run, undisturbed, tmp_path):
-    copy, rng = tmp_path / "copy", random.Random()
+    seed = random.randrange(10**6)
+    copy, rng = tmp_path / "copy", random.Random(seed)
     for shards in (0, 1, rng.randrange(2, 25), rng.randrange(25, 45), rng.randrange(45, 65)):
         process = start_filter(slow_run.url, copy, *ASKED)
         if shards:
@@ -371,21 +405,18 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(slow_run, undisturbed
     committed = {path.name: path.stat().st_mtime_ns for path in (copy / "metadata").iterdir()}
     outcome = flashu("filter", slow_run.url, copy, *ASKED)
     assert outcome.code == 0, outcome
-    assert files_of(copy) == undisturbed
+    assert files_of(copy) == undisturbed, f"killed at the moments of seed {seed}"
     later = {path.name: path.stat().st_mtime_ns for path in (copy / "metadata").iterdir()}
     assert {name: later[name] for name in committed if not name.startswith(".tmp")}.items() <= committed.items()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_it_after_the_shards_in_hand_and_the_same_command_goes_on(
-    slow_run, undisturbed, tmp_path, number
-):
+def test_ctrl_c_stops_it_after_the_shards_in_hand_and_the_same_command_goes_on(slow_run, undisturbed, tmp_path):
     copy = tmp_path / "copy"
     process = start_filter(slow_run.url, copy, *ASKED)
     wait_for_shards(process, copy, 5)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, (out, err)
+    assert process.returncode == 128 + signal.SIGINT, (out, err)
     done = len(list(shards_with(LocalStorage(copy), METADATA)))
     assert 5 <= done < 75
     stopped = f"stopped: {done} of 75 shards are in {copy}. Run the same command again to go on.\n"
@@ -398,6 +429,48 @@ def test_a_signal_stops_it_after_the_shards_in_hand_and_the_same_command_goes_on
     assert files_of(copy) == undisturbed
 
 
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)])
+def test_sigterm_or_a_second_ctrl_c_stops_it_at_once(slow_run, undisturbed, tmp_path, numbers):
+    source, copy = tmp_path / "run", tmp_path / "copy"
+    shutil.copytree(slow_run.url, source)
+    stuck = source / "data/00010" / min(os.listdir(source / "data/00010"))
+    data = stuck.read_bytes()
+    stuck.unlink()
+    os.mkfifo(stuck)  # as storage that does not answer: whoever opens it waits for ever
+    process = start_filter(source, copy, "--where", "true")
+    wait_for_shards(process, copy, 8)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.3)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + numbers[-1], (out, err)
+    assert out.endswith("Stopping. What is committed stays; the same command goes on from there.\n")
+    stuck.unlink()
+    stuck.write_bytes(data)
+    assert flashu("filter", source, copy, "--where", "true").code == 0
+    assert images_of(LocalStorage(copy), "files") == images_of(slow_run, "files")
+
+
+def test_of_two_filters_into_one_folder_the_later_one_is_refused(tmp_path):
+    source, copy = make_run(tmp_path / "run", 100), tmp_path / "copy"
+    waits = Path(source.url, metadata_key(3))
+    metadata = waits.read_bytes()
+    waits.unlink()
+    os.mkfifo(waits)
+    first = start_filter(source.url, copy, "--where", "width == 256")
+    with waits.open("wb") as pipe:  # opened once the first one reads it, while it chooses
+        whole = waits.with_name("whole")
+        whole.write_bytes(metadata)
+        whole.replace(waits)
+        second = flashu("filter", source.url, copy, "--where", "width == 1024")
+        pipe.write(metadata)
+    out, err = first.communicate(timeout=60)
+    assert second.code == 0, second
+    assert (first.returncode, out) == (2, ""), (out, err)
+    assert "holds another filtered copy: --where was 'width == 1024' and is 'width == 256'" in err
+    assert {row["width"] for row in rows_of(LocalStorage(copy)).values()} == {1024}
+
+
 def test_a_finished_copy_is_left_as_it_is(run, tmp_path):
     first = flashu("filter", run.url, tmp_path / "copy", *ASKED)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "copy").glob("*/*")}
@@ -407,7 +480,7 @@ def test_a_finished_copy_is_left_as_it_is(run, tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(large_run, tmp_path):
-    small_run, peaks = make_run(tmp_path / "small", 1_000, side=32), []
+    small_run, peaks = make_run(tmp_path / "small", 1_000, per_shard=64, side=32), []
     for source in (small_run, large_run):
         process = start_filter(source.url, tmp_path / f"copy-{len(peaks)}", "--where", "width > 0", "--dedup")
         process.stdout.read()
@@ -466,7 +539,9 @@ def test_images_that_are_missing_or_damaged_are_dropped_and_told_and_the_others_
     assert lost
     assert kept
     lines = outcome.out.splitlines()
-    assert len(lines) == min(len(lost), 10) + (len(lost) > 10) + 1
+    assert len(lines) == min(len(lost), 10) + (len(lost) > 10) + 2
+    assert "filter the run into a new folder" in lines[-2]
+    assert len(lost) <= 10 or lines[10] == f"… and {len(lost) - 10} more"
     for (shard, row), line in zip(lost, lines[:10], strict=False):
         prompt_id = rows[shard, row]["prompt_id"]
         assert line.startswith(f"Missing: shard {shard}, row {row}, {prompt_id!r}: "), line
@@ -477,6 +552,21 @@ def test_images_that_are_missing_or_damaged_are_dropped_and_told_and_the_others_
     assert f"| missing: chosen, but could not be read | {len(lost)} |" in (tmp_path / "copy/README.md").read_text()
     again = flashu("filter", source.url, tmp_path / "copy", "--where", "width >= 512")
     assert (again.code, again.out) == (1, f"{lines[-1]}\n")
+
+
+@pytest.mark.parametrize("payload", ["parquet", "webdataset"])
+def test_what_the_disk_cannot_read_now_is_not_given_up(tmp_path, payload):
+    source, copy = make_run(tmp_path / "run", 100, payload=payload), LocalStorage(tmp_path / "copy")
+    path = Path(source.url, FORMATS[payload].key(2))
+    path.rename(tmp_path / "whole")
+    path.symlink_to("/proc/self/mem")  # whose first bytes are an input/output error
+    outcome = flashu("filter", source.url, copy.url, "--where", "true")
+    assert outcome.code not in (0, 1), outcome
+    assert f"cannot read {source.url}/data (shard 2): " in outcome.err
+    assert 2 not in shards_with(copy, METADATA)
+    (tmp_path / "whole").replace(path)
+    assert flashu("filter", source.url, copy.url, "--where", "true").code == 0
+    assert images_of(copy, payload) == images_of(source, payload)
 
 
 # --------------------------------------------------------------------------------------------------------- refusals
@@ -598,6 +688,52 @@ def test_metadata_that_cannot_be_used_is_named_and_nothing_is_written(tmp_path):
     source.put(metadata_key(0), b"")
     refused = flashu("filter", source.url, copy, "--where", "not quality.broken")
     assert_refused(refused, "the metadata of shard 0 cannot be read as Parquet")
+
+
+def test_a_damaged_column_that_decides_nothing_is_named(tmp_path):
+    source = make_run(tmp_path / "run", 100)
+    path = Path(source.url, metadata_key(2))
+    spoiled, chunk = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0).column(1)
+    assert chunk.path_in_schema == "prompt"
+    start = chunk.dictionary_page_offset
+    spoiled[start : start + 60] = bytes(60)
+    path.write_bytes(spoiled)
+    refused = flashu("filter", source.url, tmp_path / "copy", "--where", "width > 0")
+    assert refused.code == 2, refused
+    assert f"{path} cannot be used: " in refused.err
+
+
+def test_statistics_of_another_version_are_refused_before_anything_is_written(tmp_path):
+    source = make_run(tmp_path / "run", 100)
+    table = pq.read_table(source.open(metadata_key(2)))
+    footer = table.schema.metadata[FOOTER_KEY].replace(f'"version": {VERSION}'.encode(), b'"version": 0')
+    pq.write_table(table.replace_schema_metadata({FOOTER_KEY: footer}), Path(source.url, metadata_key(2)))
+    refused = flashu("filter", source.url, tmp_path / "copy", "--where", "width > 0")
+    assert_refused(refused, f"{metadata_key(2)} cannot be used: statistics of version 0")
+    assert not (tmp_path / "copy/run.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"config": {}}'])
+@pytest.mark.parametrize("which", ["run", "copy"])
+def test_a_run_json_that_is_none_is_refused(run, tmp_path, text, which):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/run.json").write_text(text)
+    source, copy = (tmp_path / "odd", tmp_path / "copy") if which == "run" else (run.url, tmp_path / "odd")
+    told = f"{tmp_path / 'odd'}/run.json is damaged, or not of a run of flashu"
+    assert_refused(flashu("filter", source, copy, "--dedup"), told)
+
+
+def test_a_folder_with_somebodys_readme_is_refused(run, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    assert_refused(flashu("filter", run.url, tmp_path, "--dedup"), "holds README.md but no run.json")
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_copy_into_what_a_runs_folder_links_to_is_refused(tmp_path):
+    source = make_run(tmp_path / "run", 40)
+    shutil.move(tmp_path / "run/data", tmp_path / "disk")
+    (tmp_path / "run/data").symlink_to(tmp_path / "disk")
+    assert_refused(flashu("filter", source.url, tmp_path / "disk/copy", "--dedup"), "one lies in the other")
 
 
 def test_a_run_does_not_go_on_in_a_filtered_copy(tmp_path):

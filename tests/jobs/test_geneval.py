@@ -158,6 +158,25 @@ def test_a_prompt_that_was_given_up_is_told_with_its_error(own_run, tmp_path):
     assert outcome.err == "Missing: prompt '00002' was given up: ValueError: no\n"
 
 
+def test_of_a_filtered_copy_it_is_told_that_the_filter_dropped_the_rest(own_run, tmp_path):
+    chosen = "prompt_id == '00000' or (prompt_id == '00002' and image_index != 1)"
+    assert flashu("filter", own_run, tmp_path / "copy", "--where", chosen).code == 0
+    outcome = flashu("geneval", "export", tmp_path / "copy", tmp_path / "out")
+    assert outcome.code == 1
+    assert "7 images of 2 prompts" in outcome.out
+    dropped = f"1 prompts have no images in this filtered copy of {own_run}: the filter dropped them"
+    assert outcome.err.splitlines() == [
+        f"Missing: {dropped}, or they had none there",
+        "Missing: image 1 of prompt '00002' is not in this filtered copy; others have 4",
+    ]
+    (tmp_path / "copy/metadata/shard-00001.parquet").unlink()
+    outcome = flashu("geneval", "export", tmp_path / "copy", tmp_path / "fewer")
+    assert outcome.err.splitlines() == [
+        f"Missing: {dropped}, or they had none there",
+        "Missing: 1 prompts have no images yet: 1 of 2 shards are committed",
+    ]
+
+
 def test_missing_and_broken_images_are_told_and_no_earlier_one_stands_in_for_them(make_run, tmp_path):
     made = make_run("output.format=files")
     flashu("geneval", "export", made, tmp_path / "out")

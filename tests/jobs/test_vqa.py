@@ -14,10 +14,11 @@ from cluster.storage import S3Options, StorageError, open_storage
 from cluster.work import Lease, Place, SetupError, WorkerBrokenError
 from flashu.errors import InputError, OutOfMemoryError
 from jobs.config import ModelSection
-from jobs.dpg.answers import AnsweringWork, AskedImage
+from jobs.dpg.answers import AnsweringWork
 from jobs.dpg.hf_vqa import open_hf
 from jobs.dpg.questions import Item, Question
 from jobs.dpg.vqa import absolute_name, check_vqa, open_vqa, scores_folder, verdict
+from jobs.run_images import StoredImage
 from tests.jobs.vqa_checkpoints import make_blip, make_llava, make_vilt
 
 PICTURES = [
@@ -281,7 +282,7 @@ def worker(checkpoints, tmp_path):
     questions = tuple(Question(number, "is it? " * number, (), "entity") for number in range(1, 9))
     items = {"a": Item("a", "a prompt", questions)}
     name = f"hf:{checkpoints['vilt']}"
-    work = AnsweringWork(str(tmp_path), S3Options(), "files", ModelSection(), name, items, "scores/x/")
+    work = AnsweringWork(str(tmp_path), S3Options(), {}, ModelSection(), name, items, "scores/x/")
     work.setup(Place("worker", "node", 0.0))
     return work
 
@@ -291,7 +292,7 @@ def images():
     buffers = [io.BytesIO() for _ in range(6)]
     for buffer, picture in zip(buffers, 2 * PICTURES, strict=True):
         picture.save(buffer, "png")
-    return [AskedImage("a", index, buffer.getvalue()) for index, buffer in enumerate(buffers)]
+    return [StoredImage("a", index, f"a-{index}.png", "0", buffer.getvalue()) for index, buffer in enumerate(buffers)]
 
 
 @pytest.fixture
@@ -315,7 +316,7 @@ def network_raises(worker, monkeypatch):
 
 def _process(worker, images, lease=Lease(1, 0, 1)):  # noqa: B008 - it never changes
     running = []
-    return worker.process(lease, images, running.append), running
+    return worker.process(lease, images, running.append).rows, running
 
 
 def test_all_questions_about_all_images_are_answered_some_at_a_time(worker, images, network_raises):
