@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from flashu.errors import CheckpointError
 from flashu.models import checkpoint
 
+FILE = "tokenizer.json"
 ADDED_TOKENS = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # the order fixes their ids
 
 BOS, EOS = "<|im_start|>", "<|im_end|>"
@@ -95,14 +96,16 @@ class PromptTokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> PromptTokenizer:
-        """Load `tokenizer.json` from a folder, its `tokenizer/` subfolder, or a hub repository.
+        """Load a `tokenizer.json`, given itself, or in a folder, its `tokenizer/` subfolder, or a hub repository.
 
         Raises `CheckpointError` when there is none or it cannot be read.
         """
-        folder = checkpoint.resolve_folder(path_or_hub_id, ["tokenizer.json"])
-        file = find_tokenizer(folder)
-        if file is None:
-            raise CheckpointError(f"{folder} holds no tokenizer.json")
+        file: Path | None = Path(path_or_hub_id)
+        if file.name != FILE:
+            folder = checkpoint.resolve_folder(path_or_hub_id, [FILE])
+            file = find_tokenizer(folder)
+            if file is None:
+                raise CheckpointError(f"{folder} holds no {FILE}")
         try:
             return cls(Tokenizer.from_file(str(file)))
         except CheckpointError as error:
@@ -114,12 +117,12 @@ class PromptTokenizer:
         """Write `tokenizer.json`, and a `tokenizer_config.json` with which transformers' AutoTokenizer reads it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / "tokenizer.json"))
+        self.tokenizer.save(str(folder / FILE))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": PAD}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def find_tokenizer(folder: Path) -> Path | None:
     """A checkpoint folder's `tokenizer.json`, in it or in its `tokenizer/` subfolder."""
-    candidates = (folder / "tokenizer.json", folder / "tokenizer" / "tokenizer.json")
+    candidates = (folder / FILE, folder / "tokenizer" / FILE)
     return next((file for file in candidates if file.exists()), None)

@@ -32,6 +32,16 @@ def tokenizer(request):
     return PromptTokenizer(fakes.qwen_tokenizer())
 
 
+def test_a_file_is_taken_as_its_folder_is():
+    folder = EMBEDDED_FOLDER / "tokenizer"
+    given = PromptTokenizer.from_pretrained(folder / "tokenizer.json")
+    assert given.encode_prompt("a red circle", 60) == PromptTokenizer.from_pretrained(folder).encode_prompt(
+        "a red circle", 60
+    )
+    with pytest.raises(CheckpointError, match="cannot be read as a tokenizer"):
+        PromptTokenizer.from_pretrained(folder / "nowhere" / "tokenizer.json")
+
+
 def text_ids(tokenizer, prompt):
     return tokenizer.encode_prompt(prompt, 10_000).prefix[1:-1]
 
