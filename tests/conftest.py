@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 STARTS_RAY = (
     "test_benchmark.py", "test_chaos.py", "test_dpg.py", "test_pool.py", "test_run.py", "test_run_refusals.py",
-    "test_scheduler.py", "test_submit.py", "test_vqa.py",
+    "test_scheduler.py", "test_submit.py",
 )  # fmt: skip
 GOLDEN = Path(__file__).parent / "golden"
 
