@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flashu.errors import InputError
+from flashu.errors import InputError, OutOfMemoryError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -38,9 +38,10 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on a GPU or in the CPU's allocator."""
+    """Whether an allocation failed, on a GPU or in the CPU's allocator, in our own network or in another's."""
     signs = ("can't allocate memory", "Storage size calculation overflowed")
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+    known = (OutOfMemoryError, torch.OutOfMemoryError)
+    return isinstance(error, known) or any(sign in str(error) for sign in signs)
 
 
 def is_device_error(error: Exception) -> bool:

@@ -208,7 +208,7 @@ class GenerationWork(ShardWork):
             return
         running(items)
         error = self._attempt(batch, results)
-        if error and _is_full(error):
+        if error and is_out_of_memory(error):
             if len(batch) == 1:
                 raise WorkerBrokenError(str(error))
             self.batch_size = max(1, len(batch) // 2)
@@ -223,7 +223,7 @@ class GenerationWork(ShardWork):
         """A prompt that raised by itself gets a second chance, and is given up after that."""
         if not isinstance(error, InputError):
             error = self._attempt(batch, results)
-        if error and _is_full(error):
+        if error and is_out_of_memory(error):
             raise WorkerBrokenError(str(error))
         if error:
             results.failures[item] = describe(error)
@@ -355,11 +355,6 @@ class GenerationWork(ShardWork):
             self.storage.delete(failures_key(shard))
         raised = len(failures) - encoded.bad_rows
         return {"shard": shard, "statistics": statistics, "images": len(rows), "raised": raised}
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether memory ran out, in our own network or in another's."""
-    return isinstance(error, OutOfMemoryError) or is_out_of_memory(error)
 
 
 def _sha256(data: bytes) -> str:

@@ -29,6 +29,7 @@ ColumnOption = Annotated[
     list[str] | None,
     typer.Option("--column", metavar="OURS=THEIRS", help="Rename a column, as prompt=caption. May be repeated."),
 ]
+NumImagesOption = Annotated[int, typer.Option(help="Images of each prompt.")]
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="A Parquet file, folder or glob; local or s3://.")]
 ShardSizeOption = Annotated[int, typer.Option(help="Rows in a shard.")]
 
@@ -77,7 +78,7 @@ def dpg(
         str, typer.Argument(metavar="SRC", help="DPG-Bench's folder of .txt prompts, or dpg_bench_meta_data.json.")
     ],
     output: DestinationOption,
-    num_images: Annotated[int, typer.Option(help="Images of each prompt.")] = 4,
+    num_images: NumImagesOption = 4,
     force: ForceOption = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
@@ -86,16 +87,14 @@ def dpg(
     from manifests.dpg import PROMPTS, build_dpg
 
     report = build_dpg(source, output, num_images=num_images, force=force, endpoint_url=endpoint_url, region=region)
-    _print_report(output, report)
-    if report.rows != PROMPTS:
-        typer.echo(f"The official benchmark has {PROMPTS:,} prompts.")
+    _print_report(output, report, PROMPTS)
 
 
 @app.command()
 def geneval(
     source: Annotated[str, typer.Argument(metavar="SRC", help="GenEval's evaluation_metadata.jsonl; local or s3://.")],
     output: DestinationOption,
-    num_images: Annotated[int, typer.Option(help="Images of each prompt.")] = 4,
+    num_images: NumImagesOption = 4,
     force: ForceOption = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
@@ -104,9 +103,7 @@ def geneval(
     from manifests.geneval import PROMPTS, build_geneval
 
     report = build_geneval(source, output, num_images=num_images, force=force, endpoint_url=endpoint_url, region=region)
-    _print_report(output, report)
-    if report.rows != PROMPTS:
-        typer.echo(f"The official benchmark has {PROMPTS:,} prompts.")
+    _print_report(output, report, PROMPTS)
 
 
 @app.command()
@@ -188,13 +185,16 @@ def _columns(options: list[str] | None) -> dict[str, str]:
     return columns
 
 
-def _print_report(output: str, report: BuildReport) -> None:
+def _print_report(output: str, report: BuildReport, official: int | None = None) -> None:
+    """`official` is how many prompts the benchmark has that this should be."""
     files = "1 file" if report.files == 1 else f"{report.files:,} files"
     typer.echo(f"{output}: {report.rows:,} rows in {files}; columns {', '.join(report.columns)}")
     if report.ids_made:
         typer.echo(f"{report.ids_made:,} prompt ids made")
     if report.dropped:
         typer.echo(f"{report.dropped:,} duplicates dropped")
+    if official not in (None, report.rows):
+        typer.echo(f"The official benchmark has {official:,} prompts.")
 
 
 def _print_check(manifest: Manifest, found: Check) -> None:

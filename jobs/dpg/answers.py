@@ -17,7 +17,7 @@ from PIL import Image
 from cluster.storage import S3Options, StorageError, open_storage
 from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
 from flashu.devices import is_device_error, is_out_of_memory
-from flashu.errors import InputError, OutOfMemoryError
+from flashu.errors import InputError
 from jobs.config import ModelSection
 from jobs.dpg.questions import Item, Question
 from jobs.dpg.vqa import open_vqa, verdict
@@ -79,7 +79,7 @@ class AnsweringWork(ShardWork):
         except (InputError, StorageError) as error:
             raise SetupError(f"{error} (on node {place.node})") from None
         except Exception as error:
-            if not _is_full(error):
+            if not is_out_of_memory(error):
                 raise
             raise SetupError(describe(error)) from None
         self.at_once = self.vqa.at_once
@@ -119,7 +119,7 @@ class AnsweringWork(ShardWork):
         except Exception as raised:
             if is_device_error(raised):
                 raise WorkerBrokenError(describe(raised)) from None
-            if not _is_full(raised):
+            if not is_out_of_memory(raised):
                 raise
             error = describe(raised)  # not the exception, whose traceback would hold on to the batch's tensors
         if error:
@@ -158,11 +158,6 @@ def _unanswered(image: StoredImage, error: str) -> dict[str, Any]:
 def images_digest(images: Iterable[tuple[str, int, str | None]]) -> str:
     """Of a shard's images that are asked about, by prompt id, number and sha256: answers are to these images alone."""
     return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether memory ran out, in our own network or in another's."""
-    return isinstance(error, OutOfMemoryError) or is_out_of_memory(error)
 
 
 def answers_key(folder: str, shard: int) -> str:

@@ -28,16 +28,6 @@ ARMS = ("baseline", "flashu")
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """The setting that joins a Ray cluster of two CPUs."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    yield f"cluster.address={cluster.address}"
-    cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
 def demo(cluster, tmp_path_factory):
     """The demo's output, and its folder."""
     folder = tmp_path_factory.mktemp("benchmark") / "out"

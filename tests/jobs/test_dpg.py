@@ -18,16 +18,6 @@ PROMPTS = 6
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """The setting that joins a Ray cluster of two CPUs."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    yield f"cluster.address={cluster.address}"
-    cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
 def bench():
     return items()[:: len(items()) // PROMPTS][:PROMPTS]
 
