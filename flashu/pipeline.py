@@ -23,7 +23,7 @@ from flashu.acceleration.plan import Plan, make_plan
 from flashu.config import BATCH_SIZE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS
 from flashu.devices import is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
-from flashu.models import checkpoint, geometry
+from flashu.models import blocks, checkpoint, geometry
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer, find_tokenizer
@@ -57,6 +57,7 @@ class TextToImagePipeline:
                 f"{model.config.image_latent_dim}; they do not belong together"
             )
         self.model, self.vae, self.tokenizer = model, vae, tokenizer
+        self.blocks = blocks.AS_THEY_ARE
 
     @classmethod
     def from_pretrained(
@@ -102,6 +103,16 @@ class TextToImagePipeline:
         if not isinstance(vae, WanImageVAE):
             vae = WanImageVAE.from_pretrained(vae or _vae_beside(model), dtype=model.dtype, device=model.device)
         return cls(model, vae, tokenizer)
+
+    def compile(self, mode: str = "auto") -> TextToImagePipeline:
+        """From now on, generate with compiled blocks, which the first batches compile; returns the pipeline.
+
+        mode: "auto" compiles on CUDA and does nothing elsewhere; "max" compiles on any device and tries more kernels,
+        which takes minutes; "off" takes it back. Pictures stay the same to rounding. Raises `InputError` as
+        `blocks.compile_blocks` does.
+        """
+        self.blocks = blocks.compile_blocks(mode, self.model.device)
+        return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, VAE, tokenizer and config as one folder that `from_pretrained` reads with no download.
@@ -296,7 +307,7 @@ class TextToImagePipeline:
         rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], token_grid)
         seeds = [request.seed for request in batch]
         noise = sampler.initial_noise(seeds, self.model.config.image_latent_dim, height, width)
-        states = sampler.trajectory(self.model, noise, rows, time_points, plan)
+        states = sampler.trajectory(self.model, noise, rows, time_points, plan, self.blocks)
         latents = next(states)
         for state in states:
             latents = state

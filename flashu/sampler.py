@@ -17,6 +17,7 @@ from flashu import arguments
 from flashu.acceleration import layer_skipping
 from flashu.acceleration.layer_skipping import SkipSets
 from flashu.acceleration.plan import Head, Llm, Plan, PlanRow
+from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.qwen2 import Variant
 from flashu.models.showo2 import Prefix, Showo2Qwen2_5
 
@@ -65,16 +66,24 @@ def guide(velocity: Tensor, scale: float, images: int) -> Tensor:
 
 
 @torch.no_grad()
-def trajectory(model: Showo2Qwen2_5, noise: Tensor, rows: Rows, time_points: Tensor, plan: Plan) -> Iterator[Tensor]:
+def trajectory(
+    model: Showo2Qwen2_5,
+    noise: Tensor,
+    rows: Rows,
+    time_points: Tensor,
+    plan: Plan,
+    blocks: Blocks = AS_THEY_ARE,
+) -> Iterator[Tensor]:
     """Integrate from `noise` (images, channels, height, width), yielding the float32 state at every grid point.
 
-    `rows` has unconditional rows where `plan.guided`; `plan` has a row for every interval of `time_points`.
+    `rows` has unconditional rows where `plan.guided`; `plan` has a row for every interval of `time_points`. `blocks` is
+    how the network's blocks are called.
     """
     images = len(noise)
     state = noise.to(model.device, torch.float32)
     yield state
     times = model.embed_times(time_points[:-1])
-    prefixes = _Prefixes(model, rows, images, plan)
+    prefixes = _Prefixes(model, rows, images, plan, blocks)
     stored = None
     for index, (row, interval) in enumerate(zip(plan.rows, time_points.diff().tolist(), strict=True)):
         time = times.at(index)
@@ -95,8 +104,8 @@ def trajectory(model: Showo2Qwen2_5, noise: Tensor, rows: Rows, time_points: Ten
 class _Prefixes:
     """The batch's prefix under each variant of the LLM, made when a row first needs it, dropped after the last."""
 
-    def __init__(self, model: Showo2Qwen2_5, rows: Rows, images: int, plan: Plan):
-        self.model, self.rows, self.images, self.plan = model, rows, images, plan
+    def __init__(self, model: Showo2Qwen2_5, rows: Rows, images: int, plan: Plan, blocks: Blocks):
+        self.model, self.rows, self.images, self.plan, self.blocks = model, rows, images, plan, blocks
         self.skipped: SkipSets | None = None
         self.made: dict[tuple[Llm, bool], Prefix] = {}
         self.measures_left = sum(row.measure for row in plan.rows)
@@ -109,7 +118,10 @@ class _Prefixes:
             needed = {(other.llm, other.skip) for other in later}
             self.made = {made: prefix for made, prefix in self.made.items() if made in needed}
             suffixes = self.rows.suffixes if self.measures_left and not row.skip else None
-            self.made[kind] = self.model.encode_prefix(self.rows.prefixes, self.rows.grid, self._variant(row), suffixes)
+            rows, guided = self.rows, len(self.rows.prefixes) > self.images
+            self.made[kind] = self.model.encode_prefix(
+                rows.prefixes, rows.grid, self._variant(row), suffixes, guided, self.blocks
+            )
         return self.made[kind]
 
     def skip_least_important(self, similarity: Tensor) -> None:

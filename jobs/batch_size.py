@@ -28,6 +28,7 @@ GAIN = 1.05  # in images per second, by which a batch of double size must be fas
 NEAR = 0.97  # of the best images per second: the smallest batch with that is taken
 LONGEST_S = 60.0  # of a batch: a longer one gains nothing, and a worker shows no sign of life meanwhile
 LONGEST_PROMPT = "a very long prompt " * 200  # cut to what the model reads
+SHORTER_PROMPT = "a shorter prompt"  # beside it, so that a batch has prompts of several lengths, as a run's mostly have
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def choose_batch_size(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
-        generate([LONGEST_PROMPT] * images)
+        generate(prompts(images))
         torch.cuda.synchronize(device)
         return Trial(time.perf_counter() - start, torch.cuda.max_memory_allocated(device))
 
@@ -99,6 +100,11 @@ def choose_batch_size(
     kind = {"gpu": gpu.name, "memory_bytes": gpu.total_memory, "torch": torch.__version__, **setting}
     folder = cache_folder(cache_dir) / "batch-sizes"
     return remembered(folder, kind, available, lambda: find_knee(attempt, available)).within(available)
+
+
+def prompts(images: int) -> list[str]:
+    """As many as a batch of so many images has, and as long as any."""
+    return ([LONGEST_PROMPT, SHORTER_PROMPT] * images)[:images]
 
 
 def remembered(folder: Path, kind: Mapping[str, Any], available: float, measure: Callable[[], Knee]) -> Knee:
@@ -134,10 +140,11 @@ def find_knee(attempt: Callable[[int], Trial], available: float) -> Knee:
     Batches are doubled while that pays. `attempt(images)` makes one of them. Raises `OutOfMemoryError` when not even
     one image fits.
     """
-    attempt(1)  # the first of all takes longer
+    attempt(1)  # the first of all takes longer, and so does the first of several images, where that compiles
     one = attempt(1)
     rates = {1: 1 / one.seconds}
     try:
+        attempt(2)
         two = attempt(2)
     except OutOfMemoryError:
         return Knee(1, one.peak_bytes, 2 * one.peak_bytes, available, memory_ended_it=True)

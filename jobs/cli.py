@@ -104,6 +104,9 @@ def generate(
         Path | None, typer.Option(help="Calibrated scores for --flashu.", show_default="measured first")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images made at once.")] = BATCH_SIZE,
+    compile_mode: Annotated[
+        str, typer.Option("--compile", help="off, auto (on CUDA) or max: worth its minute for many images.")
+    ] = "off",
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -116,6 +119,7 @@ def generate(
     from flashu import arguments
     from flashu.acceleration.plan import make_plan
     from flashu.acceleration.wanda import WandaScores
+    from flashu.models.blocks import check_mode
     from flashu.patch import apply_flashu_patch
     from flashu.pipeline import TextToImagePipeline
 
@@ -128,6 +132,7 @@ def generate(
     steps = steps if steps is not None else settings.total_steps if settings else NUM_INFERENCE_STEPS
     arguments.whole("--steps", steps, least=2)
     arguments.whole("--batch-size", batch_size, least=1)
+    check_mode("--compile", compile_mode)
     arguments.texts("prompts", [*prompts, negative])
     arguments.seeds(seed, len(prompts))
     if guidance is not None:
@@ -137,7 +142,7 @@ def generate(
     pipe = TextToImagePipeline.from_pretrained(model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device)
     if settings:
         apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
-    pictures = pipe.stream(
+    pictures = pipe.compile(compile_mode).stream(
         prompts,
         seeds=seed,
         negative_prompts=negative,

@@ -28,6 +28,7 @@ class ModelSection:
     vae: Optional[str] = None  # beside the model, else the hub
     tokenizer: Optional[str] = None  # beside the model, else the hub
     dtype: Optional[str] = None  # bfloat16 on CUDA, else float32
+    compile: str = AUTO  # on CUDA; or off; or max, which tries more kernels, and takes minutes
     cache_dir: Optional[str] = None  # where a node keeps s3:// checkpoints; ~/.cache/flashu
 
 
@@ -190,8 +191,9 @@ def _merge(config: Any, load: Any, source: str) -> Any:
     for name in loaded:
         if name in sections and not isinstance(loaded[name], DictConfig):
             raise InputError(f"{source}: {name} must be a mapping of {', '.join(sections[name])}")
-    if loaded.get("flashu", {}).get("preset") is False:
-        loaded.flashu.preset = "off"  # which YAML takes for a truth value
+    for section, name in (("flashu", "preset"), ("model", "compile")):
+        if loaded.get(section, {}).get(name) is False:
+            loaded[section][name] = "off"  # which YAML takes for a truth value
     try:
         merged = OmegaConf.merge(config, loaded)
         OmegaConf.to_object(merged)  # resolves ${…}

@@ -109,6 +109,8 @@ class GenerationWork(ShardWork):
             self.batch_size = batch_size.choose_batch_size(
                 config.sampling.batch_size, device, self._try_batch, self._batch_setting(), config.model.cache_dir
             )
+            if self.model.pipe.blocks.compiled:  # now, where no lease waits for it
+                self._try_batch(batch_size.prompts(self.batch_size))
         except (InputError, ManifestError, StorageError, OutOfMemoryError) as error:
             raise SetupError(str(error)) from None
         self.schema = record_schema(
@@ -144,7 +146,7 @@ class GenerationWork(ShardWork):
 
     def _batch_setting(self) -> dict[str, Any]:
         """What the best batch size depends on, beside the GPU."""
-        sampling = self.config.sampling
+        config, sampling = self.config, self.config.sampling
         return {
             "model": self.model.fingerprint,
             "dtype": self.model.dtype,
@@ -153,6 +155,7 @@ class GenerationWork(ShardWork):
             "guided": self.defaults.guidance_scale not in (0, 1),
             "flashu": self.settings and asdict(self.settings),
             "scores": list(self.scorers),
+            "compiled": config.model.compile if self.model.pipe.blocks.compiled else None,
             "version": flashu.__version__,
         }
 

@@ -16,6 +16,7 @@ from flashu import arguments
 from flashu.acceleration.plan import make_plan
 from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
+from flashu.models.blocks import check_mode
 from flashu.models.geometry import parse_size as token_grid
 from flashu.sampler import time_grid
 from jobs.batch_size import check_batch_size
@@ -97,6 +98,7 @@ def check_settings(config: RunConfig) -> FlashUConfig | None:
         token_grid(size, (1, 1))
     arguments.whole("sampling.num_images", sampling.num_images, least=1)
     check_batch_size(sampling.batch_size)
+    check_mode("model.compile", config.model.compile)
     if output.format not in FORMATS:
         raise InputError(f"output.format is {output.format!r}; choose one of: {', '.join(FORMATS)}")
     ImageEncoder(output.image_format, output.quality)
@@ -194,7 +196,7 @@ def _essence(run: dict[str, Any]) -> dict[str, Any]:
         for section in ("model", "flashu", "sampling", "output", "quality")
         for name, value in (defaults[section] | config[section]).items()
     }
-    for name in ("sampling.batch_size", "model.cache_dir", "output.path", "output.retry_failures"):
+    for name in ("sampling.batch_size", "model.cache_dir", "model.compile", "output.path", "output.retry_failures"):
         essence.pop(name, None)
     essence |= {f"manifest.{name}": config["manifest"][name] for name in ("shard_size", "limit")}
     return essence | {"the manifest's fingerprint": run["manifest"]["fingerprint"]}

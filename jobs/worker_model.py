@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from cluster.checkpoint_cache import local_copy
+from cluster.checkpoint_cache import cache_folder, local_copy
 from cluster.storage import S3Options, Storage
 from flashu.acceleration.wanda import WandaScores
 from flashu.calibration import calibrate
@@ -80,6 +80,8 @@ def load(
     own = fingerprint(pipe.model)
     dtype = str(pipe.model.dtype).removeprefix("torch.")
     identity = f"model {own[:16]}, VAE {fingerprint(pipe.vae)[:16]}, {dtype}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder(model.cache_dir) / "compiled"))
+    pipe.compile(model.compile)
     if settings is not None:
         scores = None
         if Acceleration.of(settings, pipe.model.config.llm).needs_generation_scores:

@@ -6,13 +6,13 @@ at the same time, so the modulations carry no batch dimension, and those of a wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flashu.models.geometry import HeadGeometry
-from flashu.models.layers import Attention, GatedMlp, KeyValue, Rotary, llama3_scaled, rotary_frequencies
+from flashu.models.layers import Attention, GatedMlp, Halves, KeyValue, Rotary, llama3_scaled, rotary_frequencies
 
 ROPE_THETA = 500_000.0
 
@@ -34,7 +34,9 @@ class ModulatedAttentionBlock(nn.Module):
         self.mlp = GatedMlp(g.hidden_size, g.intermediate_size)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(g.hidden_size, 6 * g.hidden_size))
 
-    def forward(self, x: Tensor, rotary: Rotary, modulation: Tensor, prefix: KeyValue, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary, modulation: Tensor, prefix: KeyValue | Halves, mask: Tensor | None
+    ) -> Tensor:
         """Run the image span (rows, span, hidden) under `modulation` (6, hidden)."""
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
         attended, _ = self.self_attn(modulate(self.input_layernorm(x), shift_attn, scale_attn), rotary, prefix, mask)
@@ -46,6 +48,11 @@ class ModulatedAttentionBlock(nn.Module):
         attended, own = self.self_attn(self.input_layernorm(x), rotary)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), own
+
+
+def run_text(block: ModulatedAttentionBlock, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeyValue]:
+    """`ModulatedAttentionBlock.forward_prefix`, as a function."""
+    return block.forward_prefix(x, rotary)
 
 
 class DiffusionHead(nn.ModuleList):
@@ -62,22 +69,33 @@ class DiffusionHead(nn.ModuleList):
         """(steps, hidden) time embeddings to every block's modulation, (steps, blocks, 6, hidden)."""
         return torch.stack([block.adaLN_modulation(time_embeds).unflatten(-1, (6, -1)) for block in self], dim=1)
 
-    def encode_prefix(self, x: Tensor, rotary: Rotary) -> list[KeyValue]:
+    def encode_prefix(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        run_block: Callable[..., tuple[Tensor, KeyValue]] = run_text,
+    ) -> list[KeyValue]:
         """Each block's keys and values of the text (rows, prefix, hidden). The last block's output is not needed."""
         *blocks, last = self
         seen = []
         for block in blocks:
-            x, own = block.forward_prefix(x, rotary)
+            x, own = run_block(block, x, rotary)
             seen.append(own)
         seen.append(last.self_attn.key_value(last.input_layernorm(x), rotary))
         return seen
 
     def forward(
-        self, x: Tensor, rotary: Rotary, modulation: Tensor, prefix: Sequence[KeyValue], mask: Tensor | None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        modulation: Tensor,
+        prefix: Sequence[KeyValue | Halves],
+        mask: Tensor | None,
+        run_block: Callable[..., Tensor] = ModulatedAttentionBlock.__call__,
     ) -> Tensor:
         """Run the image span (rows, span, hidden) under one step's `modulation` (blocks, 6, hidden)."""
         for index, block in enumerate(self):
-            x = block(x, rotary, modulation[index], prefix[index], mask)
+            x = run_block(block, x, rotary, modulation[index], prefix[index], mask)
         return x
 
 

@@ -29,9 +29,28 @@ class KeyValue(NamedTuple):
         """Those of some rows only."""
         return KeyValue(self.key[index], self.value[index])
 
+    def halves(self) -> tuple[KeyValue, KeyValue]:
+        """Those of the first half of the rows, and those of the second."""
+        (key, other_key), (value, other_value) = self.key.chunk(2), self.value.chunk(2)
+        return KeyValue(key, value), KeyValue(other_key, other_value)
+
+    def upto(self, length: int) -> KeyValue:
+        """Those of the first `length` positions."""
+        return KeyValue(self.key[:, :, :length], self.value[:, :, :length])
+
     def followed_by(self, own: KeyValue) -> KeyValue:
         """These positions and, behind them, those of `own`."""
         return KeyValue(torch.cat((self.key, own.key), dim=2), torch.cat((self.value, own.value), dim=2))
+
+
+class Halves(NamedTuple):
+    """Keys and values of rows in CFG order, of which the second half, (rows / 2, …), are all of one length.
+
+    So those need no mask, which fused attention kernels are much faster without.
+    """
+
+    first: KeyValue
+    second: KeyValue
 
 
 class KeyValueCache:
@@ -126,7 +145,7 @@ class Attention(Joined):
         self,
         x: Tensor,
         rotary: Rotary,
-        prefix: KeyValue | KeyValueCache | None = None,
+        prefix: KeyValue | Halves | KeyValueCache | None = None,
         mask: Tensor | None = None,
         tail: Tensor | None = None,
         kv_heads: int | None = None,
@@ -134,7 +153,8 @@ class Attention(Joined):
         """Attend from `x` (rows, positions, hidden).
 
         Without `prefix` and `mask`, causally within `x`. With `prefix`, from every position of `x` to the prefix and
-        to all of `x`. `mask` (rows, 1, 1 or positions, prefix + positions) is true where a key may be seen.
+        to all of `x`. `mask` (rows, 1, 1 or positions, prefix + positions) is true where a key may be seen; beside
+        `Halves` it is the first half's, and there is no `tail`.
         `tail` (rows, 1, tail, prefix + positions) says what the last positions of `x` see; the others, and `mask`, then
         know nothing of them.
         `kv_heads` runs only the first key-value heads, with the query heads that belong to them.
@@ -150,16 +170,10 @@ class Attention(Joined):
         query = rotary(self.q_norm(self._heads(query)))
         if prefix is None:
             own = _own(own)  # it may be kept
-        key, value = own if prefix is None else prefix.followed_by(own)
-        if prefix is None and mask is None:
-            grouped = query.shape[1] != key.shape[1]
-            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-        elif tail is None:
-            out = _grouped_attention(query, key, value, mask)
+        if isinstance(prefix, Halves):
+            out = _halved_attention(query, prefix, own, mask)
         else:
-            span = -tail.shape[2]
-            out = _grouped_attention(query[:, :, :span], key[:, :, :span], value[:, :, :span], mask)
-            out = torch.cat((out, _grouped_attention(query[:, :, span:], key, value, tail)), dim=2)
+            out = _attention(query, own if prefix is None else prefix.followed_by(own), prefix is None, mask, tail)
         return sliced(self.o_proj, out.transpose(1, 2).flatten(2), inputs=width), own
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -169,6 +183,27 @@ class Attention(Joined):
 def _own(states: KeyValue) -> KeyValue:
     """With values in memory of their own: joined layers make them together with others, which would be kept too."""
     return states._replace(value=states.value.contiguous())
+
+
+def _attention(query: Tensor, seen: KeyValue, alone: bool, mask: Tensor | None, tail: Tensor | None) -> Tensor:
+    """See `Attention.forward`; `alone` says that there is no prefix."""
+    key, value = seen
+    if alone and mask is None:
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+    if tail is None:
+        return _grouped_attention(query, key, value, mask)
+    span = -tail.shape[2]
+    out = _grouped_attention(query[:, :, :span], key[:, :, :span], value[:, :, :span], mask)
+    return torch.cat((out, _grouped_attention(query[:, :, span:], key, value, tail)), dim=2)
+
+
+def _halved_attention(query: Tensor, prefix: Halves, own: KeyValue, mask: Tensor | None) -> Tensor:
+    """Attention of each half of the rows to its own prefix, and to what follows it."""
+    out = []
+    for part, seen, its_own, its_mask in zip(query.chunk(2), prefix, own.halves(), (mask, None), strict=True):
+        out.append(_grouped_attention(part, *seen.followed_by(its_own), its_mask))
+    return torch.cat(out)
 
 
 def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

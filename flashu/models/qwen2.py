@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashu.models.geometry import LlmGeometry
-from flashu.models.layers import Attention, GatedMlp, KeyValue, KeyValueCache, Rotary, Span, embedding
+from flashu.models.layers import Attention, GatedMlp, Halves, KeyValue, KeyValueCache, Rotary, Span, embedding
 
 Observer = Callable[[int, Tensor, Tensor], None]  # layer number, its input, its output: (rows, positions, hidden) each
 
@@ -69,7 +69,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         rotary: Rotary,
-        prefix: KeyValue | KeyValueCache | None,
+        prefix: KeyValue | Halves | KeyValueCache | None,
         mask: Tensor | None,
         tail: Tensor | None,
         kv_heads: int | None = None,
@@ -91,18 +91,20 @@ class Qwen2Model(nn.Module):
         self,
         x: Tensor,
         rotary: Rotary,
-        prefix: Sequence[KeyValue | KeyValueCache | None] | None = None,
+        prefix: Sequence[KeyValue | Halves | KeyValueCache | None] | None = None,
         mask: Tensor | None = None,
         tail: Tensor | None = None,
         variant: Variant = WHOLE,
         observe: Observer | None = None,
         layers: range | None = None,
+        run_layer: Callable[..., tuple[Tensor, KeyValue]] = DecoderLayer.__call__,
     ) -> tuple[Tensor, list[KeyValue | None]]:
         """Run embeddings (rows, positions, hidden) through the layers and the final norm.
 
         See `layers.Attention.forward` for `prefix` (one entry a layer, made by the same variant), `mask` and `tail`,
         which needs all rows. `observe` is shown every layer that all rows run; the last one's output as the final norm
-        leaves it. `layers` runs those only; the final norm follows the last of all.
+        leaves it. `layers` runs those only; the final norm follows the last of all. `run_layer` is how a layer is
+        called: compiled, for instance.
         Returns the normed output and each layer's keys and values, of the rows that ran it.
         """
         seen: list[KeyValue | None] = []
@@ -111,10 +113,10 @@ class Qwen2Model(nn.Module):
             past = prefix[index] if prefix else None
             part = (variant.kv_heads, variant.neurons_of(index))
             if rows is None:
-                x, own = layer(x, rotary, past, mask, tail, *part)
+                x, own = run_layer(layer, x, rotary, past, mask, tail, *part)
             elif len(rows):
-                seen_by_rows = None if mask is None else mask[rows]
-                some, own = layer(x[rows], rotary.rows(rows), past, seen_by_rows, None, *part)
+                masked = None if mask is None else mask[rows.chunk(len(x) // len(mask))[0]]  # all rows, or half of them
+                some, own = run_layer(layer, x[rows], rotary.rows(rows), past, masked, None, *part)
                 x = x.index_copy(0, rows, some)
             seen.append(own)
             if index == len(self.layers) - 1:

@@ -28,10 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashu.models import checkpoint
+from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
-from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
+from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Variant
 from flashu.models.siglip import SiglipEncoder
 
@@ -92,13 +93,14 @@ class Prefix:
     rows: int
     grid: tuple[int, int]  # token grid of the image, (height, width)
     variant: Variant  # of the LLM that made it and goes on from it
-    llm: list[KeyValue | None]
-    head: list[KeyValue]
+    llm: list[KeyValue | Halves | None]
+    head: list[KeyValue | Halves]
     llm_rotary: Rotary  # of the span's positions, which start where each row's text ends
     head_rotary: Rotary
-    mask: Tensor | None  # (rows, 1, 1, prefix + span); None when all prefixes are of one length
+    mask: Tensor | None  # (rows, or half of them, 1, 1, prefix + span); None when their prefixes are of one length
     semantic_positions: Tensor  # (tokens, vision hidden): SigLIP's position embedding, resized to the grid
     suffix: Suffix | None = None  # where whole rows are to be measured
+    blocks: Blocks = AS_THEY_ARE  # how the network's blocks are called
 
 
 @dataclass
@@ -109,6 +111,8 @@ class Suffix:
     """
 
     embeds: Tensor  # (rows, suffix, llm hidden)
+    llm: list[KeyValue]  # of the prefix, for all rows alike
+    prefix_mask: Tensor | None  # (rows, 1, 1, prefix + span)
     rotary: Rotary  # of span and suffix together
     mask: Tensor  # (rows, 1, suffix, prefix + span + suffix): what the suffix sees
     valid: Tensor  # (rows, span + suffix): false on padding
@@ -172,49 +176,52 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         grid: tuple[int, int],
         variant: Variant = WHOLE,
         suffixes: Sequence[Sequence[int]] | None = None,
+        guided: bool = False,
+        blocks: Blocks = AS_THEY_ARE,
     ) -> Prefix:
         """Run what stands before the image: for each row its token ids, from bos to boi.
 
         `grid` is the image's (height, width) in tokens. Rows may differ in length. `variant` is how much of the LLM
         runs, here and over the span. With `suffixes` (what follows the span, eoi to padding) `measure_llm` can run.
+        `guided` says that the rows are in CFG order: the second half, which mostly are the same empty text, then need
+        no mask for the sake of the first. `blocks` is how blocks are called, here and over the span.
         """
         lengths = [len(row) for row in rows]
         longest = max(lengths)
-        x = self._embed_padded(rows)
-
         text_positions = torch.arange(longest, device=self.device)[None]
         span = torch.arange(1 + grid[0] * grid[1], device=self.device)
         starts = torch.tensor(lengths, device=self.device)[:, None]
-        mask = None
-        if len(set(lengths)) > 1:
-            mask = torch.cat((text_positions < starts, torch.ones_like(starts + span, dtype=torch.bool)), dim=1)
-            mask = mask[:, None, None]
+        valid = text_positions < starts
 
         config = self.config.llm
         llm_frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
         head_frequencies = self.diffusion_head_a.rotary_frequencies(self.device)
-        similarity = SimilaritySum(text_positions < starts) if suffixes else None
-        x, llm = self.showo.model(
-            x, rotary_table(llm_frequencies, text_positions, self.dtype), variant=variant, observe=similarity
-        )
-        head = self.diffusion_head_a.encode_prefix(
-            self.diff_proj(x), rotary_table(head_frequencies, text_positions, self.dtype)
-        )
+        llm, head, similarity = self._run_text(rows, variant, bool(suffixes), blocks)
+
         suffix = None
         if suffixes:
             suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
             past_span = torch.arange(max(map(len, suffixes)), device=self.device)
             suffix = Suffix(
                 embeds=self._embed_padded(suffixes),
+                llm=llm,
+                prefix_mask=_prefix_mask(lengths, valid, len(span)),
                 rotary=rotary_table(
                     llm_frequencies, starts + torch.arange(len(span) + len(past_span), device=self.device), self.dtype
                 ),
-                mask=_suffix_mask(text_positions < starts, len(span), len(past_span)),
+                mask=_suffix_mask(valid, len(span), len(past_span)),
                 valid=torch.cat((torch.ones_like(starts + span, dtype=torch.bool), past_span < suffix_lengths), dim=1),
                 row_length=lengths[0] + len(span) + len(suffixes[0]),
-                prefix_similarity=similarity.total(),
+                prefix_similarity=similarity,
             )
-        return Prefix(
+        half = len(rows) // 2
+        if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
+            ends = max(lengths[:half]), lengths[half]
+            llm, head = ([seen and _halves(seen, *ends) for seen in layers] for layers in (llm, head))
+            mask = _prefix_mask(lengths[:half], valid[:half, : ends[0]], len(span))
+        else:
+            mask = _prefix_mask(lengths, valid, len(span))
+        prefix = Prefix(
             rows=len(rows),
             grid=grid,
             variant=variant,
@@ -225,7 +232,41 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             mask=mask,
             semantic_positions=self.semantic_positions(grid),
             suffix=suffix,
+            blocks=blocks,
         )
+        blocks.vary((0, 2), *llm, *head)
+        blocks.vary((0,), prefix.llm_rotary, prefix.head_rotary)
+        blocks.vary((0, 3), mask)
+        return prefix
+
+    def _run_text(
+        self, rows: Sequence[Sequence[int]], variant: Variant, measure: bool, blocks: Blocks
+    ) -> tuple[list[KeyValue | None], list[KeyValue], Tensor | None]:
+        """Each layer's and head block's keys and values of rows of text, and with `measure` the layers' similarities,
+        summed over each row (rows, layers). Rows that are alike run once, where they run through the same layers."""
+        distinct = rows if variant.rows else [list(row) for row in dict.fromkeys(map(tuple, rows))]
+        lengths = torch.tensor([len(row) for row in distinct], device=self.device)[:, None]
+        positions = torch.arange(max(map(len, distinct)), device=self.device)[None]
+        config = self.config.llm
+        similarity = SimilaritySum(positions < lengths) if measure else None
+        llm_rotary = rotary_table(
+            rotary_frequencies(config.head_dim, config.rope_theta, self.device), positions, self.dtype
+        )
+        head_rotary = rotary_table(self.diffusion_head_a.rotary_frequencies(self.device), positions, self.dtype)
+        embeds = self._embed_padded(distinct)
+        blocks.vary((0, 1), embeds)
+        blocks.vary((2,), llm_rotary, head_rotary)
+        x, llm = self.showo.model(embeds, llm_rotary, variant=variant, observe=similarity, run_layer=blocks.llm_layer)
+        x = self.diff_proj(x)
+        blocks.vary((0, 1), x)
+        head = self.diffusion_head_a.encode_prefix(x, head_rotary, blocks.head_text_block)
+        summed = similarity and similarity.total()
+        if len(distinct) < len(rows):
+            numbers = {tuple(row): number for number, row in enumerate(distinct)}
+            alike = torch.tensor([numbers[tuple(row)] for row in rows], device=self.device)
+            llm, head = ([seen.rows(alike) for seen in layers] for layers in (llm, head))
+            summed = summed if summed is None else summed[alike]
+        return llm, head, summed
 
     def _embed_padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Embeddings (rows, longest, hidden); what pads a shorter row is run, and never seen."""
@@ -243,15 +284,20 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         resized = F.interpolate(planes, size=grid, mode="bicubic", align_corners=False)
         return resized.flatten(2)[0].T.to(weight.dtype)
 
-    def embed_images(self, latents: Tensor, semantic_positions: Tensor) -> Tensor:
+    def embed_images(self, latents: Tensor, semantic_positions: Tensor, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """Latents (images, channels, height, width) to LLM embeddings (images, tokens, hidden)."""
-        semantic = self.und_trans(self.image_embedder_und(latents) + semantic_positions)
+        semantic = self.image_embedder_und(latents) + semantic_positions
+        blocks.vary((0,), semantic)
+        semantic = self.und_trans(semantic, blocks.vision_layer)
         return self.fusion_proj(torch.cat((semantic, self.image_embedder_gen(latents)), dim=-1))
 
     def run_llm(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
         span = self._embed_span(latents, time, prefix)
-        return self.showo.model(span, prefix.llm_rotary, prefix.llm, prefix.mask, variant=prefix.variant)[0]
+        variant, run_layer = prefix.variant, prefix.blocks.llm_layer
+        return self.showo.model(span, prefix.llm_rotary, prefix.llm, prefix.mask, variant=variant, run_layer=run_layer)[
+            0
+        ]
 
     def measure_llm(self, latents: Tensor, time: Times, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """`run_llm` over whole rows, up to their padding.
@@ -274,14 +320,15 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         hidden, similarities = [], []
         for rows in torch.arange(len(span), device=span.device).chunk(-(-length // span.shape[1])):
             similarity = SimilaritySum(suffix.valid[rows])
+            embeds, rotary = torch.cat((span[rows], suffix.embeds[rows]), dim=1), suffix.rotary.rows(rows)
+            past, tail = [layer.rows(rows) for layer in suffix.llm], suffix.mask[rows]
+            mask = None if suffix.prefix_mask is None else suffix.prefix_mask[rows]
+            prefix.blocks.vary((0, 1), embeds)
+            prefix.blocks.vary((0, 2), rotary, *past)
+            prefix.blocks.vary((0, 3), mask)
+            prefix.blocks.vary((0, 2, 3), tail)
             part, _ = self.showo.model(
-                torch.cat((span[rows], suffix.embeds[rows]), dim=1),
-                suffix.rotary.rows(rows),
-                [layer.rows(rows) for layer in prefix.llm],
-                None if prefix.mask is None else prefix.mask[rows],
-                suffix.mask[rows],
-                prefix.variant,
-                similarity,
+                embeds, rotary, past, mask, tail, prefix.variant, similarity, run_layer=prefix.blocks.llm_layer
             )
             hidden.append(part[:, : span.shape[1]])
             similarities.append(similarity.total())
@@ -289,14 +336,18 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
 
     def _embed_span(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
         """Time token and image tokens as the LLM gets them, (rows, 1 + tokens, hidden)."""
-        images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions)
+        images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions, prefix.blocks)
         span = torch.cat((time.token.expand(len(images), 1, -1), images), dim=1)
-        return span.repeat(prefix.rows // len(images), 1, 1)
+        span = span.repeat(prefix.rows // len(images), 1, 1)
+        prefix.blocks.vary((0,), span)
+        return span
 
     def run_head(self, hidden: Tensor, time: Times, prefix: Prefix) -> Tensor:
         """The diffusion head over the LLM's span output: (rows, tokens, head hidden), without the time token."""
         x = self.diff_proj(hidden)
-        return self.diffusion_head_a(x, prefix.head_rotary, time.blocks, prefix.head, prefix.mask)[:, 1:]
+        prefix.blocks.vary((0,), x)
+        run_block = prefix.blocks.head_block
+        return self.diffusion_head_a(x, prefix.head_rotary, time.blocks, prefix.head, prefix.mask, run_block)[:, 1:]
 
     def run_final(self, hidden: Tensor, time: Times, grid: tuple[int, int]) -> Tensor:
         """Head output (rows, tokens, head hidden) to velocity (rows, channels, height, width)."""
@@ -349,6 +400,22 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             self._companions = key, pipe.vae, pipe.tokenizer
         _, vae, tokenizer = self._companions
         return TextToImagePipeline(self, vae, tokenizer)(prompts, **options)
+
+
+def _prefix_mask(lengths: Sequence[int], valid: Tensor, span: int) -> Tensor | None:
+    """What a span sees, (rows, 1, 1, prefix + span): itself, and its prefix but for padding, where `valid` is false.
+
+    None, where prefixes of these `lengths` have no padding.
+    """
+    if len(set(lengths)) == 1:
+        return None
+    return torch.cat((valid, valid.new_ones(len(valid), span)), dim=1)[:, None, None]
+
+
+def _halves(states: KeyValue, end: int, second_end: int) -> Halves:
+    """Those of the two halves of the rows, up to the end of each one's longest prefix."""
+    first, second = states.halves()
+    return Halves(first.upto(end), second.upto(second_end))
 
 
 def _suffix_mask(prefix: Tensor, span: int, suffix: int) -> Tensor:

@@ -5,6 +5,8 @@ Parameter names are those of a Hugging Face `SiglipEncoder`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,8 +59,8 @@ class SiglipEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(geometry) for _ in range(geometry.num_hidden_layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, run_layer: Callable[..., Tensor] = EncoderLayer.__call__) -> Tensor:
         """(images, tokens, hidden) with positions already added, to the same shape; all tokens see all."""
         for layer in self.layers:
-            x = layer(x)
+            x = run_layer(layer, x)
         return x

@@ -1,0 +1,104 @@
+"""How a generation calls the blocks that the network repeats: as they are, or compiled.
+
+One block of each kind is compiled, not the network: every layer is then a call of the same code, whichever layers a
+step skips, and compiling takes seconds. Sizes that vary from batch to batch (rows, and a prompt's length) are told to
+the compiler beforehand, and an image's tokens and all widths are constants; so it compiles once for each way in which a
+block is called, and never for a new prompt. What is compiled is kept on disk by PyTorch (`TORCHINDUCTOR_CACHE_DIR`), so
+the next process starts warm.
+
+Calibration, analysis and answering call blocks as they are: they watch them, or run too short to gain.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashu.errors import InputError
+from flashu.models.diffusion_head import ModulatedAttentionBlock, run_text
+from flashu.models.layers import Halves, KeyValue, Rotary
+from flashu.models.qwen2 import DecoderLayer
+from flashu.models.siglip import EncoderLayer
+
+COMPILE_MODES = ("auto", "off", "max")
+
+# Ways to call one block: text, span or whole row; all neurons or a slice; masked or not; in halves or not. PyTorch's
+# own limit of 8 is below their number, and past it calls silently run uncompiled.
+MOST_WAYS = 64
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Each takes a block, and what its `forward` takes."""
+
+    llm_layer: Callable[..., tuple[Tensor, KeyValue]] = DecoderLayer.__call__
+    vision_layer: Callable[..., Tensor] = EncoderLayer.__call__
+    head_block: Callable[..., Tensor] = ModulatedAttentionBlock.__call__
+    head_text_block: Callable[..., tuple[Tensor, KeyValue]] = run_text
+    compiled: bool = False
+
+    @classmethod
+    def through(cls, compiler: Callable[[Callable], Callable]) -> Blocks:
+        """Blocks that are called as `compiler`, such as `torch.compile`, makes them."""
+        return cls(
+            llm_layer=compiler(DecoderLayer.forward),
+            vision_layer=compiler(EncoderLayer.forward),
+            head_block=compiler(ModulatedAttentionBlock.forward),
+            head_text_block=compiler(run_text),
+            compiled=True,
+        )
+
+    def vary(self, dims: tuple[int, ...], *tensors: Tensor | KeyValue | Halves | Rotary | None) -> None:
+        """Tell the compiler that these dimensions of an input of blocks are not the same in every batch."""
+        if not self.compiled:
+            return
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                torch._dynamo.maybe_mark_dynamic(tensor, [dim for dim in dims if tensor.shape[dim] > 1])
+            elif tensor is not None:
+                self.vary(dims, *tensor)
+
+
+AS_THEY_ARE = Blocks()
+
+
+def compile_blocks(mode: str, device: torch.device) -> Blocks:
+    """Blocks compiled for a device, at their first calls.
+
+    mode: "auto" compiles on CUDA, where it can, and leaves other devices alone; "max" compiles on any device, and has
+    the compiler measure more variants of each kernel; "off" does nothing.
+    Raises `InputError` for another mode, and in mode "max" when there is nothing to compile with; "auto" then warns.
+    """
+    check_mode("compile", mode)
+    if mode == "off" or (mode == "auto" and device.type != "cuda"):
+        return AS_THEY_ARE
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_WAYS)
+    # Neither hands out memory that a later call overwrites, as keys and values of a prompt are kept.
+    compiler = partial(torch.compile, mode="max-autotune-no-cudagraphs" if mode == "max" else "default")
+    try:
+        compiler(_twice)(torch.ones(2, 16, device=device))
+    except Exception as error:  # of many kinds: no C++ compiler, no Triton, a GPU that is too old
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if mode == "max":
+            raise InputError(f"compile=max, but torch.compile does not work here: {reason}") from None
+        warnings.warn(f"running uncompiled, as torch.compile does not work here: {reason}", stacklevel=2)
+        return AS_THEY_ARE
+    return Blocks.through(compiler)
+
+
+def check_mode(name: str, mode: Any) -> None:
+    """Raises `InputError`, naming the setting, unless it is a mode."""
+    if mode not in COMPILE_MODES:
+        raise InputError(f"{name} is {mode!r}; choose one of: {', '.join(COMPILE_MODES)}")
+
+
+def _twice(x: Tensor) -> Tensor:
+    return torch.nn.functional.silu(x) * 2

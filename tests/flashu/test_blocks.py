@@ -1,0 +1,91 @@
+"""Compiled blocks: the same numbers, compiled once for every way of calling them and never for a new prompt."""
+
+import os
+import random
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from flashu import FlashUConfig, InputError, TextToImagePipeline, apply_flashu_patch, calibrate, sampler
+from flashu.models.blocks import AS_THEY_ARE, Blocks, compile_blocks
+from tests.conftest import GOLDEN
+from tests.reference import GoldenModel, relative_error
+
+SETTINGS = FlashUConfig(r_p=0.4, r_LS=0.4, T_LS=4, T_cache=2, tau=3, schedule=None, num_inference_steps=12)
+
+
+def graphs():
+    """How many graphs were compiled so far in this process."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture
+def pipe():
+    return TextToImagePipeline.from_pretrained("embedded", device="cpu", dtype="float32")
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor_a_trajectory_is_the_same_to_rounding():
+    """Several images with layers of their own to skip, then one alone."""
+    golden = GoldenModel(GOLDEN / "tiny")
+    apply_flashu_patch(golden.model, SETTINGS, scores=golden.scores())
+    plan = golden.model.acceleration.plan(SETTINGS.total_steps, 5.0)
+    points = sampler.time_grid(plan.num_inference_steps)
+    compiled, before = Blocks.through(torch.compile), graphs()
+    for prompts in (range(len(golden.rows)), [0]):
+        noise, rows = golden.expected["noise"][list(prompts)], golden.sampler_rows(prompts)
+        *_, plain = sampler.trajectory(golden.model, noise, rows, points, plan)
+        *_, fast = sampler.trajectory(golden.model, noise, rows, points, plan, compiled)
+        assert relative_error(fast, plain) < 1e-4
+    assert graphs() >= before + 4, "nothing was compiled"
+
+
+def test_new_prompts_are_not_compiled_for(pipe):
+    apply_flashu_patch(pipe.model, SETTINGS, tokenizer=pipe.tokenizer)
+    torch._dynamo.reset()
+    pipe.blocks = Blocks.through(partial(torch.compile, backend="eager"))  # the compiler's front half, which decides
+    rng = random.Random(0)
+
+    def batch(images):
+        prompts = [" ".join(rng.choices(["a", "red", "circle", "above"], k=rng.randint(2, 50))) for _ in range(images)]
+        return pipe(prompts, seeds=0, batch_size=images)
+
+    for images in (1, 2, 4, 4):
+        batch(images)
+    compiled = graphs()
+    for images in (4, 4, 4, 3, 2, 1, 1, 6):
+        batch(images)
+    assert graphs() == compiled
+
+
+def test_a_pipeline_that_compiles_is_calibrated_as_any_other(pipe):
+    """Watching a network takes its blocks as they are."""
+    plain = calibrate(pipe.model, ["a red circle"], tokenizer=pipe.tokenizer)
+    pipe.blocks = Blocks.through(partial(torch.compile, backend="eager"))
+    pipe("a red circle", num_inference_steps=2, seeds=0)
+    again = calibrate(pipe.model, ["a red circle"], tokenizer=pipe.tokenizer)
+    assert all(one.equal(other) for one, other in zip(plain.ffn, again.ffn, strict=True))
+
+
+def test_modes():
+    cpu = torch.device("cpu")
+    assert compile_blocks("auto", cpu) is compile_blocks("off", cpu) is AS_THEY_ARE
+    with pytest.raises(InputError, match="compile is 'fast'; choose one of: auto, off, max"):
+        compile_blocks("fast", cpu)
+
+
+def test_without_a_compiler_max_says_so_in_a_line(tmp_path):
+    environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "jobs.cli", "generate", "a red circle", "-o", str(tmp_path / "a.png")]
+    run = subprocess.run(
+        [*command, "--compile", "max", "--steps", "2"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert run.returncode == 2
+    assert "compile=max, but torch.compile does not work here" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "a.png").exists()

@@ -1,0 +1,81 @@
+"""What a prefix leaves out: masks where lengths allow it, and rows that are alike. The numbers stay the same."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flashu.models import Showo2Qwen2_5
+from flashu.models.layers import Halves
+from flashu.models.qwen2 import Variant
+
+GRID = (3, 4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Showo2Qwen2_5.from_pretrained("embedded")
+
+
+def text(length, seed=0):
+    return torch.randint(500, (length,), generator=torch.Generator().manual_seed(seed + length)).tolist()
+
+
+@torch.no_grad()
+def velocity(model, prefix, images):
+    """Each row's, for images that are numbered."""
+    latents = torch.stack([torch.randn(8, 6, 8, generator=torch.Generator().manual_seed(image)) for image in images])
+    return model.velocity(latents, model.embed_times(torch.tensor([0.3])).at(0), prefix)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("conditional", "unconditional", "halved", "masked"),
+    [
+        ([9], [2], True, False),  # one image: no mask at all
+        ([9, 9, 9], [2, 2, 2], True, False),
+        ([9, 5, 7], [2, 2, 2], True, True),
+        ([3, 5], [11, 11], True, True),  # negative prompts longer than any
+        ([5, 5], [11, 11], True, False),
+        ([4, 4], [4, 4], False, False),
+        ([9, 5], [2, 3], False, True),
+    ],
+)
+def test_guided_rows_are_masked_only_where_their_lengths_differ(model, conditional, unconditional, halved, masked):
+    rows = [text(length, seed) for seed, length in enumerate([*conditional, *unconditional])]
+    images = len(conditional)
+    prefix = model.encode_prefix(rows, GRID, guided=True)
+    assert all(isinstance(seen, Halves) == halved for seen in (*prefix.llm, *prefix.head))
+    assert (prefix.mask is not None) == masked
+    alone = [velocity(model, model.encode_prefix([row], GRID), [i % images]) for i, row in enumerate(rows)]
+    torch.testing.assert_close(velocity(model, prefix, range(images)), torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_layers_that_only_some_images_run_keep_to_the_halves(model):
+    rows = [text(9), text(5), text(7), *[text(2)] * 3]
+    some = torch.tensor([0, 2, 3, 5])  # both rows of two of three images
+    ran_by = tuple(some if layer in (2, 5) else None for layer in range(10))
+    halved, whole = (model.encode_prefix(rows, GRID, Variant(rows=ran_by), guided=guided) for guided in (True, False))
+    assert isinstance(halved.llm[2], Halves)
+    torch.testing.assert_close(
+        velocity(model, halved, range(3)), velocity(model, whole, range(3)), rtol=1e-4, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_rows_that_are_alike_are_encoded_once(model):
+    """As the empty prompts of a batch are, and the images of one prompt."""
+    rows = [text(9), text(9), text(6), *[text(2)] * 3]
+
+    def cost(rows):
+        with FlopCounterMode(display=False) as counter:
+            prefix = model.encode_prefix(rows, GRID, guided=True)
+        return counter.get_total_flops(), prefix
+
+    flop, prefix = cost(rows)
+    assert flop == cost([text(9), text(6), text(2)])[0] < 0.6 * cost([text(9, seed) for seed in range(6)])[0]
+    keys = prefix.llm[3].first.key
+    assert keys[0].equal(keys[1])
+    assert not keys[0].equal(keys[2])
+    (alone,) = velocity(model, model.encode_prefix([text(6)], GRID), [2])
+    torch.testing.assert_close(velocity(model, prefix, range(3))[2], alone, rtol=1e-4, atol=1e-5)
