@@ -145,7 +145,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--preset", default="show-o2-1.5b", choices=MODELS)
     parser.add_argument("--size", type=int, help="pixels per side (default: the preset's own)")
     parser.add_argument("--flashu", default="paper-1.5b", choices=FLASHU_PRESETS, help="of the accelerated arms")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all but ours-flashu-max, on CUDA")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--batch-size", type=int, nargs="+", help="default: 1 4 8 16 32 64")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each arm and batch size (default 3)")
@@ -166,6 +166,7 @@ def parse_options() -> argparse.Namespace:
         Acceleration.of(flashu_preset(options.flashu), MODELS[options.preset].llm)
     except ValueError as error:
         parser.error(str(error))
+    options.arms = options.arms or [name for name, arm in ARMS.items() if options.device.type in arm.by_default]
     options.batch_size = options.batch_size or BATCH_SIZES[options.device.type]
     if min(*options.batch_size, options.repeats) < 1:
         parser.error("--batch-size and --repeats are numbers from 1")

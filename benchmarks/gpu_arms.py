@@ -10,8 +10,9 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from PIL import Image
@@ -118,8 +119,8 @@ def word_tokenizer(words: int) -> PromptTokenizer:
 class Ours:
     """This library, by its own pipeline."""
 
-    def __init__(self, bench: Bench, settings: FlashUConfig | None):
-        self.bench, self.settings = bench, settings
+    def __init__(self, bench: Bench, settings: FlashUConfig | None, compile_mode: str = "off"):
+        self.bench, self.settings, self.compile_mode = bench, settings, compile_mode
         self.vae = bench.vae
         self.evaluations = (settings.total_steps if settings else NUM_INFERENCE_STEPS) - 1
         self.warm_up_share = 1.0 if settings else WARM_UP / self.evaluations
@@ -128,7 +129,7 @@ class Ours:
         self.vae.to(self.bench.device)
         if self.settings:
             apply_flashu_patch(self.bench.model, self.settings, scores=self.bench.scores)
-        self.pipe = TextToImagePipeline(self.bench.model, self.vae, self.bench.tokenizer)
+        self.pipe = TextToImagePipeline(self.bench.model, self.vae, self.bench.tokenizer).compile(self.compile_mode)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -249,19 +250,29 @@ class Arm:
 
     way: type[Ours] | type[Release]
     accelerated: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    by_default: tuple[str, ...] = ("cpu", "cuda")  # devices on which it is measured unless other arms are named
 
     def on(self, bench: Bench) -> Ours | Release:
-        return self.way(bench, bench.settings if self.accelerated else None)
+        return self.way(bench, bench.settings if self.accelerated else None, **self.options)
 
 
+AUTO = {"compile_mode": "auto"}  # as in a run: on CUDA
 ARMS = {
     "release": Arm(Release),
     "release-flashu": Arm(Release, accelerated=True),
-    "ours": Arm(Ours),
-    "ours-flashu": Arm(Ours, accelerated=True),
+    "ours": Arm(Ours, options=AUTO),
+    "ours-flashu": Arm(Ours, True, AUTO),
+    "ours-flashu-uncompiled": Arm(Ours, True, by_default=("cuda",)),
+    "ours-flashu-max": Arm(Ours, True, {"compile_mode": "max"}, by_default=()),
 }
 BASELINE, LEADER = "release", "ours-flashu"  # what others are compared with; whose best batch size is looked for
-SAME_PICTURES = {"ours": "release", "ours-flashu": "release-flashu"}  # but for rounding
+SAME_PICTURES = {
+    "ours": "release",
+    "ours-flashu": "release-flashu",
+    "ours-flashu-uncompiled": "ours-flashu",
+    "ours-flashu-max": "ours-flashu",
+}  # but for rounding
 
 
 def timed(way: Ours | Release, count: int) -> tuple[Timing, list[Image.Image]]:

@@ -107,8 +107,8 @@ class TextToImagePipeline:
     def compile(self, mode: str = "auto") -> TextToImagePipeline:
         """From now on, generate with compiled blocks, which the first batches compile; returns the pipeline.
 
-        mode: "auto" compiles on CUDA and does nothing elsewhere; "max" compiles on any device and tries more kernels,
-        which takes minutes; "off" takes it back. Pictures stay the same to rounding. Raises `InputError` as
+        mode: "auto" compiles on CUDA and does nothing elsewhere; "max" compiles on any device, and on CUDA tries more
+        kernels, which takes minutes; "off" takes it back. Pictures stay the same to rounding. Raises `InputError` as
         `blocks.compile_blocks` does.
         """
         self.blocks = blocks.compile_blocks(mode, self.model.device)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -68,11 +68,12 @@ class Blocks:
 AS_THEY_ARE = Blocks()
 
 
+@cache
 def compile_blocks(mode: str, device: torch.device) -> Blocks:
-    """Blocks compiled for a device, at their first calls.
+    """Blocks that are compiled at their first calls; the same ones for all who ask for them in a process.
 
-    mode: "auto" compiles on CUDA, where it can, and leaves other devices alone; "max" compiles on any device, and has
-    the compiler measure more variants of each kernel; "off" does nothing.
+    mode: "auto" compiles on CUDA, where it can, and leaves other devices alone; "max" compiles on any device, and on
+    CUDA has the compiler measure more variants of each kernel; "off" does nothing.
     Raises `InputError` for another mode, and in mode "max" when there is nothing to compile with; "auto" then warns.
     """
     check_mode("compile", mode)
@@ -82,7 +83,8 @@ def compile_blocks(mode: str, device: torch.device) -> Blocks:
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_WAYS)
     # Neither hands out memory that a later call overwrites, as keys and values of a prompt are kept.
-    compiler = partial(torch.compile, mode="max-autotune-no-cudagraphs" if mode == "max" else "default")
+    thorough = mode == "max" and device.type == "cuda"
+    compiler = partial(torch.compile, mode="max-autotune-no-cudagraphs" if thorough else "default")
     try:
         compiler(_twice)(torch.ones(2, 16, device=device))
     except Exception as error:  # of many kinds: no C++ compiler, no Triton, a GPU that is too old
