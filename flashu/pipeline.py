@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer, find_tokenizer
 from flashu.models.wan_vae import RELEASED_FILE, RELEASED_REPOSITORY, WanImageVAE
 from flashu.patch import Acceleration
+from flashu.pending import Decoder, PendingPictures
 
 
 @dataclass
@@ -39,6 +41,17 @@ class _Request:
     negative: EncodedPrompt
     seed: int
     info: dict[str, Any]
+
+
+@dataclass
+class _Order:
+    """Pictures to make, all in the same way."""
+
+    requests: list[_Request]
+    time_points: Tensor
+    token_grid: tuple[int, int]
+    plan: Plan
+    acceleration: Acceleration | None
 
 
 class TextToImagePipeline:
@@ -57,6 +70,7 @@ class TextToImagePipeline:
                 f"{model.config.image_latent_dim}; they do not belong together"
             )
         self.model, self.vae, self.tokenizer = model, vae, tokenizer
+        self.decoder = Decoder(vae)
         self.blocks = blocks.AS_THEY_ARE
 
     @classmethod
@@ -205,7 +219,8 @@ class TextToImagePipeline:
         batch_size: int = BATCH_SIZE,
         progress: bool = False,
     ) -> Iterator[Image.Image]:
-        """Generate one picture per prompt, in order, each batch as soon as it is done.
+        """Generate one picture per prompt, in order, each batch as soon as it is done; on CUDA, the next one is then
+        under way already.
 
         seeds: one per prompt; or one number, which the first prompt gets, and each next one a number higher; or None
             for seeds from torch's global generator. A picture depends on its own seed only, not on its batch.
@@ -221,11 +236,50 @@ class TextToImagePipeline:
         was longer than the model reads and was cut, of which a warning is given too. An empty prompt is allowed.
         Raises `InputError` before any work for settings that cannot be used; `OutOfMemoryError` names a batch size.
         """
+        batch_size = arguments.whole("batch_size", batch_size, least=1)
+        order = self._order(
+            prompts, seeds, negative_prompts, num_inference_steps, guidance_scale, time_shift, size, stacklevel=3
+        )
+        return self._generate(order, batch_size, progress)
+
+    def submit(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] | None = None,
+        negative_prompts: str | Sequence[str] = "",
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        time_shift: float | None = sampler.TIME_SHIFT,
+        size: int | tuple[int, int] | None = None,
+    ) -> PendingPictures:
+        """Begin one batch of all prompts, and hand back its pictures to be waited for.
+
+        On CUDA the next batch may be submitted meanwhile, and this one is decoded and copied beside it; elsewhere the
+        pictures are there already. Arguments and errors are those of `stream`.
+        """
+        order = self._order(
+            prompts, seeds, negative_prompts, num_inference_steps, guidance_scale, time_shift, size, stacklevel=3
+        )
+        with tqdm(disable=True) as bar:
+            return self._begin(order, order.requests, bar)
+
+    def _order(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] | None,
+        negative_prompts: str | Sequence[str],
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        time_shift: float | None,
+        size: int | tuple[int, int] | None,
+        stacklevel: int,
+    ) -> _Order:
+        """Check what is asked for, and lay it out."""
         prompts = arguments.texts("prompts", prompts)
         count = len(prompts)
         negative_prompts = arguments.texts("negative_prompts", negative_prompts, count)
         seeds = arguments.seeds(seeds, count)
-        batch_size = arguments.whole("batch_size", batch_size, least=1)
         acceleration = self.model.acceleration
         flashu = acceleration and acceleration.config
         if num_inference_steps is None:
@@ -261,65 +315,58 @@ class TextToImagePipeline:
             warnings.warn(
                 f"{len(cut)} of {count} prompts are longer than the {max_tokens} tokens that fit and were cut "
                 f"(the first is number {cut[0]}, counted from 0)",
-                stacklevel=2,
+                stacklevel=stacklevel,
             )
-        return self._generate(requests, batch_size, time_points, token_grid, plan, acceleration, progress)
+        return _Order(requests, time_points, token_grid, plan, acceleration)
 
-    def _generate(
-        self,
-        requests: Sequence[_Request],
-        batch_size: int,
-        time_points: Tensor,
-        token_grid: tuple[int, int],
-        plan: Plan,
-        acceleration: Acceleration | None,
-        progress: bool,
-    ) -> Iterator[Image.Image]:
-        starts = range(0, len(requests), batch_size)
+    def _generate(self, order: _Order, batch_size: int, progress: bool) -> Iterator[Image.Image]:
+        starts = range(0, len(order.requests), batch_size)
+        ahead = 1 if self.model.device.type == "cuda" else 0  # batches begun before one is waited for
         hidden = None if progress else True  # None: shown on a terminal only
-        with tqdm(total=len(starts) * len(plan.rows), unit="step", disable=hidden, leave=False) as bar:
+        pending: deque[PendingPictures] = deque()
+        with tqdm(total=len(starts) * len(order.plan.rows), unit="step", disable=hidden, leave=False) as bar:
             for start in starts:
-                if self.model.acceleration is not acceleration:
-                    raise RuntimeError("FlashU was switched on or off between two batches of one call")
-                batch = requests[start : start + batch_size]
-                pictures = None
                 try:
-                    pictures = self._generate_batch(batch, time_points, token_grid, plan, bar)
-                except RuntimeError as error:
-                    if not is_out_of_memory(error):
-                        raise
-                if pictures is None:  # outside the handler, whose traceback would hold on to the batch's tensors
-                    if self.model.device.type == "cuda":
-                        torch.cuda.empty_cache()
-                    raise OutOfMemoryError(_out_of_memory_advice(len(batch), token_grid, self.model.device))
-                for request, picture in zip(batch, pictures, strict=True):
-                    picture.info = request.info
-                    yield picture
+                    pending.append(self._begin(order, order.requests[start : start + batch_size], bar))
+                except Exception:
+                    for batch in pending:  # what was begun before it is not lost
+                        yield from batch.pictures()
+                    raise
+                if len(pending) > ahead:
+                    yield from pending.popleft().pictures()
+            for batch in pending:
+                yield from batch.pictures()
+
+    def _begin(self, order: _Order, batch: Sequence[_Request], bar: tqdm) -> PendingPictures:
+        """Have the device make a batch of an order. Raises `OutOfMemoryError`."""
+        if self.model.acceleration is not order.acceleration:
+            raise RuntimeError("FlashU was switched on or off between two batches of one call")
+        try:
+            return self._denoise_and_decode(order, batch, bar)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler, whose traceback would hold on to the batch's tensors.
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemoryError(_out_of_memory_advice(len(batch), order.token_grid, self.model.device))
 
     @torch.no_grad()
-    def _generate_batch(
-        self, batch: Sequence[_Request], time_points: Tensor, token_grid: tuple[int, int], plan: Plan, bar: tqdm
-    ) -> list[Image.Image]:
-        height, width = (side * PATCH_SIZE for side in token_grid)
+    def _denoise_and_decode(self, order: _Order, batch: Sequence[_Request], bar: tqdm) -> PendingPictures:
+        begun = self.decoder.begin()
+        height, width = (side * PATCH_SIZE for side in order.token_grid)
         texts = [request.encoded for request in batch]
-        if plan.guided:
+        if order.plan.guided:
             texts += [request.negative for request in batch]
-        rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], token_grid)
+        rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], order.token_grid)
         seeds = [request.seed for request in batch]
         noise = sampler.initial_noise(seeds, self.model.config.image_latent_dim, height, width)
-        states = sampler.trajectory(self.model, noise, rows, time_points, plan, self.blocks)
+        states = sampler.trajectory(self.model, noise, rows, order.time_points, order.plan, self.blocks)
         latents = next(states)
         for state in states:
             latents = state
             bar.update()
-        # One by one: decoding takes by far the most memory per image, and gains nothing from a batch.
-        return [to_picture(self.vae.decode(one[None].to(self.vae.device))[0]) for one in latents]
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """An image (3, height, width) in [-1, 1] to an RGB picture, rounded to the nearest of 256 levels."""
-    pixels = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+        return self.decoder.decode(latents, [request.info for request in batch], begun)
 
 
 def _out_of_memory_advice(images: int, token_grid: tuple[int, int], device: torch.device) -> str:

@@ -26,6 +26,7 @@ from flashu.config import FlashUConfig
 from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.models import geometry
+from flashu.pending import PendingPictures
 from jobs import batch_size, worker_model
 from jobs.batches import Defaults, ImageRequest, batches_of, requests_of
 from jobs.clip_score import ClipScorer
@@ -50,8 +51,7 @@ class _Made:
     """An image on its way to a file."""
 
     request: ImageRequest
-    record: dict[str, Any]
-    encoding: Future
+    encoding: Future[tuple[EncodedImage, float]]  # and the seconds that encoding took
 
 
 @dataclass
@@ -160,8 +160,9 @@ class GenerationWork(ShardWork):
         }
 
     def _try_batch(self, prompts: list[str]) -> None:
-        pictures = self._pictures(prompts, [""] * len(prompts), [0] * len(prompts), self.defaults.guidance_scale)
-        self._scores(pictures, prompts)
+        pending = self._submit(prompts, [""] * len(prompts), [0] * len(prompts), self.defaults.guidance_scale)
+        self._scores(pending, prompts)
+        pending.pictures()
 
     # ------------------------------------------------------------------------------------------- prefetch thread
 
@@ -244,33 +245,30 @@ class GenerationWork(ShardWork):
 
     def _keep(self, batch: list[ImageRequest], results: _Results) -> None:
         """Make a batch's images and send them off to be encoded."""
-        start = time.perf_counter()
-        pictures = self._pictures(
+        pending = self._submit(
             [request.prompt for request in batch],
             [request.negative_prompt for request in batch],
             [request.seed for request in batch],
             batch[0].guidance_scale,
         )
-        seconds = (time.perf_counter() - start) / len(batch)
-        scores = self._scores(pictures, [request.prompt for request in batch])
-        attempt = {"seconds": seconds, "batch_size": len(batch)}
-        made = zip(batch, pictures, scores, strict=True)
-        records = [self._record(request, picture) | attempt | score for request, picture, score in made]
-        for request, record, picture in zip(batch, records, pictures, strict=True):
-            results.made.append(_Made(request, record, self.encoders.submit(self._encode, picture)))
+        scores = self._scores(pending, [request.prompt for request in batch])
+        for index, (request, score) in enumerate(zip(batch, scores, strict=True)):
+            encoding = self.encoders.submit(self._encode, request, pending, index, score)
+            results.made.append(_Made(request, encoding))
 
-    def _scores(self, pictures: list[Image.Image], prompts: list[str]) -> list[dict[str, float]]:
-        """The columns of each image that the networks make."""
+    def _scores(self, pending: PendingPictures, prompts: list[str]) -> list[dict[str, float]]:
+        """The columns of each image that the networks make. Only these wait for the pictures."""
+        pictures = pending.pictures() if self.scorers else []
         scores = {name: scorer.score(pictures, prompts) for name, scorer in self.scorers.items()}
-        return [{f"quality_{name}": of[index] for name, of in scores.items()} for index in range(len(pictures))]
+        return [{f"quality_{name}": of[index] for name, of in scores.items()} for index in range(len(prompts))]
 
-    def _pictures(
+    def _submit(
         self, prompts: list[str], negative_prompts: list[str], seeds: list[int], guidance_scale: float
-    ) -> list[Image.Image]:
+    ) -> PendingPictures:
         sampling = self.config.sampling
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of prompts that were cut: each image's record tells
-            return self.model.pipe(
+            return self.model.pipe.submit(
                 prompts,
                 seeds=seeds,
                 negative_prompts=negative_prompts,
@@ -278,7 +276,6 @@ class GenerationWork(ShardWork):
                 guidance_scale=guidance_scale,
                 time_shift=sampling.time_shift,
                 size=self.size,
-                batch_size=len(prompts),
             )
 
     def _record(self, request: ImageRequest, picture: Image.Image) -> dict[str, Any]:
@@ -305,20 +302,26 @@ class GenerationWork(ShardWork):
 
     # ------------------------------------------------------------------------------------------- encoder threads
 
-    def _encode(self, picture: Image.Image) -> tuple[bytes, dict[str, Any], float]:
+    def _encode(
+        self, request: ImageRequest, pending: PendingPictures, index: int, scores: dict[str, float]
+    ) -> tuple[EncodedImage, float]:
+        picture = pending.picture(index)
         start = time.perf_counter()
         data = self.encoder.encode(picture)
         quality = measure(picture) if self.config.quality.enabled else {}
-        return data, {f"quality_{name}": value for name, value in quality.items()}, time.perf_counter() - start
+        attempt = {"seconds": pending.seconds / len(pending), "batch_size": len(pending)}
+        columns = scores | {f"quality_{name}": value for name, value in quality.items()}
+        file = {"sha256": _sha256(data), "size_bytes": len(data)}
+        record = self._record(request, picture) | attempt | columns | file
+        return EncodedImage(data, record), time.perf_counter() - start
 
     # -------------------------------------------------------------------------------------------- writer thread
 
     def encode(self, results: _Results) -> _Encoded:
         images, encode_s = [], 0.0
         for made in sorted(results.made, key=lambda made: made.request.order):
-            data, quality, seconds = made.encoding.result()
-            file = {"sha256": _sha256(data), "size_bytes": len(data)}
-            images.append(EncodedImage(data, made.record | quality | file))
+            image, seconds = made.encoding.result()
+            images.append(image)
             encode_s += seconds
         failures = [
             {"prompt_id": row["prompt_id"], "prompt": row["prompt"], "error": results.failures[item], "row": item}

@@ -162,6 +162,13 @@ class WanImageVAE(nn.Module):
         mean, std = self._statistics(latents)
         return self.decoder(self.conv2((latents * std + mean).to(self.dtype))).clamp(-1, 1)
 
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """Normalised latents (n, z_dim, h, w) to pixels (n, 8h, 8w, 3), uint8, on the device.
+
+        One by one: decoding takes by far the most memory per image, and gains nothing from a batch.
+        """
+        return torch.cat([to_pixels(self.decode(one[None])) for one in latents])
+
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (n, 3, 8h, 8w) in [-1, 1] to the posterior: normalised mean, and log variance as it comes."""
         height, width = images.shape[-2:]
@@ -218,6 +225,12 @@ class WanImageVAE(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folded weights as safetensors, and the geometry as `config.json`."""
         checkpoint.save_weights(dict(self.state_dict()), Path(folder), self.geometry.to_dict())
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images (n, 3, height, width) in [-1, 1] to (n, height, width, 3), rounded to the nearest of 256 levels."""
+    levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous()
 
 
 def fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

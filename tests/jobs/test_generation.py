@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import threading
 from itertools import takewhile
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from cluster.storage import open_storage
 from cluster.work import Lease, Place, SetupError, Times, WorkerBrokenError
 from flashu import OutOfMemoryError
 from flashu.errors import InputError
+from flashu.pending import PendingPictures
 from flashu.pipeline import TextToImagePipeline
 from jobs.config import read_config
 from jobs.prepare import prepare
@@ -81,7 +83,7 @@ class _Shard:
 @pytest.fixture
 def pipeline_raises(monkeypatch):
     """Makes the pipeline raise what `fault(prompts)` returns, if it returns something; logs the calls."""
-    calls, original = [], TextToImagePipeline.__call__
+    calls, original = [], TextToImagePipeline.submit
 
     def install(fault):
         def call(self, prompts, **options):
@@ -90,7 +92,7 @@ def pipeline_raises(monkeypatch):
                 raise error
             return original(self, prompts, **options)
 
-        monkeypatch.setattr(TextToImagePipeline, "__call__", call)
+        monkeypatch.setattr(TextToImagePipeline, "submit", call)
         return calls
 
     return install
@@ -300,6 +302,20 @@ def test_a_row_that_cannot_be_made_fails_with_the_reason_and_the_others_are_made
     assert set(done.pictures) == {("id-0", 0)}
     assert list(done.failures) == ["id-1"]
     assert done.failures["id-1"].startswith(reason)
+
+
+def test_nothing_waits_for_pictures_but_the_threads_that_encode_them(shard, monkeypatch):
+    """So that a GPU has the next batch to work at meanwhile."""
+    waited, picture = [], PendingPictures.picture
+
+    def wait(self, index):
+        waited.append(threading.current_thread().name)
+        return picture(self, index)
+
+    monkeypatch.setattr(PendingPictures, "picture", wait)
+    done = shard({"prompt": SIX}, "sampling.batch_size=2").do()
+    assert len(done.pictures) == len(waited) == 6
+    assert all(name.startswith("encoder") for name in waited)
 
 
 def test_a_prompt_that_always_raises_is_given_up_alone_after_a_second_chance(shard, pipeline_raises):
