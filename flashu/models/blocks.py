@@ -43,6 +43,14 @@ class Blocks:
     head_text_block: Callable[..., tuple[Tensor, KeyValue]] = run_text
     compiled: bool = False
 
+    @property
+    def key_multiple(self) -> int:
+        """What the number of keys is to be a multiple of where there is a mask.
+
+        GPUs' kernels want its rows aligned so. Where some batches' are and others' are not, blocks compile twice.
+        """
+        return 8 if self.compiled else 1
+
     @classmethod
     def through(cls, compiler: Callable[[Callable], Callable]) -> Blocks:
         """Blocks that are called as `compiler`, such as `torch.compile`, makes them."""

@@ -187,23 +187,24 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         no mask for the sake of the first. `blocks` is how blocks are called, here and over the span.
         """
         lengths = [len(row) for row in rows]
-        longest = max(lengths)
-        text_positions = torch.arange(longest, device=self.device)[None]
         span = torch.arange(1 + grid[0] * grid[1], device=self.device)
+        room = -(max(lengths) + len(span)) % blocks.key_multiple  # for more padding, where there is some
+        padded_length = max(lengths) + (room if len(set(lengths)) > 1 else 0)
+        text_positions = torch.arange(padded_length, device=self.device)[None]
         starts = torch.tensor(lengths, device=self.device)[:, None]
         valid = text_positions < starts
 
         config = self.config.llm
         llm_frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
         head_frequencies = self.diffusion_head_a.rotary_frequencies(self.device)
-        llm, head, similarity = self._run_text(rows, variant, bool(suffixes), blocks)
+        llm, head, similarity = self._run_text(rows, padded_length, variant, bool(suffixes), blocks)
 
         suffix = None
         if suffixes:
             suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
             past_span = torch.arange(max(map(len, suffixes)), device=self.device)
             suffix = Suffix(
-                embeds=self._embed_padded(suffixes),
+                embeds=self._embed_padded(suffixes, len(past_span)),
                 llm=llm,
                 prefix_mask=_prefix_mask(lengths, valid, len(span)),
                 rotary=rotary_table(
@@ -216,9 +217,9 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             )
         half = len(rows) // 2
         if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
-            ends = max(lengths[:half]), lengths[half]
-            llm, head = ([seen and _halves(seen, *ends) for seen in layers] for layers in (llm, head))
-            mask = _prefix_mask(lengths[:half], valid[:half, : ends[0]], len(span))
+            end = padded_length if len(set(lengths[:half])) > 1 else lengths[0]
+            llm, head = ([seen and _halves(seen, end, lengths[half]) for seen in layers] for layers in (llm, head))
+            mask = _prefix_mask(lengths[:half], valid[:half, :end], len(span))
         else:
             mask = _prefix_mask(lengths, valid, len(span))
         prefix = Prefix(
@@ -240,20 +241,21 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         return prefix
 
     def _run_text(
-        self, rows: Sequence[Sequence[int]], variant: Variant, measure: bool, blocks: Blocks
+        self, rows: Sequence[Sequence[int]], padded_length: int, variant: Variant, measure: bool, blocks: Blocks
     ) -> tuple[list[KeyValue | None], list[KeyValue], Tensor | None]:
-        """Each layer's and head block's keys and values of rows of text, and with `measure` the layers' similarities,
-        summed over each row (rows, layers). Rows that are alike run once, where they run through the same layers."""
+        """Each layer's and head block's keys and values of rows of text, padded, and with `measure` the layers'
+        similarities, summed over each row (rows, layers). Rows that are alike run once, where they run through the same
+        layers."""
         distinct = rows if variant.rows else [list(row) for row in dict.fromkeys(map(tuple, rows))]
         lengths = torch.tensor([len(row) for row in distinct], device=self.device)[:, None]
-        positions = torch.arange(max(map(len, distinct)), device=self.device)[None]
+        positions = torch.arange(padded_length, device=self.device)[None]
         config = self.config.llm
         similarity = SimilaritySum(positions < lengths) if measure else None
         llm_rotary = rotary_table(
             rotary_frequencies(config.head_dim, config.rope_theta, self.device), positions, self.dtype
         )
         head_rotary = rotary_table(self.diffusion_head_a.rotary_frequencies(self.device), positions, self.dtype)
-        embeds = self._embed_padded(distinct)
+        embeds = self._embed_padded(distinct, padded_length)
         blocks.vary((0, 1), embeds)
         blocks.vary((2,), llm_rotary, head_rotary)
         x, llm = self.showo.model(embeds, llm_rotary, variant=variant, observe=similarity, run_layer=blocks.llm_layer)
@@ -268,10 +270,9 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             summed = summed if summed is None else summed[alike]
         return llm, head, summed
 
-    def _embed_padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Embeddings (rows, longest, hidden); what pads a shorter row is run, and never seen."""
-        longest = max(map(len, rows))
-        padded = [[*row, *([0] * (longest - len(row)))] for row in rows]
+    def _embed_padded(self, rows: Sequence[Sequence[int]], length: int) -> Tensor:
+        """Embeddings (rows, length, hidden); what pads a shorter row is run, and never seen."""
+        padded = [[*row, *([0] * (length - len(row)))] for row in rows]
         return self.showo.model.embed_tokens(torch.tensor(padded, device=self.device))
 
     def semantic_positions(self, grid: tuple[int, int]) -> Tensor:

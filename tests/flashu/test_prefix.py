@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashu.models import Showo2Qwen2_5
+from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.layers import Halves
 from flashu.models.qwen2 import Variant
 
@@ -48,6 +49,21 @@ def test_guided_rows_are_masked_only_where_their_lengths_differ(model, condition
     assert (prefix.mask is not None) == masked
     alone = [velocity(model, model.encode_prefix([row], GRID), [i % images]) for i, row in enumerate(rows)]
     torch.testing.assert_close(velocity(model, prefix, range(images)), torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_compiled_blocks_get_masks_of_one_alignment(model):
+    """Whatever the lengths; and no mask where none is needed. The numbers are those of other padding."""
+    blocks = Blocks.through(lambda block: block)
+    for lengths in ([9, 5, 7, 2, 2, 2], [3, 20, 20, 2, 2, 2], [9, 5, 7, 2, 3, 4]):
+        rows = [text(length, seed) for seed, length in enumerate(lengths)]
+        plain, prefix = (model.encode_prefix(rows, GRID, guided=True, blocks=some) for some in (AS_THEY_ARE, blocks))
+        assert prefix.mask.shape[3] % 8 == 0
+        assert prefix.mask.shape[3] - plain.mask.shape[3] < 8
+        torch.testing.assert_close(
+            velocity(model, prefix, range(3)), velocity(model, plain, range(3)), rtol=1e-4, atol=1e-5
+        )
+    assert model.encode_prefix([text(9), text(2)], GRID, guided=True, blocks=blocks).mask is None
 
 
 @torch.no_grad()
