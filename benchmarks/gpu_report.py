@@ -60,7 +60,7 @@ def text(result: dict[str, Any]) -> str:
             "",
         ]
     lines += [
-        f"{'arm':<15}{'batch':>6}{'s/image':>10}{'images/s':>10}{'speed-up':>10}{'TFLOP':>10}"
+        f"{'arm':<20}{'batch':>6}{'s/image':>10}{'images/s':>10}{'speed-up':>10}{'TFLOP':>10}"
         f"{'TFLOP/s':>10}{'share':>7}{'in steps':>10}{'share':>7}{'GiB':>7}{'runs':>6}"
     ]
     lines += [_run_line(run) for run in result["runs"]]
@@ -71,7 +71,7 @@ def text(result: dict[str, Any]) -> str:
     for arm, levels in result["picture_difference"].items():
         lines.append(f"the first picture of {arm} differs from {SAME_PICTURES[arm]}'s by {levels:.3f} of 255 levels")
     if result["splits"]:
-        lines += ["", "ms of an image", f"{'arm':<15}{'batch':>6}{'all':>9}"]
+        lines += ["", "ms of an image", f"{'arm':<20}{'batch':>6}{'all':>9}"]
         lines[-1] += "".join(f"{part:>16}" for part in PARTS) + f"{'GPU idle':>16}"
         lines += [_split_line(split) for split in result["splits"]]
     lines += ["", "cold start: " + ", ".join(f"{name} {_number(value)}" for name, value in result["cold"].items())]
@@ -115,7 +115,7 @@ def _run_line(run: dict[str, Any]) -> str:
     speed_up = f"{run['speed_up']:.2f}x" if run["speed_up"] else "-"
     shares = [f"{run[key]:.1%}" if run[key] else "-" for key in ("share_of_ceiling", "loop_share_of_ceiling")]
     return (
-        f"{run['arm']:<15}{run['batch_size']:>6}{run['seconds_per_image']:>10.3f}{run['images_per_s']:>10.3f}"
+        f"{run['arm']:<20}{run['batch_size']:>6}{run['seconds_per_image']:>10.3f}{run['images_per_s']:>10.3f}"
         f"{speed_up:>10}{run['tflop_per_image']:>10.4g}{run['tflop_per_s']:>10.4g}{shares[0]:>7}"
         f"{run['loop_tflop_per_s']:>10.4g}{shares[1]:>7}{run['peak_memory_gib']:>7.1f}{len(run['seconds_of_runs']):>6}"
     )
@@ -126,7 +126,7 @@ def _split_line(split: dict[str, Any]) -> str:
         return "-" if seconds is None else f"{1e3 * seconds / split['batch_size']:.1f}"
 
     parts = "".join(f"{ms(split['parts_s'].get(part)):>16}" for part in PARTS)
-    return f"{split['arm']:<15}{split['batch_size']:>6}{ms(split['seconds']):>9}{parts}{ms(split['gpu_idle_s']):>16}"
+    return f"{split['arm']:<20}{split['batch_size']:>6}{ms(split['seconds']):>9}{parts}{ms(split['gpu_idle_s']):>16}"
 
 
 def _number(value: float | str) -> str:
