@@ -170,8 +170,7 @@ class Ours:
             (model, "run_final", "head"),
             (model, "encode_prefix", ONCE),
             (model, "embed_times", ONCE),
-            (self.vae, "decode", VAE),
-            (pipeline, "to_picture", VAE),
+            (self.vae, "decode_pixels", VAE),
         ]
 
     def count_flop(self) -> Flop:

@@ -27,7 +27,7 @@ from flashu.models import checkpoint, geometry
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer, find_tokenizer
-from flashu.models.wan_vae import RELEASED_FILE, RELEASED_REPOSITORY, WanImageVAE
+from flashu.models.wan_vae import RELEASED_FILE, RELEASED_REPOSITORY, WanImageVAE, to_pixels
 from flashu.patch import Acceleration
 
 
@@ -301,14 +301,12 @@ class TextToImagePipeline:
         for state in states:
             latents = state
             bar.update()
-        # One by one: decoding takes by far the most memory per image, and gains nothing from a batch.
-        return [to_picture(self.vae.decode(one[None].to(self.vae.device))[0]) for one in latents]
+        return [Image.fromarray(pixels) for pixels in self.vae.decode_pixels(latents).cpu().numpy()]
 
 
 def to_picture(image: Tensor) -> Image.Image:
     """An image (3, height, width) in [-1, 1] to an RGB picture, rounded to the nearest of 256 levels."""
-    pixels = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_pixels(image).cpu().numpy())
 
 
 def _out_of_memory_advice(images: int, token_grid: tuple[int, int], device: torch.device) -> str:
