@@ -93,8 +93,8 @@ class Float8Mlp(nn.Module):
         if neurons is None:
             gate, up = self.gate_up.product(rows, x.dtype).chunk(2, dim=-1)
         else:
-            first, last = neurons
-            first, last = neurons = first - first % MULTIPLE, last + -last % MULTIPLE
+            first, last = neurons[0] // MULTIPLE * MULTIPLE, -(-neurons[1] // MULTIPLE) * MULTIPLE
+            neurons = (first, last)
             gate = self.gate_up.product(rows, x.dtype, outputs=neurons)
             up = self.gate_up.product(rows, x.dtype, outputs=(self.neurons + first, self.neurons + last))
         return self.down_proj(F.silu(gate) * up, neurons).view(x.shape)
