@@ -1,7 +1,8 @@
 """The ways of making images that `gpu.py` compares: the release's and ours, each unaccelerated and with FlashU.
 
 They run over one set of weights, of which a device holds one copy. A way is entered before it makes images, and then
-holds what it alone needs: its VAE, and pruned weights; so its peak memory is its own.
+holds what it alone needs: its VAE, pruned weights, or FFNs in float8; so its peak memory is its own, but for the FFNs
+that an arm in float8 does not run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,6 +33,7 @@ from flashu.acceleration.wanda import WandaScores
 from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.flops import count_image, count_release
 from flashu.models import PromptTokenizer, Showo2Qwen2_5, WanImageVAE
+from flashu.models.float8 import ffn_owners, to_float8
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
 from flashu.models.random_weights import random_model
 from flashu.models.tokenizer import BOI, BOS, EOI, EOS, IMAGE_PLACEHOLDER
@@ -120,22 +123,28 @@ def word_tokenizer(words: int) -> PromptTokenizer:
 class Ours:
     """This library, by its own pipeline."""
 
-    def __init__(self, bench: Bench, settings: FlashUConfig | None, compile_mode: str = "off"):
-        self.bench, self.settings, self.compile_mode = bench, settings, compile_mode
+    def __init__(self, bench: Bench, settings: FlashUConfig | None, compile_mode: str = "off", float8: bool = False):
+        self.bench, self.settings, self.compile_mode, self.float8 = bench, settings, compile_mode, float8
         self.vae = bench.vae
         self.evaluations = (settings.total_steps if settings else NUM_INFERENCE_STEPS) - 1
         self.warm_up_share = 1.0 if settings else WARM_UP / self.evaluations
 
     def __enter__(self) -> Ours:
-        self.vae.to(self.bench.device)
-        if self.settings:
-            apply_flashu_patch(self.bench.model, self.settings, scores=self.bench.scores)
-        self.pipe = TextToImagePipeline(self.bench.model, self.vae, self.bench.tokenizer).compile(self.compile_mode)
+        model = self.bench.model
+        with ExitStack() as stack:
+            if self.float8:
+                stack.enter_context(ffns_in_float8(model))
+            self.vae.to(self.bench.device)
+            stack.callback(self.vae.to, "cpu")
+            if self.settings:
+                apply_flashu_patch(model, self.settings, scores=self.bench.scores)
+                stack.callback(remove_flashu_patch, model)
+            self._entered = stack.pop_all()
+        self.pipe = TextToImagePipeline(model, self.vae, self.bench.tokenizer).compile(self.compile_mode)
         return self
 
     def __exit__(self, *error: object) -> None:
-        remove_flashu_patch(self.bench.model)
-        self.vae.to("cpu")
+        self._entered.close()
 
     def generate(self, count: int, evaluations: int | None = None) -> list[Image.Image]:
         """The first `count` prompts' pictures as one batch; without FlashU, fewer evaluations may be asked for."""
@@ -179,6 +188,19 @@ class Ours:
         return Flop(cost.total - vae, vae)
 
 
+@contextmanager
+def ffns_in_float8(model: Showo2Qwen2_5) -> Iterator[None]:
+    """FFNs made in float8 for a while, beside the whole ones, which are back afterwards."""
+    whole = [(owner, owner.mlp) for owner in ffn_owners(model)]
+    try:
+        to_float8(model)
+        yield
+    finally:
+        for owner, mlp in whole:
+            owner.mlp = mlp
+        model.original_fingerprint = None
+
+
 class Release:
     """The release's way, see `release_shaped.py`."""
 
@@ -218,7 +240,7 @@ class Release:
         noise = sampler.initial_noise(range(count), bench.config.image_latent_dim, height, width)
         points = sampler.time_grid(len(steps) + 1)
         latents = bench.release.sample(noise, rows, points, steps, layers_to_skip(self.settings, bench.config))
-        return [Image.fromarray(pixels.numpy()) for pixels in to_pixels(self.vae.decode(latents)).cpu()]
+        return [Image.fromarray(to_pixels(image).cpu().numpy()) for image in self.vae.decode(latents)]
 
     def calls(self) -> list[Call]:
         """As `Ours.calls`."""
@@ -264,6 +286,7 @@ ARMS = {
     "ours-flashu": Arm(Ours, True, AUTO),
     "ours-flashu-uncompiled": Arm(Ours, True, by_default=("cuda",)),
     "ours-flashu-max": Arm(Ours, True, {"compile_mode": "max"}, by_default=()),
+    "ours-flashu-float8": Arm(Ours, True, {"float8": True, **AUTO}, by_default=("cuda",)),
 }
 BASELINE, LEADER = "release", "ours-flashu"  # what others are compared with; whose best batch size is looked for
 SAME_PICTURES = {

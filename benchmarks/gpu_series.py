@@ -18,7 +18,7 @@ from PIL import Image
 from time_split import split_time
 
 from flashu.devices import is_device_error, is_out_of_memory
-from flashu.errors import OutOfMemoryError
+from flashu.errors import InputError
 
 CELL_SHARE = 1 / 40  # of the budget: no repeat at once that would make one measurement take longer
 GAIN = 1.02  # a larger batch is better when it makes so many times the images per second
@@ -189,7 +189,9 @@ class Series:
             if is_device_error(error):
                 raise
             why = "out of memory"
-            if not isinstance(error, OutOfMemoryError) and not is_out_of_memory(error):
+            if isinstance(error, InputError):
+                why = str(error)
+            elif not is_out_of_memory(error):
                 traceback.print_exc()
                 why = f"{type(error).__name__}: {error}".partition("\n")[0]
         if why:  # outside the handler, whose traceback would hold on to the batch's tensors

@@ -47,7 +47,7 @@ from flashu.acceleration.plan import Plan, make_plan
 from flashu.acceleration.wanda import WandaScores
 from flashu.calibration import calibrate
 from flashu.config import EMBEDDED_GUIDANCE, FLASHU_PRESETS, NUM_INFERENCE_STEPS, FlashUConfig
-from flashu.devices import DTYPES
+from flashu.devices import DTYPES, FLOAT8
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
 from flashu.models.geometry import PIXELS_PER_TOKEN
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, metavar="N", help=f"of each setting (default: {SWEEP_PROMPTS}, or all)")
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--device", help="default: CUDA if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, else float32")
+    parser.add_argument("--dtype", choices=[*DTYPES, FLOAT8], help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw quality against cost there, as PNG")
     parser.add_argument("--check", type=Path, metavar="FILE", help="repeat the settings of this result, and compare")
@@ -343,7 +343,7 @@ def main() -> None:
     print(f"{options.model} answers {right:.1f}% of yes-or-no questions about renders right\n\n{HEADER}")
     result = {
         **describe(pipe.model.device),
-        "dtype": str(pipe.model.dtype).removeprefix("torch."),
+        "dtype": pipe.model.number_format,
         "model": options.model,
         "fingerprint": fingerprint(pipe.model),
         "batch_size": options.batch_size,

@@ -7,6 +7,7 @@ import torch
 from flashu.errors import InputError, OutOfMemoryError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+FLOAT8 = "float8"  # bfloat16, but for the FFNs: see `flashu.models.float8`
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
@@ -28,12 +29,17 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """A number format to run in. None picks bfloat16 on CUDA and float32 elsewhere. Raises `InputError`."""
+    """A number format to run in. None picks bfloat16 on CUDA and float32 elsewhere; float8 is bfloat16 here.
+
+    Raises `InputError`.
+    """
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype == FLOAT8:
+        return torch.bfloat16
     named = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if named not in DTYPES.values():
-        raise InputError(f"dtype {dtype} is not supported; choose one of: {', '.join(DTYPES)}")
+        raise InputError(f"dtype {dtype} is not supported; choose one of: {', '.join((*DTYPES, FLOAT8))}")
     return named
 
 

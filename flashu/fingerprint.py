@@ -15,9 +15,12 @@ SAMPLES = 64  # evenly spaced values read from each parameter
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 (hex) over the parameters' names, shapes and a sample of their values, rounded to bfloat16.
 
-    A copy of the model in float32 and in bfloat16 has one fingerprint. Made to tell models apart, not to detect
-    tampering: most values are not read. Take it of a model that is not patched.
+    A copy of the model in float32, in bfloat16 and in float8 has one fingerprint. Made to tell models apart, not to
+    detect tampering: most values are not read. Take it of a model that is not patched.
     """
+    original = getattr(model, "original_fingerprint", None)
+    if original is not None:
+        return original
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         values = parameter.flatten()

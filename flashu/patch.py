@@ -197,7 +197,7 @@ def _reorder(model: Showo2Qwen2_5, ffn_orders: list[Tensor], kv_orders: list[Ten
     """Put each layer's FFN neurons and KV groups in order; an empty list leaves them as they are."""
     layers = model.showo.model.layers
     for layer, order in zip(layers, ffn_orders, strict=False):
-        ffn_pruning.reorder(layer.mlp, order)
+        layer.mlp.reorder(order)
     for layer, order in zip(layers, kv_orders, strict=False):
         kv_pruning.reorder(layer.self_attn, order)
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from flashu import arguments, sampler, visual_questions
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.config import BATCH_SIZE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS
-from flashu.devices import is_out_of_memory, resolve_device, resolve_dtype
+from flashu.devices import FLOAT8, is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.models import blocks, checkpoint, geometry
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
@@ -88,11 +88,11 @@ class TextToImagePipeline:
         `vae` and `tokenizer` are folders, files or hub ids; without them they are looked for in the checkpoint's
         folder, then where the release has them (the Wan 2.1 repository; the LLM that the config names). The name
         `"embedded"` is the small model that ships with this package. `device=None` takes CUDA if it is there;
-        `dtype=None` is bfloat16 on CUDA and float32 elsewhere.
+        `dtype=None` is bfloat16 on CUDA and float32 elsewhere; "float8" is bfloat16 with FFNs in float8.
         Raises `CheckpointError` and `InputError` naming what cannot be loaded, `OutOfMemoryError` when it does not fit.
         """
         device = resolve_device(device)
-        dtype = resolve_dtype(dtype, device)
+        dtype = dtype if dtype == FLOAT8 else resolve_dtype(dtype, device)
         try:
             model = Showo2Qwen2_5.from_pretrained(path_or_hub_id, dtype=dtype, device=device)
             return cls.from_model(model, vae=vae, tokenizer=tokenizer)

@@ -65,7 +65,12 @@ TokenizerOption = Annotated[
     typer.Option("--tokenizer", help="Tokenizer: a folder or hub id.", show_default="beside the model, else the hub"),
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="bfloat16 or float32.", show_default="bfloat16 on CUDA, else float32")
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="bfloat16, float32, or float8: bfloat16 with FFNs in float8.",
+        show_default="bfloat16 on CUDA, else float32",
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu, …", show_default="CUDA if there is one")]
 SizeOption = Annotated[
@@ -217,8 +222,11 @@ def convert(
     """
     if destination.exists():
         raise InputError(f"{destination} exists already; name a new folder, or remove it first")
+    from flashu.devices import FLOAT8
     from flashu.pipeline import TextToImagePipeline
 
+    if dtype == FLOAT8:
+        raise InputError("--dtype float8 is for running a model, and made as it is loaded; store bfloat16")
     pipe = TextToImagePipeline.from_pretrained(source, vae=vae, tokenizer=tokenizer, dtype=dtype, device="cpu")
     pipe.save_pretrained(destination)
     size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())

@@ -27,7 +27,7 @@ class ModelSection:
     path: str = "embedded"  # folder, hub id, s3:// folder, or "embedded", the built-in model
     vae: Optional[str] = None  # beside the model, else the hub
     tokenizer: Optional[str] = None  # beside the model, else the hub
-    dtype: Optional[str] = None  # bfloat16 on CUDA, else float32
+    dtype: Optional[str] = None  # bfloat16 on CUDA, else float32; float8: see default.yaml
     compile: str = AUTO  # on CUDA; or off; or max, which tries more kernels, and takes minutes
     cache_dir: Optional[str] = None  # where a node keeps s3:// checkpoints; ~/.cache/flashu
 

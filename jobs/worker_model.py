@@ -78,7 +78,7 @@ def load(
         here(model.path), vae=here(model.vae), tokenizer=here(model.tokenizer), dtype=model.dtype, device=device
     )
     own = fingerprint(pipe.model)
-    dtype = str(pipe.model.dtype).removeprefix("torch.")
+    dtype = pipe.model.number_format
     identity = f"model {own[:16]}, VAE {fingerprint(pipe.vae)[:16]}, {dtype}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder(model.cache_dir) / "compiled"))
     pipe.compile(model.compile)

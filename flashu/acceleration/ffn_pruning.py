@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flashu.acceleration.wanda import importance_order
-from flashu.models.layers import GatedMlp, Span
+from flashu.models.layers import Span
 
 MULTIPLE = 64  # of kept neurons, for the matrix units
 
@@ -40,13 +40,3 @@ def shared_order(generation: Tensor, kept: int, understanding: Tensor, kept_unde
     group = torch.where(generates, torch.where(understands, 1, 0), torch.where(understands, 2, 3))
     start = int((group == 0).sum())
     return order[group[order].argsort(stable=True)], (start, start + kept_understanding)
-
-
-@torch.no_grad()
-def reorder(mlp: GatedMlp, order: Tensor) -> None:
-    """Put an FFN's neurons in `order`, in place. `reorder(mlp, order.argsort())` undoes it bit for bit."""
-    order = order.to(mlp.gate_proj.weight.device)
-    for linear in (mlp.gate_proj, mlp.up_proj):
-        linear.weight.data = linear.weight[order]
-    mlp.down_proj.weight.data = mlp.down_proj.weight[:, order]
-    mlp.join_again()

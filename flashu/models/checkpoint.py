@@ -22,8 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from flashu.devices import DTYPES, resolve_device, resolve_dtype
-from flashu.errors import CheckpointError
+from flashu.devices import DTYPES, FLOAT8, resolve_device, resolve_dtype
+from flashu.errors import CheckpointError, InputError
+from flashu.models.float8 import require_float8, to_float8
 from flashu.models.geometry import (
     BUILT_IN_LLMS,
     LlmGeometry,
@@ -247,12 +248,15 @@ def load_showo2(
 ) -> Showo2Qwen2_5:
     """See `Showo2Qwen2_5.from_pretrained`."""
     device = resolve_device(device)
+    in_float8 = dtype == FLOAT8
     dtype = None if dtype is None else resolve_dtype(dtype, device)
     folder = resolve_folder(path_or_hub_id, ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer/*", "vae/*"])
     config_file = folder / "config.json"
     if not config_file.exists():
         raise CheckpointError(f"{folder} has no config.json; it is not a Show-o2 checkpoint folder")
     config = read_config(config_file)
+    if in_float8:
+        require_float8(device, config)
     with torch.device("meta"):
         model = cls(config)
     tensors = read_tensors(weight_files(folder))
@@ -263,8 +267,11 @@ def load_showo2(
             tensors.setdefault(EMBEDDING, tensors.pop(HEAD))
     if dtype is None and EMBEDDING in tensors:
         dtype = _stored_dtype(tensors[EMBEDDING], folder)
-    assign_weights(model, tensors, folder, dtype, device, optional)
+    assign_weights(model, tensors, folder, dtype, "cpu" if in_float8 else device, optional)
     model.showo.tie_weights()
+    if in_float8:
+        to_float8(model, device)
+        model.to(device)
     model.source = folder
     return model.eval()
 
@@ -307,6 +314,8 @@ def save_showo2(model: Showo2Qwen2_5, folder: Path) -> None:
     """See `Showo2Qwen2_5.save_pretrained`."""
     from flashu.patch import unpatched
 
+    if model.number_format == FLOAT8:
+        raise InputError("a model in float8 has rounded weights and is not saved; load it with dtype bfloat16")
     with unpatched(model):
         tensors = dict(model.state_dict())
         if model.config.llm.tie_word_embeddings:

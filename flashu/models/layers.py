@@ -241,6 +241,15 @@ class GatedMlp(Joined):
             gate, up = sliced(self.gate_proj, x, neurons), sliced(self.up_proj, x, neurons)
         return sliced(self.down_proj, F.silu(gate) * up, inputs=neurons)
 
+    @torch.no_grad()
+    def reorder(self, order: Tensor) -> None:
+        """Put the neurons in `order`, in place. `reorder(order.argsort())` undoes it bit for bit."""
+        order = order.to(self.gate_proj.weight.device)
+        for linear in (self.gate_proj, self.up_proj):
+            linear.weight.data = linear.weight[order]
+        self.down_proj.weight.data = self.down_proj.weight[:, order]
+        self.join_again()
+
 
 def sliced(linear: nn.Linear, x: Tensor, outputs: Span | None = None, inputs: Span | None = None) -> Tensor:
     """`linear(x)`, made with a span of its outputs or of its inputs: a view, not a copy of its weight."""

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashu.devices import FLOAT8
 from flashu.models import checkpoint
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
@@ -126,6 +127,7 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         self.config = config
         self.source: Path | None = None  # the folder it was loaded from
         self.acceleration: Acceleration | None = None  # set by `flashu.apply_flashu_patch`
+        self.original_fingerprint: str | None = None  # of the weights that `to_float8` was given
         self._companions: Any = None  # VAE and tokenizer of the last `t2i_generate`, by what was asked for
         llm, vision, head = config.llm.hidden_size, config.vision.hidden_size, config.head.hidden_size
 
@@ -154,6 +156,11 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
     @property
     def dtype(self) -> torch.dtype:
         return self.showo.model.embed_tokens.weight.dtype
+
+    @property
+    def number_format(self) -> str:
+        """What the model runs in, by the name that `from_pretrained` takes."""
+        return FLOAT8 if self.original_fingerprint else str(self.dtype).removeprefix("torch.")
 
     def join(self) -> None:
         """Join the linear layers that read one input, as is done on CUDA anyway; see `Joined`."""
@@ -373,7 +380,8 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         """Load a checkpoint folder, a hub id, or the model that ships with this package (`"embedded"`).
 
         Reads `pytorch_model.bin` or `.safetensors`, single or sharded, memory-mapped, so that loading needs no more
-        memory than the model itself. `dtype=None` keeps the stored one.
+        memory than the model itself. `dtype=None` keeps the stored one; "float8" runs the FFNs of LLM and head in
+        float8, made from bfloat16, and all else in bfloat16.
         Raises `CheckpointError` (missing, damaged, unsafe, or another model) or `InputError` (device, dtype).
         """
         return checkpoint.load_showo2(cls, path_or_hub_id, dtype, device)
@@ -382,7 +390,10 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         return f"FlashU: {self.acceleration.config.describe()}" if self.acceleration else ""
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and safetensors weights (sharded over 5 GB) that `from_pretrained` reads."""
+        """Write `config.json` and safetensors weights (sharded over 5 GB) that `from_pretrained` reads.
+
+        Raises `InputError` for a model in float8.
+        """
         checkpoint.save_showo2(self, Path(folder))
 
     def t2i_generate(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_parts_add_up_to_what_was_profiled(measured):
         assert split["parts_s"].keys() == {"image path", "LLM", "head", "prefix, times", "VAE", "sampler, other"}
         assert all(seconds > 0 for seconds in split["parts_s"].values())
         together = sum(split["parts_s"].values())
-        if split["arm"].endswith("flashu"):
+        if "flashu" in split["arm"]:
             assert together == pytest.approx(split["profiled_s"])
         else:
             assert split["profiled_evaluations"] == 8
@@ -158,6 +159,28 @@ def test_out_of_memory_ends_a_series_and_no_more(bench, monkeypatch):
         ("hungry", 8, "speed"): "batch 4 did not work",
     }
     assert series.measure("ours-flashu", 1).images_per_s > 0
+
+
+def test_arm_in_float8_leaves_the_shared_weights_as_they_were(bench):
+    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    with ARMS["ours-flashu-float8"].on(bench) as way:
+        assert bench.model.number_format == "float8"
+        assert len(way.generate(1)) == 1
+    assert bench.model.number_format == "float32"
+    assert bench.model.acceleration is None
+    after = bench.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+
+
+def test_what_a_device_or_model_cannot_do_is_left_out_in_a_line(bench, monkeypatch, capsys):
+    head = replace(bench.config.head, intermediate_size=328)
+    monkeypatch.setattr(bench.model, "config", replace(bench.config, head=head))
+    series = Series(bench, ["ours-flashu-float8"], Budget(100), 1, on_change=lambda: None)
+    assert series.measure("ours-flashu-float8", 1) is None
+    assert "multiples of 16" in series.left_out["ours-flashu-float8", 1, "speed"]
+    assert capsys.readouterr().err == ""
+    assert bench.model.number_format == "float32"
 
 
 def test_what_there_is_no_time_for_is_left_out_and_said(bench):

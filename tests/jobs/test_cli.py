@@ -258,6 +258,13 @@ def test_the_built_in_model_can_be_converted_too(flashu, generate, tmp_path):
     assert (tmp_path / "built-in.png").read_bytes() == (tmp_path / "converted.png").read_bytes()
 
 
+def test_float8_draws_and_is_not_stored(flashu, generate, tmp_path):
+    generate("a red circle", "--dtype", "float8", "-o", tmp_path / "low.png")
+    generate("a red circle", "--dtype", "bfloat16", "-o", tmp_path / "high.png")
+    assert (tmp_path / "low.png").read_bytes() != (tmp_path / "high.png").read_bytes()
+    assert_refused(flashu("convert", "embedded", tmp_path / "stored", "--dtype", "float8"), "store bfloat16")
+
+
 def test_converting_twice_writes_the_same_files(flashu, release, tmp_path):
     for name in ("one", "two"):
         assert flashu("convert", release, tmp_path / name).code == 0
@@ -333,7 +340,7 @@ def test_a_destination_under_a_file_is_refused(flashu, release, tmp_path):
         (["--device", "banana"], "unknown device 'banana'; there is: cpu"),
         (["--device", "meta"], "device 'meta' is not supported; there is: cpu"),
         (["--device", "cuda:99"], "device 'cuda:99' is not there; there is: cpu"),
-        (["--dtype", "int7"], "dtype int7 is not supported; choose one of: bfloat16, float32"),
+        (["--dtype", "int7"], "dtype int7 is not supported; choose one of: bfloat16, float32, float8"),
         (["--batch-size", "0"], "--batch-size is 0; it must be a whole number, at least 1"),
         (["--seed", "-1"], "from 0 to 2**64 - 1"),
         (["--seed", "18446744073709551616"], "from 0 to 2**64 - 1"),

@@ -446,6 +446,13 @@ def test_what_no_worker_can_load_stops_the_run_with_its_reason(shard, override, 
         shard({"prompt": ["a fox"]}, *preset, override)
 
 
+def test_a_run_in_float8_says_so_and_is_told_apart_from_the_same_weights_in_bfloat16(shard):
+    runs = {name: shard({"prompt": ["a fox"]}, f"model.dtype={name}", run=name) for name in ("float8", "bfloat16")}
+    (row,) = runs["float8"].do().metadata
+    assert row["dtype"] == "float8"
+    assert runs["float8"].identity == runs["bfloat16"].identity.replace("bfloat16", "float8")
+
+
 def test_a_worker_that_does_not_see_the_drivers_folder_stops_the_run(shard):
     made = shard({"prompt": ["a fox"]})
     (made.output / "run.json").unlink()
