@@ -77,7 +77,8 @@ def pictures_of(scenes: Sequence[Scene], options: argparse.Namespace) -> Tensor:
 
 def new_vae(options: argparse.Namespace) -> WanImageVAE:
     torch.manual_seed(options.seed)
-    return WanImageVAE(VAE_PRESETS["embedded"]).to(options.device)
+    vae = WanImageVAE(VAE_PRESETS["embedded"]).to(options.device)
+    return vae.to(memory_format=torch.contiguous_format)  # the optimiser takes weights as matrices, which are views
 
 
 def train_vae(options: argparse.Namespace) -> None:

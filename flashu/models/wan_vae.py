@@ -155,8 +155,8 @@ class WanImageVAE(nn.Module):
         self.conv1 = nn.Conv2d(2 * geometry.z_dim, 2 * geometry.z_dim, 1)
         self.conv2 = nn.Conv2d(geometry.z_dim, geometry.z_dim, 1)
         self.decoder = Decoder(geometry)
-        _put_channels_last(self)
-        self.register_load_state_dict_post_hook(_put_channels_last)
+        self.to(memory_format=torch.channels_last)
+        self.register_load_state_dict_pre_hook(_channels_last)
 
     @property
     def device(self) -> torch.device:
@@ -249,9 +249,11 @@ def _statistics(geometry: VaeGeometry, device: torch.device, dtype: torch.dtype)
     return mean, std
 
 
-def _put_channels_last(vae: WanImageVAE, _: Any = None) -> None:
-    """Also after a state dict was loaded, which may have given it other parameters."""
-    vae.to(memory_format=torch.channels_last)
+def _channels_last(vae: WanImageVAE, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before a state dict is loaded, whose tensors may become the parameters: lay its kernels channels last."""
+    for name, value in state.items():
+        if name.startswith(prefix) and value.ndim == 4:
+            state[name] = value.contiguous(memory_format=torch.channels_last)
 
 
 def fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

