@@ -41,6 +41,7 @@ class FlashUSection:
     T_cache: Optional[int] = None  # -1 for off
     tau: Optional[int] = None
     schedule: Any = None  # [[steps, guidance scale], …]; [] for sampling.guidance_scale throughout
+    solver_order: Optional[int] = None  # 1: Euler; 2: Adams-Bashforth
     scores: Optional[str] = None  # of `flashu calibrate`; null measures them once, into the run's folder
 
 

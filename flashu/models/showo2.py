@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,25 @@ class Prefix:
     semantic_positions: Tensor  # (tokens, vision hidden): SigLIP's position embedding, resized to the grid
     suffix: Suffix | None = None  # where whole rows are to be measured
 
+    def first(self, rows: int, variant: Variant) -> Prefix:
+        """Of the first `rows` only, as views. `variant` is this one's, as those rows run it."""
+        some = slice(rows)
+        ran_by = [variant.rows_of(layer) for layer in range(len(self.llm))]
+        return replace(
+            self,
+            rows=rows,
+            variant=variant,
+            llm=[
+                own and own.rows(some if ran is None else slice(len(ran)))
+                for own, ran in zip(self.llm, ran_by, strict=True)
+            ],
+            head=[own.rows(some) for own in self.head],
+            llm_rotary=self.llm_rotary.rows(some),
+            head_rotary=self.head_rotary.rows(some),
+            mask=None if self.mask is None else self.mask[some],
+            suffix=self.suffix and self.suffix.first(rows),
+        )
+
 
 @dataclass
 class Suffix:
@@ -114,6 +133,18 @@ class Suffix:
     valid: Tensor  # (rows, span + suffix): false on padding
     row_length: int
     prefix_similarity: Tensor  # (rows, layers): summed over the prefix, which no step changes
+
+    def first(self, rows: int) -> Suffix:
+        """Of the first `rows` only, as views."""
+        some = slice(rows)
+        return replace(
+            self,
+            embeds=self.embeds[some],
+            rotary=self.rotary.rows(some),
+            mask=self.mask[some],
+            valid=self.valid[some],
+            prefix_similarity=self.prefix_similarity[some],
+        )
 
 
 class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
