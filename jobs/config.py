@@ -33,7 +33,7 @@ class ModelSection:
 
 @dataclass
 class FlashUSection:
-    preset: str = AUTO  # the one for the model; or paper-1.5b, fast, quality, …; "off" for stock Show-o2
+    preset: str = AUTO  # the one for the model; or paper-1.5b, few-steps, …; "off" for stock Show-o2
     r_p: Optional[float] = None  # here and below: null is the preset's value
     head_prune_ratio: Optional[float] = None
     r_LS: Optional[float] = None  # noqa: N815 - the paper's name

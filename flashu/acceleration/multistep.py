@@ -15,7 +15,8 @@ def orders(guidance: Sequence[float], highest: int) -> list[int]:
     """Each step's order, given its guidance scale.
 
     A step of order 2 needs an earlier velocity of the same field, so the first step has order 1, and so has one whose
-    guidance is another than the step's before. The last, by far the longest, is better not continued either.
+    guidance is another than the step's before. The last is the longest on a grid moved towards the noise, and is better
+    not continued either.
     """
     last = len(guidance) - 1
     return [
