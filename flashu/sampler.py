@@ -114,7 +114,7 @@ def _kind_of(row: PlanRow) -> _Kind:
 class _Prefixes:
     """The batch's prefix under each variant of the LLM, made when a row first needs it, dropped after the last.
 
-    Steps without guidance take the conditional rows of what guided steps run on, where there are such to come.
+    Steps without guidance take the conditional rows of what guided steps run on, where there are or were such.
     """
 
     def __init__(self, model: Showo2Qwen2_5, rows: Rows, images: int, plan: Plan):
@@ -127,15 +127,15 @@ class _Prefixes:
         """The prefix that the plan's row `index` runs on."""
         kind = _kind_of(self.plan.rows[index])
         if kind not in self.made:
-            needed = {_kind_of(other) for other in self.plan.rows[index:]}
-            self.made = {made: prefix for made, prefix in self.made.items() if made in needed}
+            later = {_kind_of(other) for other in self.plan.rows[index:]}
+            useful = later | {other._replace(guided=True) for other in later}
+            self.made = {made: prefix for made, prefix in self.made.items() if made in useful}
             both = kind._replace(guided=True)
-            if both in needed and both not in self.made:
+            if both in later and both not in self.made:
                 self.made[both] = self._encode(both)
-            if kind != both:
-                self.made[kind] = (
-                    self.made[both].first(self.images, self._variant(kind)) if both in needed else self._encode(kind)
-                )
+            if kind not in self.made:
+                whole = self.made.get(both)
+                self.made[kind] = whole.first(self.images, self._variant(kind)) if whole else self._encode(kind)
         return self.made[kind]
 
     def _encode(self, kind: _Kind) -> Prefix:
