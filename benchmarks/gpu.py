@@ -144,7 +144,8 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="show-o2-1.5b", choices=MODELS)
     parser.add_argument("--size", type=int, help="pixels per side (default: the preset's own)")
-    parser.add_argument("--flashu", default="paper-1.5b", choices=FLASHU_PRESETS, help="of the accelerated arms")
+    euler = [name for name, settings in FLASHU_PRESETS.items() if settings.solver_order == 1]  # as the release's steps
+    parser.add_argument("--flashu", default="paper-1.5b", choices=euler, help="of the accelerated arms")
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all but ours-flashu-max, on CUDA")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--batch-size", type=int, nargs="+", help="default: 1 4 8 16 32 64")

@@ -14,10 +14,10 @@ Every setting draws the same prompts from the same noise, one seed a prompt. Rep
 - means of image statistics, and the distance to the reference's picture: PSNR, SSIM;
 - TFLOP an image, for a prompt of mean length; seconds an image in batches, with VAE; and both against the reference.
 
-`stock-50`, the reference, `paper` and `embedded` draw the whole bench, the others its first 150 prompts, the sorts in
-turn: a default sweep takes about 17 minutes on two cores. `--check` draws what is in a result file again, and fails
-where an oracle score is off by more than the tolerance: the same machine repeats it exactly, another rounds
-differently.
+`stock-50`, the reference, `paper`, `embedded` and steps of order 2 draw the whole bench, the others its first 150
+prompts, the sorts in turn: a default sweep takes about 25 minutes on two cores. `--check` draws what is in a result
+file again, and fails where an oracle score is off by more than the tolerance: the same machine repeats it exactly,
+another rounds differently.
 """
 
 from __future__ import annotations
@@ -84,6 +84,12 @@ ON = {technique: {name: getattr(PAPER, name) for name in off} for technique, off
 GUIDANCE_SCALES = (1, 1.75, 2.5, 3.5, 5, 7.5, 10)
 PRUNED = replace(NOTHING, r_p=0.6)
 
+
+def order_2(steps: int, **others: Any) -> FlashUConfig:
+    """A solver of order 2, with nothing else on but what is named."""
+    return replace(FLASHU_PRESETS["off"], solver_order=2, num_inference_steps=steps, **others)
+
+
 SETTINGS: dict[str, Setting] = {
     REFERENCE: Setting("steps", whole=True),
     **{f"stock-{steps}": Setting("steps", steps=steps) for steps in (35, 20, 12, 8)},
@@ -115,6 +121,22 @@ SETTINGS: dict[str, Setting] = {
         )
         for steps, tau in ((12, 4), (20, 6), (50, 16))
     },
+    **{f"order-2-{steps}": Setting("order", order_2(steps), whole=True) for steps in (20, 16, 12, 10, 8)},
+    "few-steps": Setting("order", FLASHU_PRESETS["few-steps"], whole=True),
+    **{
+        f"order-2-{name}": Setting("order", order_2(**settings))
+        for name, settings in {
+            "12-ffn-pruning": {"steps": 12, "r_p": 0.2},
+            "12-ffn-pruning-tau-4": {"steps": 12, "r_p": 0.2, "tau": 4},
+            "20-T_cache-2": {"steps": 20, "T_cache": 2},
+            "35-T_cache-3": {"steps": 35, "T_cache": 3},
+            "12-unguided-first": {"steps": 12, "schedule": ((1, 1.0), (11, LATE))},
+            "12-unguided-last-3": {"steps": 12, "schedule": ((8, LATE), (4, 1.0))},
+            "10-guided-middle": {"steps": 10, "schedule": ((1, 1.0), (5, LATE), (4, 1.0))},
+        }.items()
+    },
+    "paper-order-2": Setting("order", replace(PAPER, solver_order=2)),
+    "embedded-order-2": Setting("order", replace(FLASHU_PRESETS["embedded"], solver_order=2)),
 }
 
 CALIBRATION_CAPTIONS = 8

@@ -172,11 +172,12 @@ def count_release(
 
 def format_plan(plan: Plan, costs: list[int]) -> str:
     """A plan as a table, a line a step."""
-    lines = [f"{'step':>4}  {'LLM':<7} {'layers':<13} {'head':<8} {'guidance':>8} {'TFLOP':>8}"]
+    lines = [f"{'step':>4}  {'LLM':<7} {'layers':<13} {'head':<8} {'guidance':>8} {'order':>5} {'TFLOP':>8}"]
     for row, flop in zip(plan.rows, costs, strict=True):
         layers = "all, measured" if row.measure else "skips" if row.skip else "-" if row.llm == "-" else "all"
         lines.append(
-            f"{row.step:>4}  {row.llm.value:<7} {layers:<13} {row.head.value:<8} {row.guidance:>8g} {flop / 1e12:>8.3f}"
+            f"{row.step:>4}  {row.llm.value:<7} {layers:<13} {row.head.value:<8} {row.guidance:>8g} {row.order:>5} "
+            f"{flop / 1e12:>8.3f}"
         )
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Flow matching, as plain functions over tensors: the time grid, the noise, guidance, and the Euler loop.
+"""Flow matching, as plain functions over tensors: the time grid, the noise, guidance, and the loop over the steps.
 
 Time runs from 0 (noise) to 1 (image). "n inference steps" are n grid points, so n - 1 evaluations (Show-o2, §3 and
 its released sampler). What each step runs stands in a plan (`flashu.acceleration.plan`); the loop executes its rows and
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashu import arguments
-from flashu.acceleration import layer_skipping
+from flashu.acceleration import layer_skipping, multistep
 from flashu.acceleration.layer_skipping import SkipSets
 from flashu.acceleration.plan import Head, Llm, Plan, PlanRow
 from flashu.models.blocks import AS_THEY_ARE, Blocks
@@ -84,8 +85,9 @@ def trajectory(
     yield state
     times = model.embed_times(time_points[:-1])
     prefixes = _Prefixes(model, rows, images, plan, blocks)
-    stored = None
-    for index, (row, interval) in enumerate(zip(plan.rows, time_points.diff().tolist(), strict=True)):
+    intervals = time_points.diff().tolist()
+    stored = velocity = None
+    for index, (row, interval) in enumerate(zip(plan.rows, intervals, strict=True)):
         time = times.at(index)
         if row.llm is not Llm.NONE:
             prefix = prefixes.of(index)
@@ -96,49 +98,75 @@ def trajectory(
                 hidden = model.run_llm(state, time, prefix)
         features = stored if row.head is Head.REUSE else model.run_head(hidden, time, prefix)
         stored = None if row.head is Head.COMPUTE else features
-        velocity = model.run_final(features, time, rows.grid)
-        state = state + interval * guide(velocity, row.guidance, images)
+        if not row.guided:
+            features = features[:images]
+        earlier, velocity = velocity, guide(model.run_final(features, time, rows.grid), row.guidance, images)
+        mean = velocity
+        if row.order == 2:
+            mean = multistep.continued(velocity, earlier, interval, intervals[index - 1])
+        state = state + interval * mean
         yield state
 
 
+class _Kind(NamedTuple):
+    """What tells the prefixes of a run apart."""
+
+    llm: Llm
+    skip: bool
+    guided: bool  # with the unconditional rows
+
+
+def _kind_of(row: PlanRow) -> _Kind:
+    return _Kind(row.llm, row.skip, row.guided)
+
+
 class _Prefixes:
-    """The batch's prefix under each variant of the LLM, made when a row first needs it, dropped after the last."""
+    """The batch's prefix under each variant of the LLM, made when a row first needs it, dropped after the last.
+
+    Steps without guidance take the conditional rows of what guided steps run on, where there are or were such.
+    """
 
     def __init__(self, model: Showo2Qwen2_5, rows: Rows, images: int, plan: Plan, blocks: Blocks):
         self.model, self.rows, self.images, self.plan, self.blocks = model, rows, images, plan, blocks
         self.skipped: SkipSets | None = None
-        self.made: dict[tuple[Llm, bool], Prefix] = {}
+        self.made: dict[_Kind, Prefix] = {}
         self.measures_left = sum(row.measure for row in plan.rows)
 
     def of(self, index: int) -> Prefix:
         """The prefix that the plan's row `index` runs on."""
-        row, later = self.plan.rows[index], self.plan.rows[index:]
-        kind = (row.llm, row.skip)
+        kind = _kind_of(self.plan.rows[index])
         if kind not in self.made:
-            needed = {(other.llm, other.skip) for other in later}
-            self.made = {made: prefix for made, prefix in self.made.items() if made in needed}
-            suffixes = self.rows.suffixes if self.measures_left and not row.skip else None
-            rows, guided = self.rows, len(self.rows.prefixes) > self.images
-            self.made[kind] = self.model.encode_prefix(
-                rows.prefixes, rows.grid, self._variant(row), suffixes, guided, self.blocks
-            )
+            later = {_kind_of(other) for other in self.plan.rows[index:]}
+            useful = later | {other._replace(guided=True) for other in later}
+            self.made = {made: prefix for made, prefix in self.made.items() if made in useful}
+            both = kind._replace(guided=True)
+            if both in later and both not in self.made:
+                self.made[both] = self._encode(both)
+            if kind not in self.made:
+                whole = self.made.get(both)
+                self.made[kind] = whole.conditional(self._variant(kind)) if whole else self._encode(kind)
         return self.made[kind]
+
+    def _encode(self, kind: _Kind) -> Prefix:
+        rows = slice(None if kind.guided else self.images)
+        suffixes = self.rows.suffixes[rows] if self.measures_left and not kind.skip else None
+        prefixes, variant = self.rows.prefixes[rows], self._variant(kind)
+        return self.model.encode_prefix(prefixes, self.rows.grid, variant, suffixes, kind.guided, self.blocks)
 
     def skip_least_important(self, similarity: Tensor) -> None:
         """Choose anew which layers each image skips, from a measurement (rows, layers)."""
         importances = layer_skipping.importance(similarity, self.images)
         self.skipped = layer_skipping.least_important(importances, self.plan.layers_to_skip)
         self.measures_left -= 1
-        for kind in [kind for kind in self.made if kind[1] or not self.measures_left]:
+        for kind in [kind for kind in self.made if kind.skip or not self.measures_left]:
             del self.made[kind]
 
-    def _variant(self, row: PlanRow) -> Variant:
+    def _variant(self, kind: _Kind) -> Variant:
         ran_by, layers = None, len(self.model.showo.model.layers)
-        if row.skip:
-            per_image = len(self.rows.prefixes) // self.images
-            ran_by = layer_skipping.rows_that_run(self.skipped, layers, per_image, self.model.device)
+        if kind.skip:
+            ran_by = layer_skipping.rows_that_run(self.skipped, layers, 1 + kind.guided, self.model.device)
         return Variant(
-            neurons=((0, self.plan.ffn_width),) * layers if row.llm is Llm.PRUNED and self.plan.ffn_width else None,
+            neurons=((0, self.plan.ffn_width),) * layers if kind.llm is Llm.PRUNED and self.plan.ffn_width else None,
             kv_heads=self.plan.kv_heads,
             rows=ran_by,
         )

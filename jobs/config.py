@@ -34,7 +34,7 @@ class ModelSection:
 
 @dataclass
 class FlashUSection:
-    preset: str = AUTO  # the one for the model; or paper-1.5b, fast, quality, …; "off" for stock Show-o2
+    preset: str = AUTO  # the one for the model; or paper-1.5b, few-steps, …; "off" for stock Show-o2
     r_p: Optional[float] = None  # here and below: null is the preset's value
     head_prune_ratio: Optional[float] = None
     r_LS: Optional[float] = None  # noqa: N815 - the paper's name
@@ -42,6 +42,7 @@ class FlashUSection:
     T_cache: Optional[int] = None  # -1 for off
     tau: Optional[int] = None
     schedule: Any = None  # [[steps, guidance scale], …]; [] for sampling.guidance_scale throughout
+    solver_order: Optional[int] = None  # 1: Euler; 2: Adams-Bashforth
     scores: Optional[str] = None  # of `flashu calibrate`; null measures them once, into the run's folder
 
 

@@ -24,6 +24,7 @@ from jobs.config import FlashUSection, ModelSection
 from jobs.run_folder import SCORES
 
 OFF = "off"
+SETTINGS = ("r_p", "head_prune_ratio", "r_LS", "T_LS", "T_cache", "tau", "schedule", "solver_order")
 
 
 @dataclass
@@ -38,11 +39,7 @@ class WorkerModel:
 
 def flashu_settings(section: FlashUSection, num_inference_steps: int | None) -> FlashUConfig | None:
     """The section's settings, or None for stock Show-o2. Raises `InputError`."""
-    given = {
-        name: getattr(section, name)
-        for name in ("r_p", "head_prune_ratio", "r_LS", "T_LS", "T_cache", "tau", "schedule")
-        if getattr(section, name) is not None
-    }
+    given = {name: getattr(section, name) for name in SETTINGS if getattr(section, name) is not None}
     if section.preset == OFF:
         if given or section.scores:
             settings = ", ".join(given) or "scores"
@@ -51,8 +48,7 @@ def flashu_settings(section: FlashUSection, num_inference_steps: int | None) -> 
             )
         return None
     preset = flashu_preset(section.preset)
-    values = {name: getattr(preset, name) for name in ("r_p", "head_prune_ratio", "r_LS", "T_LS", "T_cache", "tau")}
-    values["schedule"] = preset.schedule
+    values = {name: getattr(preset, name) for name in SETTINGS}
     if "schedule" in given:
         given["schedule"] = given["schedule"] or None
     return FlashUConfig(**(values | given), num_inference_steps=num_inference_steps or preset.num_inference_steps)

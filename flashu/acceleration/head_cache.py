@@ -5,6 +5,7 @@ Only `diffusion_head_b` runs on a reuse step, with that step's own time, so the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 
@@ -16,12 +17,14 @@ class Head(str, Enum):
     REUSE = "reuse"
 
 
-def actions(full: list[bool], interval: int | None) -> list[Head]:
-    """One action a step; `full[i]` tells whether step i + 1 is full.
+def actions(full: Sequence[bool], interval: int | None, guided: Sequence[bool] | None = None) -> list[Head]:
+    """One action a step; `full[i]` tells whether step i + 1 is full, `guided[i]` whether it runs unconditional rows.
 
     A step whose number is a multiple of `interval` stores; others reuse what is stored. A full step never reuses and
-    drops the store. Nothing is stored that no later step reuses.
+    drops the store. A guided step reuses only what a guided one stored: the other kind's lacks rows. Without `guided`,
+    all steps run the same rows. Nothing is stored that no later step reuses.
     """
+    guided = guided or [True] * len(full)
     result = []
     stored_at: int | None = None
     for index, is_full in enumerate(full):
@@ -30,7 +33,9 @@ def actions(full: list[bool], interval: int | None) -> list[Head]:
             stored_at = None
         elif (index + 1) % interval == 0:
             stored_at = index
-        elif stored_at is not None:
+        elif stored_at is not None and guided[stored_at] >= guided[index]:
             result[stored_at] = Head.STORE
             result[index] = Head.REUSE
+        else:
+            stored_at = None
     return result

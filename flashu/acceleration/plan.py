@@ -1,7 +1,8 @@
 """The plan: what every step of a run does, as a table, before anything runs.
 
 `make_plan` is a pure function of settings; the sampler executes its rows and knows no settings. Dead work never enters
-a plan: no LLM on a step that reuses the head's output, no measurement that no later step uses, no store without reuse.
+a plan: no LLM on a step that reuses the head's output, no measurement that no later step uses, no store without reuse,
+no unconditional rows on a step that is not guided.
 Steps are counted from 1.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from flashu.acceleration import guidance_schedule, head_cache, hybrid
+from flashu.acceleration import guidance_schedule, head_cache, hybrid, multistep
 from flashu.acceleration.head_cache import Head
 from flashu.config import FLASHU_PRESETS, FlashUConfig
 
@@ -34,6 +35,12 @@ class PlanRow:
     measure: bool  # run every layer over whole rows, and find the least important ones
     head: Head
     guidance: float
+    order: int = 1  # of the solver: 1 is Euler, 2 leans on the velocity of the step before
+
+    @property
+    def guided(self) -> bool:
+        """Whether the step runs unconditional rows: at 0 there are none by convention, at 1 they cancel out."""
+        return self.guidance not in (0, 1)
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,8 @@ class Plan:
 
     @property
     def guided(self) -> bool:
-        """Whether any step needs unconditional rows: at 0 there are none by convention, at 1 they cancel out.
-
-        One such step gives every step both rows, as a later one may reuse what an earlier one stored.
-        """
-        return any(row.guidance not in (0, 1) for row in self.rows)
+        """Whether any step needs unconditional rows."""
+        return any(row.guided for row in self.rows)
 
 
 def make_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_scale: float) -> Plan:
@@ -70,7 +74,9 @@ def make_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_sc
 
     steps = range(1, count + 1)
     full = [hybrid.is_full(step, num_inference_steps, config.tau) for step in steps]
-    heads = head_cache.actions(full, config.T_cache)
+    guidance = [guidance_schedule.scale_at(step, config.schedule, guidance_scale) for step in steps]
+    orders = multistep.orders(guidance, config.solver_order)
+    heads = head_cache.actions(full, config.T_cache, [scale not in (0, 1) for scale in guidance])
     # A step that is due to measure runs every layer, whether or not its measurement turns out to be of use.
     due = [config.skips_layers and not full[i] and i % config.T_LS == 0 for i in range(count)]
     skips = [config.skips_layers and not full[i] and not due[i] for i in range(count)]
@@ -90,7 +96,8 @@ def make_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_sc
                 skip=skips[i] and llm is not Llm.NONE,
                 measure=measures[i],
                 head=heads[i],
-                guidance=guidance_schedule.scale_at(step, config.schedule, guidance_scale),
+                guidance=guidance[i],
+                order=orders[i],
             )
         )
     return Plan(tuple(rows))

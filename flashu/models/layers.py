@@ -25,7 +25,7 @@ class KeyValue(NamedTuple):
     key: Tensor
     value: Tensor
 
-    def rows(self, index: Tensor) -> KeyValue:
+    def rows(self, index: Tensor | slice) -> KeyValue:
         """Those of some rows only."""
         return KeyValue(self.key[index], self.value[index])
 
@@ -77,7 +77,7 @@ class Rotary(NamedTuple):
     cos: Tensor
     sin: Tensor
 
-    def rows(self, index: Tensor) -> Rotary:
+    def rows(self, index: Tensor | slice) -> Rotary:
         """The table of some rows only; one that all rows share stays as it is."""
         return self if self.cos.shape[0] == 1 else Rotary(self.cos[index], self.sin[index])
 

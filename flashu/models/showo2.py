@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,26 @@ class Prefix:
     suffix: Suffix | None = None  # where whole rows are to be measured
     blocks: Blocks = AS_THEY_ARE  # how the network's blocks are called
 
+    def conditional(self, variant: Variant) -> Prefix:
+        """Of the first half of rows in CFG order, as views. `variant` is this one's, as those rows run it."""
+        rows = self.rows // 2
+        some = slice(rows)
+        ran_by = [variant.rows_of(layer) for layer in range(len(self.llm))]
+        return replace(
+            self,
+            rows=rows,
+            variant=variant,
+            llm=[
+                own and _first(own, some if ran is None else slice(len(ran)))
+                for own, ran in zip(self.llm, ran_by, strict=True)
+            ],
+            head=[_first(own, some) for own in self.head],
+            llm_rotary=self.llm_rotary.rows(some),
+            head_rotary=self.head_rotary.rows(some),
+            mask=None if self.mask is None else self.mask[some],  # beside halves it is the first one's already
+            suffix=self.suffix and self.suffix.first(rows),
+        )
+
 
 @dataclass
 class Suffix:
@@ -119,6 +139,20 @@ class Suffix:
     valid: Tensor  # (rows, span + suffix): false on padding
     row_length: int
     prefix_similarity: Tensor  # (rows, layers): summed over the prefix, which no step changes
+
+    def first(self, rows: int) -> Suffix:
+        """Of the first `rows` only, as views."""
+        some = slice(rows)
+        return replace(
+            self,
+            embeds=self.embeds[some],
+            llm=[own.rows(some) for own in self.llm],
+            prefix_mask=None if self.prefix_mask is None else self.prefix_mask[some],
+            rotary=self.rotary.rows(some),
+            mask=self.mask[some],
+            valid=self.valid[some],
+            prefix_similarity=self.prefix_similarity[some],
+        )
 
 
 class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
@@ -422,6 +456,11 @@ def _prefix_mask(lengths: Sequence[int], valid: Tensor, span: int) -> Tensor | N
     if len(set(lengths)) == 1:
         return None
     return torch.cat((valid, valid.new_ones(len(valid), span)), dim=1)[:, None, None]
+
+
+def _first(states: KeyValue | Halves, rows: slice) -> KeyValue:
+    """Those of the first half of the rows, which are `rows`."""
+    return states.first if isinstance(states, Halves) else states.rows(rows)
 
 
 def _halves(states: KeyValue, end: int, second_end: int) -> Halves:

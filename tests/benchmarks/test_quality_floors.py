@@ -18,7 +18,10 @@ def bench():
     return Bench(TextToImagePipeline.from_pretrained("embedded", device="cpu"), batch_size=60)
 
 
-@pytest.mark.parametrize(("setting", "single", "all_sorts"), [("stock-50", 88, 72), ("embedded", 86, 70)])
+FLOORS = [("stock-50", 88, 72), ("embedded", 86, 70), ("few-steps", 88, 72)]  # single things, all sorts
+
+
+@pytest.mark.parametrize(("setting", "single", "all_sorts"), FLOORS)
 def test_pictures_follow_their_prompts(bench, setting, single, all_sorts):
     prompts = whole_bench()[:PROMPTS]
     pictures, _ = bench.draw(SETTINGS[setting], prompts)

@@ -15,8 +15,8 @@ from flashu.models.geometry import PRESETS, VAE_PRESETS
 from flashu.models.random_weights import random_model
 from flashu.patch import Acceleration
 
-OFF = FLASHU_PRESETS["off"]
-SETTINGS = FlashUConfig(r_p=0.3, r_LS=0.3, T_LS=3, T_cache=2, tau=2, schedule=[(4, 3.0), (4, 6.0)])
+EIGHT = replace(FLASHU_PRESETS["off"], num_inference_steps=8)
+SETTINGS = FlashUConfig(r_p=0.3, r_LS=0.3, T_LS=3, T_cache=2, tau=2, schedule=[(2, 3.0), (2, 1.0), (4, 6.0)])
 CONFIG = PRESETS["embedded"]
 
 
@@ -70,10 +70,27 @@ def stock():
     ],
 )
 def test_each_technique_saves_where_it_says(stock, settings, less, same):
-    saved = count(replace(OFF, num_inference_steps=8, **settings), 8, "show-o2-1.5b")
+    saved = count(replace(EIGHT, **settings), 8, "show-o2-1.5b")
     assert saved.parts[less] < 0.95 * stock.parts[less]
     for part in same:
         assert saved.parts[part] == stock.parts[part]
+
+
+def test_steps_without_guidance_run_the_conditional_rows_only():
+    """Each as in a run without any guidance; the text of both rows is run once, by the first step."""
+    guided, alone = (count(replace(EIGHT, schedule=[(8, scale)]), 8, "show-o2-1.5b").rows for scale in (5.0, 1.0))
+    settings = replace(EIGHT, schedule=[(2, 1.0), (3, 5.0), (3, 1.0)])
+    assert count(settings, 8, "show-o2-1.5b").rows[1:] == [alone[1], *guided[2:5], *alone[5:]]
+    settings = replace(EIGHT, schedule=[(3, 5.0), (5, 1.0)])
+    assert count(settings, 8, "show-o2-1.5b").rows == [*guided[:3], *alone[3:]]
+    assert alone[1] < 0.6 * guided[1]
+
+
+def test_a_variant_that_no_guided_step_runs_reads_no_empty_prompt():
+    """Pruned steps without guidance, then whole ones with it: the pruned LLM never runs the unconditional text."""
+    settings = replace(EIGHT, r_p=0.3, tau=4, schedule=[(4, 1.0), (4, 5.0)])
+    alone = replace(settings, schedule=[(8, 1.0)])
+    assert count(settings, 8).rows[:4] == count(alone, 8).rows[:4]
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 1000])

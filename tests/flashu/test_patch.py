@@ -22,6 +22,7 @@ from flashu.acceleration import kv_pruning, layer_skipping
 from flashu.acceleration.plan import make_plan
 from flashu.fingerprint import fingerprint
 from flashu.models.geometry import PRESETS
+from flashu.models.qwen2 import Variant
 from flashu.models.random_weights import random_model
 
 OFF = FLASHU_PRESETS["off"]
@@ -134,6 +135,38 @@ def test_a_schedule_whose_first_phase_is_unguided(pipe):
     middle = list(sampler.trajectory(model, noise, alone, points, make_plan(None, 8, 1.0)))[4]
     *_, guided = sampler.trajectory(model, middle, rows, points[4:], make_plan(None, 4, 5.0))
     assert torch.allclose(mixed, guided, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("skipped", [((0, 4, 9), (2, 4, 5)), ((3, 4), (3, 4)), ((), ())], ids=str)
+def test_conditional_rows_of_a_prefix_are_what_those_rows_alone_would_be(pipe, skipped):
+    """Texts of two lengths, layers that some, all or none of the images skip; velocities and measurements."""
+    model = pipe.model
+    texts = [pipe.tokenizer.encode_prompt(text, 20) for text in (PROMPTS[0], PROMPTS[1], "", "")]
+    layers = len(model.showo.model.layers)
+    both, one = (
+        Variant(((0, 128),) * layers, None, layer_skipping.rows_that_run(skipped, layers, count, model.device))
+        for count in (2, 1)
+    )
+    suffixes = [text.suffix for text in texts] if not any(skipped) else None
+    whole = model.encode_prefix([text.prefix for text in texts], GRID, both, suffixes)
+    alone = model.encode_prefix([text.prefix for text in texts[:2]], GRID, one, suffixes and suffixes[:2])
+    first, time = whole.conditional(one), model.embed_times(torch.tensor([0.3])).at(0)
+    noise = sampler.initial_noise([0, 1], 8, 8, 8)
+    assert torch.allclose(model.velocity(noise, time, first), model.velocity(noise, time, alone), atol=1e-4)
+    if suffixes:
+        measured = [model.measure_llm(noise, time, prefix)[1] for prefix in (first, alone)]
+        assert torch.allclose(*measured, atol=1e-4)
+
+
+def test_phases_without_guidance_leave_an_image_independent_of_its_batch(pipe, scores):
+    """With everything on: pruning, layers measured with and without guidance, a store that both kinds of step reuse."""
+    schedule = [(1, 1.0), (4, 3.0), (3, 1.0), (4, 4.0)]
+    settings = replace(SETTINGS, T_cache=3, schedule=schedule, solver_order=2)
+    apply_flashu_patch(pipe.model, settings, scores=scores)
+    together = pixels(pipe(PROMPTS, seeds=0, batch_size=3))
+    for index, prompt in enumerate(PROMPTS):
+        assert np.abs(pixels(pipe(prompt, seeds=index))[0] - together[index]).max() <= 1
 
 
 def test_pruned_groups_take_their_biases_along(pipe, scores):

@@ -50,6 +50,7 @@ def test_settings_that_are_off_make_the_unaccelerated_plan():
         ({"r_LS": 0.2, "T_LS": 4}, {"skip", "measure"}),
         ({"T_cache": 3}, {"llm", "head"}),
         ({"schedule": [(12, 2.0)]}, {"guidance"}),
+        ({"solver_order": 2}, {"order"}),
     ],
 )
 def test_each_technique_alone_changes_its_own_column(settings, changed):
@@ -58,7 +59,7 @@ def test_each_technique_alone_changes_its_own_column(settings, changed):
     different = {
         name
         for row, plain in zip(plan.rows, stock.rows, strict=True)
-        for name in ("llm", "skip", "measure", "head", "guidance")
+        for name in ("llm", "skip", "measure", "head", "guidance", "order")
         if getattr(row, name) != getattr(plain, name)
     }
     assert different == changed
@@ -91,6 +92,29 @@ def test_no_plan_holds_dead_work():
                 assert any(earlier.measure for earlier in rows[:index]), "skipping before anything was measured"
 
 
+def test_a_step_leans_on_the_one_before_except_first_last_and_where_guidance_changes():
+    config = FlashUConfig(**{**ALONE, "schedule": [(3, 1.0), (9, 5.0)], "solver_order": 2})
+    assert [row.order for row in make_plan(config, 12, 7.5).rows] == [1, 2, 2, 1, 2, 2, 2, 2, 2, 2, 1]
+    assert {row.order for row in make_plan(PAPER, 35, 7.5).rows} == {1}, "the paper takes Euler steps"
+
+
+@pytest.mark.parametrize("interval", [2, 3, 4])
+@pytest.mark.parametrize("phases", [(3, 5, 12), (4, 1, 1, 14), (6, 7, 7), (1, 19)])
+@pytest.mark.parametrize("first_scale", [1.0, 5.0])
+def test_a_guided_step_reuses_what_a_guided_step_stored(interval, phases, first_scale):
+    scales = itertools.cycle((first_scale, 6.0 - first_scale))
+    config = FlashUConfig(r_p=0, r_LS=0, T_cache=interval, tau=2, schedule=list(zip(phases, scales, strict=False)))
+    rows = make_plan(config, 20, 7.5).rows
+    assert any(row.head is Head.REUSE for row in rows)
+    for index, row in enumerate(rows):
+        if row.head is Head.STORE:
+            assert rows[index + 1].head is Head.REUSE, "a store that nobody reuses"
+        if row.head is Head.REUSE:
+            computed = next(other for other in reversed(rows[:index]) if other.head is not Head.REUSE)
+            assert computed.head is Head.STORE
+            assert computed.guided or not row.guided, "unconditional rows that nobody stored"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -110,6 +134,9 @@ def test_no_plan_holds_dead_work():
         ({"schedule": 7.5}, "list of .steps, guidance scale. pairs"),
         ({"schedule": [(35, 1.0)], "adaptive_guidance_schedule": [(35, 1.0)]}, "two names for one setting"),
         ({"num_inference_steps": 1}, "num_inference_steps is 1"),
+        ({"solver_order": 3}, "solver_order is 3; it is 1 .Euler. or 2"),
+        ({"solver_order": 0}, "solver_order is 0"),
+        ({"solver_order": True}, "solver_order is True"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_with_the_reason(settings, message):

@@ -37,7 +37,7 @@ def test_plan_prints_a_line_a_step_and_what_it_saves(flashu):
     steps = [line for line in lines if line and line[0].isdecimal()]
     assert code == 0
     assert [int(line[0]) for line in steps] == list(range(1, 35))
-    assert steps[10][1:] == ["pruned", "all,", "measured", "reuse", "7.5", "5.370"]
+    assert steps[10][1:] == ["pruned", "all,", "measured", "reuse", "7.5", "1", "5.370"]
     assert steps[5][1:5] == ["-", "-", "reuse", "7.5"]
     totals = {" ".join(line[:-3]): (float(line[-3]), line[-1]) for line in lines if "TFLOP" in line[:-1]}
     assert totals["this plan, with its VAE"][0] <= 120

@@ -189,12 +189,12 @@ def test_a_metadata_row_says_what_made_the_image(shard):
 
 
 def test_a_row_made_with_flashu_says_its_settings(shard):
-    done = shard(
-        {"prompt": ["a fox"]}, "flashu.preset=fast", "flashu.r_p=0", "flashu.tau=1", "flashu.schedule=[[2,5]]"
-    ).do()
+    given = ("preset=fast", "r_p=0", "tau=1", "schedule=[[2,5]]", "solver_order=2")
+    done = shard({"prompt": ["a fox"]}, *(f"flashu.{setting}" for setting in given)).do()
     (row,) = done.metadata
     settings = json.loads(row["flashu"])
     assert (settings["r_p"], settings["r_LS"], settings["tau"], settings["schedule"]) == (0, 0.3, 1, [[2, 5.0]])
+    assert settings["solver_order"] == 2
     assert row["guidance_scale"] is None  # the schedule sets it
     assert row["num_inference_steps"] == 2
 
