@@ -22,7 +22,7 @@ class ChaosWork(GenerationWork):
             log.write(f"{time.time()} {lease.shard}\n")
         return super().process(lease, inputs, running)
 
-    def _pictures(self, prompts, *settings):
+    def _submit(self, prompts, *settings):
         time.sleep(SECONDS_PER_BATCH)
         if any("RAISES" in prompt for prompt in prompts):
             raise ArithmeticError("this prompt cannot be drawn")
@@ -31,7 +31,7 @@ class ChaosWork(GenerationWork):
             if not hung.exists():
                 hung.touch()
                 time.sleep(3600)
-        return super()._pictures(prompts, *settings)
+        return super()._submit(prompts, *settings)
 
 
 if __name__ == "__main__":
