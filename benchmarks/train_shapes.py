@@ -31,7 +31,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flashu.devices import resolve_device
 from flashu.models import Showo2Qwen2_5, WanImageVAE
 from flashu.models.geometry import PIXELS_PER_TOKEN, PRESETS, VAE_PRESETS
-from flashu.models.showo2 import Prefix, Times
+from flashu.models.prefix import Prefix
+from flashu.models.showo2 import Times
 from flashu.models.tokenizer import USER, EncodedQuestion, PromptTokenizer
 from flashu.understanding import lay_out, prefill
 

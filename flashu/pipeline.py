@@ -207,17 +207,7 @@ class TextToImagePipeline:
         return list(self.stream(prompts, **options))
 
     def stream(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        seeds: int | Sequence[int] | None = None,
-        negative_prompts: str | Sequence[str] = "",
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        time_shift: float | None = sampler.TIME_SHIFT,
-        size: int | tuple[int, int] | None = None,
-        batch_size: int = BATCH_SIZE,
-        progress: bool = False,
+        self, prompts: str | Sequence[str], *, batch_size: int = BATCH_SIZE, progress: bool = False, **options: Any
     ) -> Iterator[Image.Image]:
         """Generate one picture per prompt, in order, each batch as soon as it is done; on CUDA, the next one is then
         under way already.
@@ -237,12 +227,20 @@ class TextToImagePipeline:
         Raises `InputError` before any work for settings that cannot be used; `OutOfMemoryError` names a batch size.
         """
         batch_size = arguments.whole("batch_size", batch_size, least=1)
-        order = self._order(
-            prompts, seeds, negative_prompts, num_inference_steps, guidance_scale, time_shift, size, stacklevel=3
-        )
+        order = self._order(prompts, **options)
         return self._generate(order, batch_size, progress)
 
-    def submit(
+    def submit(self, prompts: str | Sequence[str], **options: Any) -> PendingPictures:
+        """Begin one batch of all prompts, and hand back its pictures to be waited for.
+
+        On CUDA the next batch may be submitted meanwhile, and this one is decoded and copied beside it; elsewhere the
+        pictures are there already. Options and errors are those of `stream`.
+        """
+        order = self._order(prompts, **options)
+        with tqdm(disable=True) as bar:
+            return self._begin(order, order.requests, bar)
+
+    def _order(
         self,
         prompts: str | Sequence[str],
         *,
@@ -252,28 +250,6 @@ class TextToImagePipeline:
         guidance_scale: float | None = None,
         time_shift: float | None = sampler.TIME_SHIFT,
         size: int | tuple[int, int] | None = None,
-    ) -> PendingPictures:
-        """Begin one batch of all prompts, and hand back its pictures to be waited for.
-
-        On CUDA the next batch may be submitted meanwhile, and this one is decoded and copied beside it; elsewhere the
-        pictures are there already. Arguments and errors are those of `stream`.
-        """
-        order = self._order(
-            prompts, seeds, negative_prompts, num_inference_steps, guidance_scale, time_shift, size, stacklevel=3
-        )
-        with tqdm(disable=True) as bar:
-            return self._begin(order, order.requests, bar)
-
-    def _order(
-        self,
-        prompts: str | Sequence[str],
-        seeds: int | Sequence[int] | None,
-        negative_prompts: str | Sequence[str],
-        num_inference_steps: int | None,
-        guidance_scale: float | None,
-        time_shift: float | None,
-        size: int | tuple[int, int] | None,
-        stacklevel: int,
     ) -> _Order:
         """Check what is asked for, and lay it out."""
         prompts = arguments.texts("prompts", prompts)
@@ -315,7 +291,7 @@ class TextToImagePipeline:
             warnings.warn(
                 f"{len(cut)} of {count} prompts are longer than the {max_tokens} tokens that fit and were cut "
                 f"(the first is number {cut[0]}, counted from 0)",
-                stacklevel=stacklevel,
+                stacklevel=3,  # the caller of `stream` or `submit`
             )
         return _Order(requests, time_points, token_grid, plan, acceleration)
 

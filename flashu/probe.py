@@ -11,7 +11,8 @@ from flashu import sampler
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.errors import InputError
 from flashu.models import geometry
-from flashu.models.showo2 import Prefix, Showo2Qwen2_5
+from flashu.models.prefix import Prefix
+from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
 
 PROMPTS = (

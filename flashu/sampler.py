@@ -16,11 +16,13 @@ from torch import Tensor
 
 from flashu import arguments
 from flashu.acceleration import layer_skipping, multistep
+from flashu.acceleration.guidance_schedule import is_guided
 from flashu.acceleration.layer_skipping import SkipSets
 from flashu.acceleration.plan import Head, Llm, Plan, PlanRow
 from flashu.models.blocks import AS_THEY_ARE, Blocks
+from flashu.models.prefix import Prefix
 from flashu.models.qwen2 import Variant
-from flashu.models.showo2 import Prefix, Showo2Qwen2_5
+from flashu.models.showo2 import Showo2Qwen2_5
 
 TIME_SHIFT = 3.0
 
@@ -61,7 +63,7 @@ def guide(velocity: Tensor, scale: float, images: int) -> Tensor:
     At scale 0 by convention, and at 1 because the other row cancels out, it is the conditional row alone.
     """
     conditional, unconditional = velocity[:images].float(), velocity[images:].float()
-    if scale in (0, 1):
+    if not is_guided(scale):
         return conditional
     return unconditional + scale * (conditional - unconditional)
 

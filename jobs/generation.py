@@ -22,6 +22,7 @@ import flashu
 from cluster.checkpoint_cache import local_copy
 from cluster.storage import S3Options, StorageError, open_storage
 from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
+from flashu.acceleration.guidance_schedule import is_guided
 from flashu.config import FlashUConfig
 from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError, OutOfMemoryError
@@ -152,7 +153,7 @@ class GenerationWork(ShardWork):
             "dtype": self.model.dtype,
             "size": self.size,
             "num_inference_steps": sampling.num_inference_steps,
-            "guided": self.defaults.guidance_scale not in (0, 1),
+            "guided": is_guided(self.defaults.guidance_scale),
             "flashu": self.settings and asdict(self.settings),
             "scores": list(self.scorers),
             "compiled": config.model.compile if self.model.pipe.blocks.compiled else None,

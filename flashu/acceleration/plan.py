@@ -39,8 +39,8 @@ class PlanRow:
 
     @property
     def guided(self) -> bool:
-        """Whether the step runs unconditional rows: at 0 there are none by convention, at 1 they cancel out."""
-        return self.guidance not in (0, 1)
+        """Whether the step runs unconditional rows."""
+        return guidance_schedule.is_guided(self.guidance)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def make_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_sc
     full = [hybrid.is_full(step, num_inference_steps, config.tau) for step in steps]
     guidance = [guidance_schedule.scale_at(step, config.schedule, guidance_scale) for step in steps]
     orders = multistep.orders(guidance, config.solver_order)
-    heads = head_cache.actions(full, config.T_cache, [scale not in (0, 1) for scale in guidance])
+    heads = head_cache.actions(full, config.T_cache, list(map(guidance_schedule.is_guided, guidance)))
     # A step that is due to measure runs every layer, whether or not its measurement turns out to be of use.
     due = [config.skips_layers and not full[i] and i % config.T_LS == 0 for i in range(count)]
     skips = [config.skips_layers and not full[i] and not due[i] for i in range(count)]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
-from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
+from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
+from flashu.models.prefix import Prefix, Suffix, halves, prefix_mask, suffix_mask
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Variant
 from flashu.models.siglip import SiglipEncoder
 
@@ -82,77 +83,6 @@ class Times:
 
     def at(self, step: int) -> Times:
         return Times(self.token[step], self.blocks[step], self.final[step])
-
-
-@dataclass
-class Prefix:
-    """Everything about a batch of rows that the steps need and do not change.
-
-    Rows come in CFG order: all conditional rows, then (with guidance) all unconditional ones, images in one order.
-    """
-
-    rows: int
-    grid: tuple[int, int]  # token grid of the image, (height, width)
-    variant: Variant  # of the LLM that made it and goes on from it
-    llm: list[KeyValue | Halves | None]
-    head: list[KeyValue | Halves]
-    llm_rotary: Rotary  # of the span's positions, which start where each row's text ends
-    head_rotary: Rotary
-    mask: Tensor | None  # (rows, or half of them, 1, 1, prefix + span); None when their prefixes are of one length
-    semantic_positions: Tensor  # (tokens, vision hidden): SigLIP's position embedding, resized to the grid
-    suffix: Suffix | None = None  # where whole rows are to be measured
-    blocks: Blocks = AS_THEY_ARE  # how the network's blocks are called
-
-    def conditional(self, variant: Variant) -> Prefix:
-        """Of the first half of rows in CFG order, as views. `variant` is this one's, as those rows run it."""
-        rows = self.rows // 2
-        some = slice(rows)
-        ran_by = [variant.rows_of(layer) for layer in range(len(self.llm))]
-        return replace(
-            self,
-            rows=rows,
-            variant=variant,
-            llm=[
-                own and _first(own, some if ran is None else slice(len(ran)))
-                for own, ran in zip(self.llm, ran_by, strict=True)
-            ],
-            head=[_first(own, some) for own in self.head],
-            llm_rotary=self.llm_rotary.rows(some),
-            head_rotary=self.head_rotary.rows(some),
-            mask=None if self.mask is None else self.mask[some],  # beside halves it is the first one's already
-            suffix=self.suffix and self.suffix.first(rows),
-        )
-
-
-@dataclass
-class Suffix:
-    """What a measuring step runs beside the span: the positions after it, which no velocity depends on.
-
-    Suffixes complete their rows to one common length; shorter ones are padded.
-    """
-
-    embeds: Tensor  # (rows, suffix, llm hidden)
-    llm: list[KeyValue]  # of the prefix, for all rows alike
-    prefix_mask: Tensor | None  # (rows, 1, 1, prefix + span)
-    rotary: Rotary  # of span and suffix together
-    mask: Tensor  # (rows, 1, suffix, prefix + span + suffix): what the suffix sees
-    valid: Tensor  # (rows, span + suffix): false on padding
-    row_length: int
-    prefix_similarity: Tensor  # (rows, layers): summed over the prefix, which no step changes
-
-    def first(self, rows: int) -> Suffix:
-        """Of the first `rows` only, as views."""
-        some = slice(rows)
-        return replace(
-            self,
-            embeds=self.embeds[some],
-            llm=[own.rows(some) for own in self.llm],
-            prefix_mask=None if self.prefix_mask is None else self.prefix_mask[some],
-            rotary=self.rotary.rows(some),
-            mask=self.mask[some],
-            valid=self.valid[some],
-            prefix_similarity=self.prefix_similarity[some],
-        )
 
 
 class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
@@ -238,7 +168,9 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         config = self.config.llm
         llm_frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
         head_frequencies = self.diffusion_head_a.rotary_frequencies(self.device)
-        llm, head, similarity = self._run_text(rows, padded_length, variant, bool(suffixes), blocks)
+        text_rotaries = [rotary_table(of, text_positions, self.dtype) for of in (llm_frequencies, head_frequencies)]
+        blocks.vary((2,), *text_rotaries)
+        llm, head, similarity = self._run_text(rows, text_rotaries, variant, bool(suffixes), blocks)
 
         suffix = None
         if suffixes:
@@ -247,11 +179,11 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             suffix = Suffix(
                 embeds=self._embed_padded(suffixes, len(past_span)),
                 llm=llm,
-                prefix_mask=_prefix_mask(lengths, valid, len(span)),
+                prefix_mask=prefix_mask(lengths, valid, len(span)),
                 rotary=rotary_table(
                     llm_frequencies, starts + torch.arange(len(span) + len(past_span), device=self.device), self.dtype
                 ),
-                mask=_suffix_mask(valid, len(span), len(past_span)),
+                mask=suffix_mask(valid, len(span), len(past_span)),
                 valid=torch.cat((torch.ones_like(starts + span, dtype=torch.bool), past_span < suffix_lengths), dim=1),
                 row_length=lengths[0] + len(span) + len(suffixes[0]),
                 prefix_similarity=similarity,
@@ -259,10 +191,10 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         half = len(rows) // 2
         if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
             end = padded_length if len(set(lengths[:half])) > 1 else lengths[0]
-            llm, head = ([seen and _halves(seen, end, lengths[half]) for seen in layers] for layers in (llm, head))
-            mask = _prefix_mask(lengths[:half], valid[:half, :end], len(span))
+            llm, head = ([seen and halves(seen, end, lengths[half]) for seen in layers] for layers in (llm, head))
+            mask = prefix_mask(lengths[:half], valid[:half, :end], len(span))
         else:
-            mask = _prefix_mask(lengths, valid, len(span))
+            mask = prefix_mask(lengths, valid, len(span))
         prefix = Prefix(
             rows=len(rows),
             grid=grid,
@@ -282,23 +214,23 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         return prefix
 
     def _run_text(
-        self, rows: Sequence[Sequence[int]], padded_length: int, variant: Variant, measure: bool, blocks: Blocks
+        self,
+        rows: Sequence[Sequence[int]],
+        rotaries: Sequence[Rotary],
+        variant: Variant,
+        measure: bool,
+        blocks: Blocks,
     ) -> tuple[list[KeyValue | None], list[KeyValue], Tensor | None]:
-        """Each layer's and head block's keys and values of rows of text, padded, and with `measure` the layers'
-        similarities, summed over each row (rows, layers). Rows that are alike run once, where they run through the same
-        layers."""
+        """Each layer's and head block's keys and values of rows of text, padded to the length of `rotaries`, LLM's and
+        head's; and with `measure` the layers' similarities, summed over each row (rows, layers). Rows that are alike
+        run once, where they run through the same layers."""
         distinct = rows if variant.rows else [list(row) for row in dict.fromkeys(map(tuple, rows))]
+        llm_rotary, head_rotary = rotaries
+        padded_length = llm_rotary.cos.shape[2]
         lengths = torch.tensor([len(row) for row in distinct], device=self.device)[:, None]
-        positions = torch.arange(padded_length, device=self.device)[None]
-        config = self.config.llm
-        similarity = SimilaritySum(positions < lengths) if measure else None
-        llm_rotary = rotary_table(
-            rotary_frequencies(config.head_dim, config.rope_theta, self.device), positions, self.dtype
-        )
-        head_rotary = rotary_table(self.diffusion_head_a.rotary_frequencies(self.device), positions, self.dtype)
+        similarity = SimilaritySum(torch.arange(padded_length, device=self.device) < lengths) if measure else None
         embeds = self._embed_padded(distinct, padded_length)
         blocks.vary((0, 1), embeds)
-        blocks.vary((2,), llm_rotary, head_rotary)
         x, llm = self.showo.model(embeds, llm_rotary, variant=variant, observe=similarity, run_layer=blocks.llm_layer)
         x = self.diff_proj(x)
         blocks.vary((0, 1), x)
@@ -446,38 +378,6 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             self._companions = key, pipe.vae, pipe.tokenizer
         _, vae, tokenizer = self._companions
         return TextToImagePipeline(self, vae, tokenizer)(prompts, **options)
-
-
-def _prefix_mask(lengths: Sequence[int], valid: Tensor, span: int) -> Tensor | None:
-    """What a span sees, (rows, 1, 1, prefix + span): itself, and its prefix but for padding, where `valid` is false.
-
-    None, where prefixes of these `lengths` have no padding.
-    """
-    if len(set(lengths)) == 1:
-        return None
-    return torch.cat((valid, valid.new_ones(len(valid), span)), dim=1)[:, None, None]
-
-
-def _first(states: KeyValue | Halves, rows: slice) -> KeyValue:
-    """Those of the first half of the rows, which are `rows`."""
-    return states.first if isinstance(states, Halves) else states.rows(rows)
-
-
-def _halves(states: KeyValue, end: int, second_end: int) -> Halves:
-    """Those of the two halves of the rows, up to the end of each one's longest prefix."""
-    first, second = states.halves()
-    return Halves(first.upto(end), second.upto(second_end))
-
-
-def _suffix_mask(prefix: Tensor, span: int, suffix: int) -> Tensor:
-    """What the positions after the span see, (rows, 1, suffix, prefix + span + suffix): all before, and themselves.
-
-    `prefix` (rows, prefix) is false on padding.
-    """
-    rows = len(prefix)
-    before = torch.cat((prefix, prefix.new_ones(rows, span)), dim=1)[:, None, None].expand(-1, -1, suffix, -1)
-    causal = torch.ones(suffix, suffix, dtype=torch.bool, device=prefix.device).tril().expand(rows, 1, -1, -1)
-    return torch.cat((before, causal), dim=3)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -25,6 +25,7 @@ from flashu.errors import InputError
 NUMBER, TEXT, TRUTH, NULL = "a number", "text", "true or false", "null"
 EXACT = 2**53  # so far, float64 holds every whole number
 MAX_SHOWN = 80  # characters of a condition's part
+DEEPEST = 200  # parts of a condition within each other
 LITERALS = {"true": True, "false": False, "null": None}
 ORDERED = {
     ast.Lt: lambda left, right: left < right,
@@ -106,6 +107,7 @@ class _Parser:
     def __init__(self, source: str, schema: pa.Schema):
         self.source, self.schema = source, schema
         self.columns: set[str] = set()
+        self._depth = 0
 
     def truth(self, node: ast.expr, why: str) -> pc.Expression:
         value = self.value(node)
@@ -114,6 +116,15 @@ class _Parser:
         return value.expression
 
     def value(self, node: ast.expr) -> _Value:
+        """Raises `RecursionError` past DEEPEST, whatever Python's own limit is: libraries move it."""
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise RecursionError
+        value = self._value(node)
+        self._depth -= 1
+        return value
+
+    def _value(self, node: ast.expr) -> _Value:
         match node:
             case ast.Constant(value=literal) if literal is None or isinstance(literal, bool | int | float | str):
                 return self._literal(node, literal)
