@@ -69,6 +69,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     size, last = options.batch_size, prompts[-1:]
     make(last)
     first_image_s = time.perf_counter() - start
+    make(last * size)  # of one length
     for number in range(WARM_UP_BATCHES):
         make(prompts[number * size : (number + 1) * size])
     warm_up_s = time.perf_counter() - start

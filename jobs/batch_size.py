@@ -107,6 +107,13 @@ def prompts(images: int) -> list[str]:
     return ([LONGEST_PROMPT, SHORTER_PROMPT] * images)[:images]
 
 
+def warm_up(generate: Callable[[list[str]], object], images: int) -> None:
+    """Have blocks compile for the batches of a run: prompts of several lengths, and of one, as of one prompt's images;
+    and one image, as the last may be."""
+    for batch in (prompts(images), [LONGEST_PROMPT] * images, [LONGEST_PROMPT]):
+        generate(batch)
+
+
 def remembered(folder: Path, kind: Mapping[str, Any], available: float, measure: Callable[[], Knee]) -> Knee:
     """What the node's cache holds for this kind, if it holds for so many bytes; else what is measured now, by the
     first of its workers that asks."""

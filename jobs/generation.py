@@ -111,7 +111,7 @@ class GenerationWork(ShardWork):
                 config.sampling.batch_size, device, self._try_batch, self._batch_setting(), config.model.cache_dir
             )
             if self.model.pipe.blocks.compiled:  # now, where no lease waits for it
-                self._try_batch(batch_size.prompts(self.batch_size))
+                batch_size.warm_up(self._try_batch, self.batch_size)
         except (InputError, ManifestError, StorageError, OutOfMemoryError) as error:
             raise SetupError(str(error)) from None
         self.schema = record_schema(

@@ -35,8 +35,8 @@ class KeyValue(NamedTuple):
         return KeyValue(key, value), KeyValue(other_key, other_value)
 
     def upto(self, length: int) -> KeyValue:
-        """Those of the first `length` positions."""
-        return KeyValue(self.key[:, :, :length], self.value[:, :, :length])
+        """Those of the first `length` positions, in memory of their own: views and layouts would be compiled apart."""
+        return KeyValue(*(states[:, :, :length].clone(memory_format=torch.contiguous_format) for states in self))
 
     def followed_by(self, own: KeyValue) -> KeyValue:
         """These positions and, behind them, those of `own`."""

@@ -57,9 +57,11 @@ def test_new_prompts_are_not_compiled_for(pipe):
 
     for images in (1, 2, 4, 4):
         batch(images)
+    pipe(["a red circle"] * 4, seeds=0, batch_size=4)
     compiled = graphs()
     for images in (4, 4, 4, 3, 2, 1, 1, 6):
         batch(images)
+    pipe(["a circle above a red circle"] * 4, seeds=0, batch_size=4)
     assert graphs() == compiled
 
 
