@@ -1,6 +1,7 @@
 """The measuring scripts, run as a user runs them: what they count, and that they measure at all."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,16 @@ def run(script, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def committed():
+    """The counts of the committed result, by (preset, FlashU settings)."""
+    result = json.loads((BENCHMARKS / "results" / "2026-11-25-flops.json").read_text())
+    return {(each["preset"], each["flashu"]): each for each in result["counts"]}
+
+
 def test_stock_image_takes_far_fewer_operations_than_the_release():
     """The release was counted independently at 523.2 TFLOP for this image, 10.68 an evaluation; its VAE at 2.0."""
     result = json.loads(run("flops.py", "--preset", "show-o2-1.5b", "--steps", 50, "--no-flashu", "--json"))
-    assert result["tflop_per_image"] <= 330
+    assert result["tflop_per_image"] == pytest.approx(committed()["show-o2-1.5b", None]["tflop_per_image"], rel=1e-6)
     assert result["parts"]["VAE decode"] <= 0.8
     assert result["tflop_release_without_vae"] == pytest.approx(523.2, rel=0.001)
     assert result["tflop_release_without_vae"] / 49 == pytest.approx(10.68, rel=0.001)
@@ -28,12 +35,31 @@ def test_stock_image_takes_far_fewer_operations_than_the_release():
 def test_accelerated_image_takes_far_fewer_operations_than_the_release():
     """The release with these settings was counted independently at 279.7 TFLOP."""
     result = json.loads(run("flops.py", "--preset", "show-o2-1.5b", "--flashu", "paper-1.5b", "--json"))
-    assert result["tflop_per_image"] <= 120
+    assert result["tflop_per_image"] == pytest.approx(
+        committed()["show-o2-1.5b", "paper-1.5b"]["tflop_per_image"], rel=1e-6
+    )
     assert result["tflop_release_without_vae"] == pytest.approx(279.7, rel=0.001)
     steps = result["tflop_per_step"]
     assert len(steps) == 34
     assert max(steps[5:9]) < 0.001, "a step that reuses the head's output runs one small linear layer"
     assert sum(steps) + result["parts"]["VAE decode"] == pytest.approx(result["tflop_per_image"], rel=1e-9)
+
+
+def test_readme_shows_the_counts_of_the_committed_result():
+    counts = committed()
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    names = {
+        "1.5B at 432": "show-o2-1.5b",
+        "1.5B-HQ at 512": "show-o2-1.5b-hq-512",
+        "1.5B-HQ at 1024": "show-o2-1.5b-hq-1024",
+        "7B at 432": "show-o2-7b",
+    }
+    for name, preset in names.items():
+        stock, flashu, few = (counts[preset, settings] for settings in (None, "paper-1.5b", "few-steps"))
+        cells = [stock["tflop_release_without_vae"], stock["tflop_per_image"], few["tflop_per_image"]]
+        assert f"| Show-o2 {name}, 50 steps | {cells[0]:.1f} | **{cells[1]:.1f}** | **{cells[2]:.1f}** |" in readme
+        cells = [flashu["tflop_release_without_vae"], flashu["tflop_per_image"]]
+        assert re.search(rf"Show-o2 {name}, FlashU.* \| {cells[0]:.1f} \| \*\*{cells[1]:.1f}\*\* \|", readme), name
 
 
 def test_generate_times_both_arms_in_one_run(tmp_path):
