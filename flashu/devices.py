@@ -28,10 +28,10 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     return resolved
 
 
-def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device, name: str = "dtype") -> torch.dtype:
     """A number format to run in. None picks bfloat16 on CUDA and float32 elsewhere; float8 is bfloat16 here.
 
-    Raises `InputError`.
+    Raises `InputError` under the setting's `name`.
     """
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -39,7 +39,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
         return torch.bfloat16
     named = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if named not in DTYPES.values():
-        raise InputError(f"dtype {dtype} is not supported; choose one of: {', '.join((*DTYPES, FLOAT8))}")
+        raise InputError(f"{name} {dtype} is not supported; choose one of: {', '.join((*DTYPES, FLOAT8))}")
     return named
 
 

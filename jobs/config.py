@@ -191,7 +191,9 @@ def _merge(config: Any, load: Any, source: str) -> Any:
         raise InputError(f"{source} must be a mapping of the sections {', '.join(sections)}")
     for name in loaded:
         if name in sections and not isinstance(loaded[name], DictConfig):
-            raise InputError(f"{source}: {name} must be a mapping of {', '.join(sections[name])}")
+            main = next((key for key in ("preset", "path") if key in sections[name]), None)
+            hint = f"; did you mean {name}.{main}?" if main else ""
+            raise InputError(f"{source}: {name} must be a mapping of {', '.join(sections[name])}{hint}")
     for section, name in (("flashu", "preset"), ("model", "compile")):
         if loaded.get(section, {}).get(name) is False:
             loaded[section][name] = "off"  # which YAML takes for a truth value

@@ -10,11 +10,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import flashu
 from cluster.storage import S3Options, Storage, open_storage
 from flashu import arguments
 from flashu.acceleration.plan import make_plan
 from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
+from flashu.devices import resolve_dtype
 from flashu.errors import InputError
 from flashu.models.blocks import check_mode
 from flashu.models.geometry import parse_size as token_grid
@@ -99,6 +102,7 @@ def check_settings(config: RunConfig) -> FlashUConfig | None:
     arguments.whole("sampling.num_images", sampling.num_images, least=1)
     check_batch_size(sampling.batch_size)
     check_mode("model.compile", config.model.compile)
+    resolve_dtype(config.model.dtype, torch.device("cpu"), "model.dtype")
     if output.format not in FORMATS:
         raise InputError(f"output.format is {output.format!r}; choose one of: {', '.join(FORMATS)}")
     ImageEncoder(output.image_format, output.quality)

@@ -87,6 +87,7 @@ def test_off_is_a_preset_though_yaml_takes_it_for_a_truth_value(written, word):
         ("output.quality=9.5", "output.quality: Value '9.5'"),
         ("output.path=null", "output.path: Incompatible value 'None'"),
         ("sampling=5", "sampling must be a mapping of num_inference_steps, guidance_scale"),
+        ("flashu=few-steps", "solver_order, scores; did you mean flashu.preset?"),
         ("sampling.seed", "'sampling.seed' is no override; write section.key=value, as in sampling.seed=1"),
         ("sampling.seed=[1", "sampling.seed cannot be read"),
         ("sampling.seed=${nothing}", "Interpolation key 'nothing' not found"),
