@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from generate import MODELS, VAES, random_scores
-from gpu_arms import Bench
+from gpu_bench import Bench
 from hardware import describe
 
 from flashu.config import FLASHU_PRESETS, flashu_preset

@@ -33,7 +33,8 @@ import torch
 import transformers
 from ceilings import measure_ceilings
 from generate import MODELS, VAES, Stopwatch
-from gpu_arms import ARMS, LEADER, Bench
+from gpu_arms import ARMS, LEADER
+from gpu_bench import Bench
 from gpu_report import entries, text
 from gpu_series import Budget, Series
 from hardware import describe

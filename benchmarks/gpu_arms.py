@@ -7,42 +7,33 @@ that an arm in float8 does not run.
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
+from gpu_bench import Bench
 from PIL import Image
 from release_modules import Batch
-from release_shaped import ReleaseShaped, Step, layers_to_skip, steps_of
+from release_shaped import Step, layers_to_skip, steps_of
 from release_vae import ReleaseVae
 from time_split import Call
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import sampler
 from flashu.acceleration.plan import make_plan
-from flashu.acceleration.wanda import WandaScores
 from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.flops import count_image, count_release
-from flashu.models import PromptTokenizer, Showo2Qwen2_5, WanImageVAE
+from flashu.models import Showo2Qwen2_5
 from flashu.models.float8 import ffn_owners, to_float8
-from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
-from flashu.models.random_weights import random_model
-from flashu.models.tokenizer import BOI, BOS, EOI, EOS, IMAGE_PLACEHOLDER
+from flashu.models.geometry import PATCH_SIZE
 from flashu.models.wan_vae import to_pixels
 from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
 from flashu.pipeline import TextToImagePipeline
 
-PROMPT_TOKENS = (60, 110)  # how long DPG-Bench's are, mostly
-WORDS = 400
 WARM_UP = 2  # evaluations, where all are alike
 PROFILED = 8  # likewise
 
@@ -62,62 +53,6 @@ class Flop:
 
     loop: int
     vae: int
-
-
-class Bench:
-    """What all ways share: one model's weights, prompts, and the settings under which images are made."""
-
-    def __init__(
-        self,
-        config: Showo2Config,
-        vae_geometry: VaeGeometry,
-        grid: tuple[int, int],
-        settings: FlashUConfig,
-        device: torch.device,
-        dtype: torch.dtype,
-    ):
-        self.config, self.vae_geometry, self.grid, self.settings = config, vae_geometry, grid, settings
-        self.device, self.dtype = device, dtype
-        self.model = random_model(Showo2Qwen2_5, config, 0, dtype, device, draw_on_device=True)
-        self.vae = random_model(WanImageVAE, vae_geometry, 1, dtype, device, draw_on_device=True).to("cpu")
-        self.tokenizer = word_tokenizer(min(WORDS, config.llm_vocab_size // 2))
-        self.scores: WandaScores | None = None  # set once they are measured
-
-    @cached_property
-    def release(self) -> ReleaseShaped:
-        return ReleaseShaped.sharing(self.model)
-
-    @cached_property
-    def release_vae(self) -> ReleaseVae:
-        """It makes the images that `vae` makes; like that one, it is on the CPU until a way uses it."""
-        vae = random_model(ReleaseVae, self.vae_geometry, 2)
-        vae.take_weights(self.vae)
-        vae.autocast = self.dtype if self.dtype is torch.bfloat16 else None
-        return vae
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images, in pixels."""
-        return self.grid[0] * PIXELS_PER_TOKEN, self.grid[1] * PIXELS_PER_TOKEN
-
-    def prompt_lengths(self, count: int) -> list[int]:
-        """Tokens of each prompt's text."""
-        longest = self.config.max_text_tokens(self.grid[0] * self.grid[1])
-        rng = random.Random(0)
-        return [min(rng.randint(*PROMPT_TOKENS), longest) for _ in range(count)]
-
-    def prompts(self, count: int) -> list[str]:
-        """The first `count` of one sequence of prompts, of natural lengths, in words without meaning."""
-        rng, words = random.Random(1), [word for word in self.tokenizer.tokenizer.get_vocab() if word.startswith("w")]
-        return [" ".join(rng.choices(sorted(words), k=length)) for length in self.prompt_lengths(count)]
-
-
-def word_tokenizer(words: int) -> PromptTokenizer:
-    """A tokenizer of so many words, of one token each, that needs no files."""
-    names = [BOS, EOS, BOI, EOI, IMAGE_PLACEHOLDER, *(f"w{number}" for number in range(words))]
-    tokenizer = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, unk_token=EOS))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PromptTokenizer(tokenizer)
 
 
 class Ours:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from generate import peak_memory_gib
-from gpu_arms import ARMS, ONCE, PROFILED, VAE, Bench, Flop, Ours, Release, Timing, timed
+from gpu_arms import ARMS, ONCE, PROFILED, VAE, Flop, Ours, Release, Timing, timed
+from gpu_bench import Bench
 from PIL import Image
 from time_split import split_time
 

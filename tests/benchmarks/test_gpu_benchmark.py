@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from gpu import main
-from gpu_arms import ARMS, Arm, Bench, Ours
+from gpu_arms import ARMS, Arm, Ours
+from gpu_bench import Bench
 from gpu_series import Budget, Series
 
 from flashu.calibration import calibrate
