@@ -124,16 +124,17 @@ class ReleaseVae(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1], float32."""
-        with torch.autocast(latents.device.type, self.autocast) if self.autocast else nullcontext():
-            mean, std = (
-                torch.tensor(value, dtype=self.autocast, device=latents.device)[:, None, None, None]
-                for value in (self.geometry.latent_mean, self.geometry.latent_std)
-            )
-            images = self.decoder(self.conv2(latents[:, :, None] * std + mean))[:, :, 0].float().clamp(-1, 1)
-        for module in self.modules():
-            if isinstance(module, CausalConv3d):
-                module.kept = None
-        return images
+        try:
+            with torch.autocast(latents.device.type, self.autocast) if self.autocast else nullcontext():
+                mean, std = (
+                    torch.tensor(value, dtype=self.autocast, device=latents.device)[:, None, None, None]
+                    for value in (self.geometry.latent_mean, self.geometry.latent_std)
+                )
+                return self.decoder(self.conv2(latents[:, :, None] * std + mean))[:, :, 0].float().clamp(-1, 1)
+        finally:  # also where memory ended, of which these would keep a large part
+            for module in self.modules():
+                if isinstance(module, CausalConv3d):
+                    module.kept = None
 
     @torch.no_grad()
     def take_weights(self, vae: WanImageVAE) -> None:

@@ -133,6 +133,19 @@ def test_vae_makes_the_images_of_the_published_code():
     assert relative_error(vae.decode(expected["latents"]), expected["decoded"]) < 1e-4
 
 
+def test_vae_keeps_nothing_of_a_batch_that_failed(monkeypatch):
+    vae = random_model(ReleaseVae, VAE_PRESETS["embedded"], 0)
+
+    def fail(video):
+        assert any(getattr(module, "kept", None) is not None for module in vae.modules())
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(vae.decoder.head, "forward", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        vae.decode(torch.zeros(1, 8, 8, 8))
+    assert all(getattr(module, "kept", None) is None for module in vae.modules())
+
+
 def test_vae_in_bfloat16_stays_close():
     folded = random_model(WanImageVAE, VAE_PRESETS["embedded"], 0)
     vae = random_model(ReleaseVae, folded.geometry, 1)
