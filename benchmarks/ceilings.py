@@ -7,9 +7,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from generate import Stopwatch
+
+from flashu.models.float8 import Float8Linear, Rows
 
 SIZES = {"cuda": (8192, 2**31), "cpu": (1024, 2**27)}  # side of the matrices; bytes that are copied
 REPEATS = 20
+WARM_UP_S = 0.2  # until a GPU's clocks are up
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
@@ -29,23 +33,36 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, floa
     }
 
 
+@torch.no_grad()
+def measure_float8_ceiling(device: torch.device) -> dict[str, float]:
+    """TFLOP/s of the same product in float8, with a scale for each row and column, as FFNs in float8 make it.
+
+    Without the scaling of what is multiplied, which is made beforehand. On CUDA only.
+    """
+    side, _ = SIZES[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    rows, linear = Rows.of(left), Float8Linear(right)
+    return {
+        "float8_matrix_tflop_per_s": 2 * side**3 / _seconds(lambda: linear.product(rows, left.dtype), device) / 1e12
+    }
+
+
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The median time of `work`, after three runs to warm up."""
-    for _ in range(3):
-        work()
+    """The median time of `work`, after runs to warm up."""
+    clock = Stopwatch(device)
+    warm_at = time.perf_counter() + WARM_UP_S
+    clock(work)
+    while time.perf_counter() < warm_at:
+        clock(work)
     if device.type != "cuda":
-        times = []
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        return statistics.median(clock(work)[1] for _ in range(REPEATS))
     pairs = []
-    for _ in range(REPEATS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        pairs.append((begin, end))
-    torch.cuda.synchronize(device)
+    with torch.cuda.device(device):  # events are of the current one
+        for _ in range(REPEATS):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            work()
+            end.record()
+            pairs.append((begin, end))
+    clock.wait()
     return statistics.median(begin.elapsed_time(end) for begin, end in pairs) / 1e3

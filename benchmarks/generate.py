@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ class Stopwatch:
     """Seconds of work that has finished on the device, not merely been queued."""
 
     def __init__(self, device: torch.device):
-        self.wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+        waits = {"cuda": partial(torch.cuda.synchronize, device), "mps": torch.mps.synchronize}
+        self.wait: Callable[[], object] = waits.get(device.type, lambda: None)
 
     def __call__(self, work: Callable[[], Any]) -> tuple[Any, float]:
         self.wait()

@@ -63,6 +63,8 @@ def split_time(work: Callable[[], object], calls: Iterable[Call], device: torch.
         # A replayed graph's kernels belong to no operation, but to the call that launched it.
         at = operations.get(operation) if operation else None
         launched.append((begin, end, launches.get(launch, 0) if at is None else at))
+    if not launched:
+        raise RuntimeError("the profiler saw no kernels: it may not look at this GPU")
     busy_s = covered([(begin, end) for begin, end, _ in launched]) / 1e9
     return Split(time_of_kernels(launched, ranges), busy_s, len(launched), profiled_s)
 
