@@ -7,62 +7,65 @@
 Weights are random. It needs torch, transformers, pillow and what these bring, no download and no cluster; say
 `PYTHONPATH=.` where `flashu` is not installed. Measured are, in this order and as far as `--budget-s` goes:
 
-    cold      building the model, calibrating on a few prompts, patching, the first image
+    cold      building the model, calibrating on a few prompts, patching, compiling from nothing, the first image
     ceilings  the device's large matrix product, and its copy of memory
-    speed     every arm at the smallest batch size, and at the one that is best for ours with FlashU
-    split     time by part of the network, and time in which the GPU had nothing to do, at these two
-    speed     the other batch sizes until time or memory is out; then more repeats
+    speed     release and ours, without FlashU and with it, at the smallest batch size, and up to each one's best
+    split     time by part of the network, and time in which the GPU had nothing to do, at these
+    speed     ours with FlashU, several batches back to back
+              ours on few steps, and uncompiled
     load      the checkpoint written to disk, and loaded from files that the system has just seen
+              ours in float8, which a GPU might not survive, and the matrix product in float8
+    speed     the other batch sizes until time or memory is out; then more repeats
 
-The arms are in `gpu_arms.py`, the release's way in `release_shaped.py`. What was left out is said, and why.
+The arms are in `gpu_arms.py`, the release's way in `release_shaped.py`. A measurement that fails, or that there is no
+time for, is left out, and it is said why; the JSON is written after each. Nothing is begun that is not expected to end
+within `--budget-s`, and what is under way 90 s later is broken off.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import os
 import statistics
-import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from ceilings import measure_ceilings
+from ceilings import measure_ceilings, measure_float8_ceiling
 from generate import MODELS, VAES, Stopwatch
-from gpu_arms import ARMS, LEADER
+from gpu_arms import ARMS, LEADER, MAIN
+from gpu_attempts import Attempts, Budget, OutOfTime, time_limit
 from gpu_bench import Bench
+from gpu_cold import empty_compile_caches, first_images, load, prepare
 from gpu_report import entries, text
-from gpu_series import Budget, Series
+from gpu_series import Series
 from hardware import describe
 
-from flashu.calibration import calibrate
 from flashu.config import FLASHU_PRESETS, flashu_preset
 from flashu.devices import DTYPES, resolve_device, resolve_dtype
 from flashu.models.geometry import parse_size
 from flashu.patch import Acceleration
-from flashu.pipeline import TextToImagePipeline
 
 PARTS = ("cold", "ceilings", "speed", "split", "load")
 BATCH_SIZES = {"cuda": [1, 4, 8, 16, 32, 64], "cpu": [1, 2]}
-CALIBRATION_PROMPTS = 2
-LOAD_S_PER_GIB = 8.0  # to write and load, roughly
+OVERRUN_S = 90.0  # past the budget, after which what is under way is broken off
 
 
 def main() -> None:
     options = parse_options()
-    budget, started = Budget(options.budget_s), time.monotonic()
-    settings, config, device = flashu_preset(options.flashu), MODELS[options.preset], options.device
+    started, device = time.monotonic(), options.device
+    budget = Budget(options.budget_s)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-    clock = Stopwatch(device)
-    bench, build_s = clock(lambda: Bench(config, VAES[options.preset], options.grid, settings, device, options.dtype))
-    cold: dict[str, Any] = {"build_s": build_s, **prepare(bench, clock, first_image="cold" in options.parts)}
+        torch.cuda.set_device(device.index or 0)
+    settings, config = flashu_preset(options.flashu), MODELS[options.preset]
+    bench, build_s = Stopwatch(device)(
+        lambda: Bench(config, VAES[options.preset], options.grid, settings, device, options.dtype)
+    )
     lengths = bench.prompt_lengths(max(options.batch_size))
-    result = {
+    result: dict[str, Any] = {
         **describe(device),
         "cudnn": torch.backends.cudnn.version(),
         "transformers": transformers.__version__,
@@ -72,73 +75,77 @@ def main() -> None:
         "flashu": options.flashu,
         "prompt_tokens": {"least": min(lengths), "median": statistics.median(lengths), "most": max(lengths)},
         "budget_s": options.budget_s,
-        "cold": cold,
-        "ceilings": measure_ceilings(device, options.dtype) if "ceilings" in options.parts else None,
+        "cold": {"build_s": build_s},
+        "ceilings": {},
     }
+    attempts = Attempts(device, budget)
+    series = Series(bench, options.arms, options.batch_size, attempts, options.repeats)
 
     def save() -> None:
         result.update(entries(series, result["ceilings"]), took_s=time.monotonic() - started)
         if options.json:
-            options.json.write_text(json.dumps(result, indent=2) + "\n")
+            partial = options.json.with_name(f".{options.json.name}.partial")
+            partial.write_text(json.dumps(result, indent=2) + "\n")
+            os.replace(partial, options.json)
 
-    series = Series(bench, options.arms, budget, options.repeats, on_change=save)
+    attempts.on_change = save
+    save()
     try:
-        measure(series, sorted(options.batch_size), options.parts)
-        if "load" in options.parts:
-            cold |= load(bench, clock, budget)
-    finally:  # what was measured before anything went wrong is of use
+        with empty_compile_caches(), time_limit(budget.left_s() + OVERRUN_S):
+            measure(series, options.parts, result["cold"], result["ceilings"])
+    except OutOfTime as over:
+        attempts.leave_out("the rest", str(over))
+    finally:  # what was measured before anything went wrong is of use; neither of these asks the device anything
         save()
-        print(text(result))
+        print(text(result), flush=True)
 
 
-def measure(series: Series, batches: list[int], parts: list[str]) -> None:
-    """The speeds and splits that were asked for, what matters most first."""
-    arms = list(series.ways)
-    for arm in arms:
-        series.measure(arm, batches[0])
-    essential = [batches[0]]
+def measure(series: Series, parts: list[str], cold: dict[str, Any], ceilings: dict[str, float]) -> None:
+    """What was asked for, what matters most first, and what may break the device after that."""
+    attempts, device = series.attempts, series.bench.device
+    prepare(series, cold)
+    if "cold" in parts:
+        first_images(series, cold)
+    if "ceilings" in parts:
+        attempts.attempt("ceilings", lambda: ceilings.update(measure_ceilings(device, series.bench.dtype)))
+    arms = [arm for arm in MAIN if arm in series.ways]
+    others = [arm for arm in series.ways if arm not in arms]
+    measure_arms(series, arms, parts, search=True)
+    if "speed" in parts and LEADER in arms:
+        series.stream(LEADER)
+    measure_arms(series, [arm for arm in others if not ARMS[arm].hazardous], parts)
+    if "load" in parts:
+        load(series, cold)
+    if hazardous := [arm for arm in others if ARMS[arm].hazardous]:
+        measure_arms(series, hazardous, parts)
+        if "ceilings" in parts and device.type == "cuda":
+            attempts.attempt("float8 ceiling", lambda: ceilings.update(measure_float8_ceiling(device)))
     if "speed" in parts:
-        best = series.best_batch(LEADER if LEADER in arms else arms[-1], batches)
-        essential += [best] if best not in (None, batches[0]) else []
-    for step in (series.measure, *([series.split] if "split" in parts else [])):
-        for batch in essential:
-            for arm in arms:
-                step(arm, batch)
-    if "speed" in parts:
-        for batch in batches:
-            for arm in arms:
+        for arm in series.ways:
+            series.find_best(arm)
+        for batch in series.batches:
+            for arm in series.ways:
                 series.measure(arm, batch)
         series.repeat()
 
 
-def prepare(bench: Bench, clock: Stopwatch, first_image: bool) -> dict[str, Any]:
-    """Calibrate, which all that follows needs; with `first_image`, go on to a first image as a worker does."""
-    bench.scores, calibrate_s = clock(
-        lambda: calibrate(bench.model, bench.prompts(CALIBRATION_PROMPTS), tokenizer=bench.tokenizer, size=bench.size)
-    )
-    took: dict[str, Any] = {"calibration_prompts": CALIBRATION_PROMPTS, "calibrate_s": calibrate_s}
-    if first_image:
-        with ExitStack() as stack:
-            way, took["patch_s"] = clock(lambda: stack.enter_context(ARMS[LEADER].on(bench)))
-            _, took["first_image_s"] = clock(lambda: way.generate(1))
-    return took
-
-
-def load(bench: Bench, clock: Stopwatch, budget: Budget) -> dict[str, Any]:
-    """Write the checkpoint to a temporary folder and load it as a user does."""
-    size = sum(parameter.numel() * parameter.element_size() for parameter in bench.model.parameters())
-    needed_s = LOAD_S_PER_GIB * size / 2**30
-    if needed_s > budget.left_s():
-        return {"load": f"left out: about {needed_s:.0f} s of {max(budget.left_s(), 0):.0f} s left"}
-    if 2 * size > shutil.disk_usage(tempfile.gettempdir()).free:
-        return {"load": f"left out: no room for {size / 2**30:.1f} GiB in {tempfile.gettempdir()}"}
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "checkpoint"
-        TextToImagePipeline(bench.model, bench.vae, bench.tokenizer).save_pretrained(checkpoint)
-        _, load_s = clock(
-            lambda: TextToImagePipeline.from_pretrained(checkpoint, device=bench.device, dtype=bench.dtype)
-        )
-    return {"load_gib": size / 2**30, "load_s": load_s}
+def measure_arms(series: Series, arms: list[str], parts: list[str], search: bool = False) -> None:
+    """Speed and time split at the smallest batch size and at the best: each one's own if `search`, or the leader's."""
+    smallest = series.batches[0]
+    for arm in arms:
+        series.measure(arm, smallest)
+    leader = series.best(LEADER)
+    at = {arm: {smallest} for arm in arms}
+    if "speed" in parts:
+        for arm in arms:
+            best = series.find_best(arm) if search else leader
+            if best:
+                series.measure(arm, best.cell.batch)
+                at[arm].add(best.cell.batch)
+    if "split" in parts:
+        for last in (False, True):
+            for arm in arms:
+                series.split(arm, max(at[arm]) if last else smallest)
 
 
 def parse_options() -> argparse.Namespace:
@@ -146,12 +153,16 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--preset", default="show-o2-1.5b", choices=MODELS)
     parser.add_argument("--size", type=int, help="pixels per side (default: the preset's own)")
     euler = [name for name, settings in FLASHU_PRESETS.items() if settings.solver_order == 1]  # as the release's steps
-    parser.add_argument("--flashu", default="paper-1.5b", choices=euler, help="of the accelerated arms")
+    parser.add_argument(
+        "--flashu", default="paper-1.5b", choices=euler, help="of the arms with flashu; few-steps is an arm of its own"
+    )
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all but ours-flashu-max, on CUDA")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--batch-size", type=int, nargs="+", help="default: 1 4 8 16 32 64")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each arm and batch size (default 3)")
-    parser.add_argument("--budget-s", type=float, default=480, help="seconds to take, imports left aside (default 480)")
+    parser.add_argument(
+        "--budget-s", type=float, default=420, help="seconds after which nothing more is begun (default 420)"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there, as it comes in")
@@ -168,6 +179,8 @@ def parse_options() -> argparse.Namespace:
         Acceleration.of(flashu_preset(options.flashu), MODELS[options.preset].llm)
     except ValueError as error:
         parser.error(str(error))
+    if options.json and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.parent}")
     options.arms = options.arms or [name for name, arm in ARMS.items() if options.device.type in arm.by_default]
     options.batch_size = options.batch_size or BATCH_SIZES[options.device.type]
     if min(*options.batch_size, options.repeats) < 1:

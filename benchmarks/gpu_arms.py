@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from generate import Stopwatch
 from gpu_bench import Bench
 from PIL import Image
 from release_modules import Batch
@@ -25,13 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import sampler
 from flashu.acceleration.plan import make_plan
-from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
+from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
 from flashu.flops import count_image, count_release
 from flashu.models import Showo2Qwen2_5
 from flashu.models.float8 import ffn_owners, to_float8
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.wan_vae import to_pixels
 from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
+from flashu.pending import PendingPictures
 from flashu.pipeline import TextToImagePipeline
 
 WARM_UP = 2  # evaluations, where all are alike
@@ -60,6 +62,7 @@ class Ours:
 
     def __init__(self, bench: Bench, settings: FlashUConfig | None, compile_mode: str = "off", float8: bool = False):
         self.bench, self.settings, self.compile_mode, self.float8 = bench, settings, compile_mode, float8
+        self.compiled = False  # whether blocks really are; known once it is entered
         self.vae = bench.vae
         self.evaluations = (settings.total_steps if settings else NUM_INFERENCE_STEPS) - 1
         self.warm_up_share = 1.0 if settings else WARM_UP / self.evaluations
@@ -69,13 +72,14 @@ class Ours:
         with ExitStack() as stack:
             if self.float8:
                 stack.enter_context(ffns_in_float8(model))
-            self.vae.to(self.bench.device)
             stack.callback(self.vae.to, "cpu")
+            self.vae.to(self.bench.device)
             if self.settings:
                 apply_flashu_patch(model, self.settings, scores=self.bench.scores)
                 stack.callback(remove_flashu_patch, model)
+            self.pipe = TextToImagePipeline(model, self.vae, self.bench.tokenizer).compile(self.compile_mode)
+            self.compiled = self.pipe.blocks.compiled
             self._entered = stack.pop_all()
-        self.pipe = TextToImagePipeline(model, self.vae, self.bench.tokenizer).compile(self.compile_mode)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -83,15 +87,20 @@ class Ours:
 
     def generate(self, count: int, evaluations: int | None = None) -> list[Image.Image]:
         """The first `count` prompts' pictures as one batch; without FlashU, fewer evaluations may be asked for."""
-        bench = self.bench
-        return self.pipe(
-            bench.prompts(count),
-            seeds=list(range(count)),
-            num_inference_steps=(evaluations or self.evaluations) + 1,
-            guidance_scale=GUIDANCE_SCALE,
-            size=bench.size,
-            batch_size=count,
-        )
+        return self.pipe(**self._asked(count, evaluations), batch_size=count)
+
+    def submit(self, count: int) -> PendingPictures:
+        """Begin what `generate` makes."""
+        return self.pipe.submit(**self._asked(count))
+
+    def _asked(self, count: int, evaluations: int | None = None) -> dict[str, Any]:
+        return {
+            "prompts": self.bench.prompts(count),
+            "seeds": list(range(count)),
+            "num_inference_steps": (evaluations or self.evaluations) + 1,
+            "guidance_scale": GUIDANCE_SCALE,
+            "size": self.bench.size,
+        }
 
     def warm_up(self, count: int) -> None:
         self.generate(count, None if self.settings else WARM_UP)
@@ -139,9 +148,10 @@ def ffns_in_float8(model: Showo2Qwen2_5) -> Iterator[None]:
 class Release:
     """The release's way, see `release_shaped.py`."""
 
+    compile_mode, compiled = "off", False
+
     def __init__(self, bench: Bench, settings: FlashUConfig | None):
         self.bench, self.settings = bench, settings
-        self.vae = bench.release_vae
         self.steps = steps_of(settings, settings.total_steps if settings else NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
         self.evaluations = len(self.steps)
         # With FlashU, at least one step of each kind: all up to the first that reuses the head's output, and the last.
@@ -149,15 +159,22 @@ class Release:
         self._warm_up_steps = [*self.steps[:few], *(self.steps[-1:] if settings else [])]
         self.warm_up_share = len(self._warm_up_steps) / self.evaluations
 
+    @property
+    def vae(self) -> ReleaseVae:
+        return self.bench.release_vae
+
     def __enter__(self) -> Release:
-        self.vae.to(self.bench.device)
-        if self.settings and self.settings.r_p:
-            self.bench.release.prune_ffns(self.bench.scores.ffn, self.settings.r_p)
+        with ExitStack() as stack:
+            stack.callback(self.vae.to, "cpu")
+            self.vae.to(self.bench.device)
+            stack.callback(self.bench.release.forget_pruned_ffns)
+            if self.settings and self.settings.r_p:
+                self.bench.release.prune_ffns(self.bench.scores.ffn, self.settings.r_p)
+            self._entered = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bench.release.forget_pruned_ffns()
-        self.vae.to("cpu")
+        self._entered.close()
 
     def generate(self, count: int, evaluations: int | None = None) -> list[Image.Image]:
         """As `Ours.generate`."""
@@ -208,9 +225,13 @@ class Arm:
     accelerated: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     by_default: tuple[str, ...] = ("cpu", "cuda")  # devices on which it is measured unless other arms are named
+    preset: str | None = None  # of FlashU, where it is not the one that the run names
+    compiled_with: str | None = None  # an arm that runs blocks in no other way, so that it compiles them for this one
+    hazardous: bool = False  # may fail as no process survives it, and so comes after what matters
 
     def on(self, bench: Bench) -> Ours | Release:
-        return self.way(bench, bench.settings if self.accelerated else None, **self.options)
+        settings = flashu_preset(self.preset) if self.preset else bench.settings if self.accelerated else None
+        return self.way(bench, settings, **self.options)
 
 
 AUTO = {"compile_mode": "auto"}  # as in a run: on CUDA
@@ -219,11 +240,14 @@ ARMS = {
     "release-flashu": Arm(Release, accelerated=True),
     "ours": Arm(Ours, options=AUTO),
     "ours-flashu": Arm(Ours, True, AUTO),
+    "ours-few-steps": Arm(Ours, True, AUTO, preset="few-steps", compiled_with="ours"),
     "ours-flashu-uncompiled": Arm(Ours, True, by_default=("cuda",)),
-    "ours-flashu-max": Arm(Ours, True, {"compile_mode": "max"}, by_default=()),
-    "ours-flashu-float8": Arm(Ours, True, {"float8": True, **AUTO}, by_default=("cuda",)),
+    "ours-flashu-max": Arm(Ours, True, {"compile_mode": "max"}, by_default=(), hazardous=True),
+    "ours-flashu-float8": Arm(Ours, True, {"float8": True, **AUTO}, by_default=("cuda",), hazardous=True),
 }
-BASELINE, LEADER = "release", "ours-flashu"  # what others are compared with; whose best batch size is looked for
+BASELINES = ("release", "release-flashu")  # what others are compared with
+LEADER = "ours-flashu"
+MAIN = (LEADER, *BASELINES, "ours")  # whose best batch sizes are looked for first, in this order
 SAME_PICTURES = {
     "ours": "release",
     "ours-flashu": "release-flashu",
@@ -234,7 +258,7 @@ SAME_PICTURES = {
 
 def timed(way: Ours | Release, count: int) -> tuple[Timing, list[Image.Image]]:
     """Make one batch of a way that is entered, and tell how long it took."""
-    wait = torch.cuda.synchronize if way.bench.device.type == "cuda" else lambda: None
+    wait = Stopwatch(way.bench.device).wait
     marks: list[float] = []
     decode = way.vae.decode
 

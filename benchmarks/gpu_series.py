@@ -1,110 +1,100 @@
-"""Measuring arms at batch sizes within a budget of time: what a measurement is, and when there is no time for one."""
+"""Measuring arms at batch sizes, as far as time and memory go."""
 
 from __future__ import annotations
 
-import gc
-import statistics
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from generate import peak_memory_gib
-from gpu_arms import ARMS, ONCE, PROFILED, VAE, Flop, Ours, Release, Timing, timed
+from generate import Stopwatch, peak_memory_gib
+from gpu_arms import ARMS, ONCE, PROFILED, VAE, Flop, Ours, Release, timed
+from gpu_attempts import Attempts
 from gpu_bench import Bench
+from gpu_cells import Best, Cell, Cells, Forecast
 from PIL import Image
 from time_split import split_time
 
-from flashu.devices import is_device_error, is_out_of_memory
-from flashu.errors import InputError
-
 CELL_SHARE = 1 / 40  # of the budget: no repeat at once that would make one measurement take longer
 GAIN = 1.02  # a larger batch is better when it makes so many times the images per second
-SPEED, SPLIT = "speed", "time by part"  # what is measured
+# What is attempted.
+SPEED, SPLIT, STREAM, COMPILING, COUNT = "speed", "time by part", "batches back to back", "compiling", "operations"
 PROFILER_SLOWNESS = 3.0  # by which a profiled run, with what is made of it, is thought to take longer
-
-
-class Budget:
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    def left_s(self) -> float:
-        return self._end - time.monotonic()
-
-
-@dataclass
-class Cell:
-    """One arm at one batch size."""
-
-    arm: str
-    batch: int
-    timings: list[Timing] = field(default_factory=list)
-    peak_gib: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return statistics.median(timing.seconds for timing in self.timings)
-
-    @property
-    def loop_s(self) -> float:
-        return statistics.median(timing.loop_s for timing in self.timings)
-
-    @property
-    def images_per_s(self) -> float:
-        return self.batch / self.seconds
+PROFILER_S = 5.0  # to begin and end it
+STREAMED = 4  # batches that are submitted back to back
 
 
 class Series:
-    def __init__(self, bench: Bench, arms: Sequence[str], budget: Budget, repeats: int, on_change: Callable[[], None]):
-        """`on_change` is called when there is a new measurement."""
-        self.bench, self.budget, self.repeats, self.on_change = bench, budget, repeats, on_change
+    def __init__(self, bench: Bench, arms: Sequence[str], batches: Sequence[int], attempts: Attempts, repeats: int):
+        self.bench, self.attempts, self.repeats = bench, attempts, repeats
+        self.batches = sorted(batches)
+        self.clock = Stopwatch(bench.device)
         self.ways: dict[str, Ours | Release] = {arm: ARMS[arm].on(bench) for arm in arms}
-        self.flop: dict[str, Flop] = {}
-        self.cells: dict[tuple[str, int], Cell] = {}
+        self.cells: Cells = {}
+        self.forecast = Forecast(self.cells)
         self.splits: dict[tuple[str, int], dict[str, Any]] = {}
+        self.back_to_back: dict[str, Any] | None = None
         self.pictures: dict[str, Image.Image] = {}  # the first prompt's, alone in its batch or among the fewest
-        self.left_out: dict[tuple[str, int, str], str] = {}  # by arm, batch size and what was to be measured
-        self._ended: dict[str, int] = {}  # the batch size that an arm could not do
+        self.flop: dict[str, Flop] = {}
+        self._found_by: dict[str, str] = {}  # how the search for an arm's best batch size ended
+        self._ended: dict[str, tuple[int, bool]] = {}  # the batch size that an arm could not do, and whether by memory
 
     def measure(self, arm: str, batch: int, *, again: bool = False) -> Cell | None:
         """An arm's cell, measured if it has not been; None where it cannot be. `again` adds repeats to it."""
-        if (arm, batch) in self.cells and not again:
-            return self.cells[arm, batch]
+        known = self.cells.get((arm, batch))
+        if known and not again:
+            return known
+        if self._is_past_end(arm, batch):
+            self.attempts.leave_out(SPEED, f"batch {self._ended[arm][0]} did not work", arm, batch)
+            return None
         way = self.ways[arm]
-        if batch >= self._ended.get(arm, batch + 1):
-            self._leave_out(arm, batch, SPEED, f"batch {self._ended[arm]} did not work")
+        cell = known or Cell(arm, batch, way.compile_mode)
+        if not self.attempts.is_time_for(SPEED, self.forecast.seconds(cell, way.warm_up_share), arm, batch):
             return None
-        expected_s = self.expected_s(arm, batch) * (1 + way.warm_up_share)
-        if not self._is_time_for(arm, batch, SPEED, expected_s):
+        failure = self.attempts.attempt(SPEED, lambda: self._fill(cell), arm, batch)
+        if failure and not (failure.foreseen or failure.out_of_memory or cell.timings) and cell.compile_mode == "auto":
+            cell.compile_mode = "off"  # as the library does where blocks turn out not to compile
+            uncompiled_failure = self.attempts.attempt(SPEED, lambda: self._fill(cell), arm, batch)
+            if uncompiled_failure is None:
+                way.compile_mode = "off"  # for what is not measured yet
+                self.attempts.leave_out(COMPILING, failure.why, arm, batch)
+            failure = uncompiled_failure
+        if not cell.timings:
+            self._ended[arm] = batch, failure.out_of_memory
             return None
-        cell = self.cells.get((arm, batch), Cell(arm, batch))
-        if not self._attempt(arm, batch, SPEED, lambda: self._fill(cell)):
-            self._ended[arm] = batch
-            return None
-        self.cells[arm, batch] = cell
+        if arm not in self.flop:
+            self.attempts.attempt(COUNT, lambda: self._count_flop(arm), arm)
         print(
-            f"{self.budget.left_s():5.0f} s left   {arm} at batch {batch}: {cell.seconds / batch:.3f} s an image",
+            f"{self.attempts.budget.left_s():5.0f} s left   {arm} at batch {batch}: "
+            f"{cell.seconds / batch:.3f} s an image",
             file=sys.stderr,
             flush=True,
         )
-        self.on_change()
         return cell
 
-    def best_batch(self, arm: str, batches: Sequence[int]) -> int | None:
-        """The batch size at which an arm makes most images per second, tried upwards until more brings no more."""
+    def find_best(self, arm: str) -> Best | None:
+        """Try batch sizes upwards until more images bring no more a second, or memory or time ends."""
         best: Cell | None = None
-        for batch in batches:
+        for batch in self.batches:
             cell = self.measure(arm, batch)
             if cell is None:
+                if self._is_past_end(arm, batch) and self._ended[arm][1]:
+                    self._found_by.setdefault(arm, f"out of memory at batch {self._ended[arm][0]}")
                 break
             if best and cell.images_per_s < GAIN * best.images_per_s:
+                self._found_by.setdefault(arm, f"batch {batch} gains less than {GAIN - 1:.0%}")
                 break
             best = cell
-        return best.batch if best else None
+        else:
+            self._found_by.setdefault(arm, "growing up to the largest size asked for")
+        return self.best(arm)
+
+    def best(self, arm: str) -> Best | None:
+        """The best of what was measured so far."""
+        cells = [cell for cell in self.cells.values() if cell.arm == arm]
+        return Best(max(cells, key=lambda cell: cell.images_per_s), self._found_by.get(arm)) if cells else None
 
     def split(self, arm: str, batch: int) -> None:
         """Where an arm's time goes at a batch size that has been measured."""
@@ -113,45 +103,73 @@ class Series:
             return
         evaluations = None if way.settings else min(PROFILED, way.evaluations)
         scale = way.evaluations / (evaluations or way.evaluations)
-        if self._is_time_for(arm, batch, SPLIT, PROFILER_SLOWNESS * cell.seconds / scale):
-            self._attempt(arm, batch, SPLIT, lambda: self._split(cell, evaluations, scale))
-            self.on_change()
+        if self.attempts.is_time_for(SPLIT, PROFILER_S + PROFILER_SLOWNESS * cell.seconds / scale, arm, batch):
+            self.attempts.attempt(SPLIT, lambda: self._split(cell, evaluations, scale), arm, batch)
+
+    def stream(self, arm: str) -> None:
+        """An arm's best batch several times, each submitted before the one before it is waited for."""
+        best = self.best(arm)
+        if best is None or not isinstance(self.ways[arm], Ours):
+            return
+        expected_s = (STREAMED + self.ways[arm].warm_up_share) * best.cell.seconds
+        if self.attempts.is_time_for(STREAM, expected_s, arm, best.cell.batch):
+            self.attempts.attempt(STREAM, lambda: self._stream(best.cell), arm, best.cell.batch)
 
     def repeat(self) -> None:
         """Spend what is left of the budget on more repeats, of the quickest measurements first."""
         for cell in sorted(self.cells.values(), key=lambda cell: cell.seconds):
-            expected_s = cell.seconds * (1 + self.ways[cell.arm].warm_up_share)
-            if len(cell.timings) < self.repeats and expected_s < self.budget.left_s():
+            expected_s = self.forecast.seconds(cell, self.ways[cell.arm].warm_up_share)
+            if len(cell.timings) < self.repeats and expected_s < self.attempts.budget.left_s():
                 self.measure(cell.arm, cell.batch, again=True)
 
-    def expected_s(self, arm: str, batch: int) -> float:
-        """How long a batch will take, by those of the arm that were measured; 0 before any was."""
-        known = [cell for cell in self.cells.values() if cell.arm == arm]
-        return batch / max(known, key=lambda cell: cell.batch).images_per_s if known else 0.0
+    def _is_past_end(self, arm: str, batch: int) -> bool:
+        return arm in self._ended and batch >= self._ended[arm][0]
 
-    def flop_of(self, arm: str) -> Flop:
-        if arm not in self.flop:
-            self.flop[arm] = self.ways[arm].count_flop()
-        return self.flop[arm]
+    def _count_flop(self, arm: str) -> None:
+        """The same for arms that differ in how they run only."""
+        way = self.ways[arm]
+        alike = [
+            self.flop[name]
+            for name, other in self.ways.items()
+            if name in self.flop and (type(other), other.settings) == (type(way), way.settings)
+        ]
+        self.flop[arm] = alike[0] if alike else way.count_flop()
+
+    @contextmanager
+    def _entered(self, cell: Cell) -> Iterator[Ours | Release]:
+        """The cell's way, ready to make images as the cell does."""
+        way = self.ways[cell.arm]
+        own, way.compile_mode = way.compile_mode, cell.compile_mode
+        try:
+            with way:
+                yield way
+        finally:
+            way.compile_mode = own
+        if self.bench.device.type == "cuda":
+            torch.cuda.empty_cache()  # no arm is to find its memory in pieces that another left
 
     def _fill(self, cell: Cell) -> None:
-        device, start = self.bench.device, time.monotonic()
-        with self.ways[cell.arm] as way:
-            way.warm_up(cell.batch)
+        device, budget = self.bench.device, self.attempts.budget
+        with self._entered(cell) as way:
+            _, warm_up_s = self.clock(lambda: way.warm_up(cell.batch))
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
+            graphs, start = graphs_compiled(), time.monotonic()
             while True:
                 timing, pictures = timed(way, cell.batch)
                 cell.timings.append(timing)
+                cell.compiled, cell.peak_gib = way.compiled, max(cell.peak_gib, peak_memory_gib(device))
+                self.cells[cell.arm, cell.batch] = cell
                 self.pictures.setdefault(cell.arm, pictures[0])
                 spent_s = time.monotonic() - start + timing.seconds
-                enough = len(cell.timings) >= self.repeats or spent_s > CELL_SHARE * self.budget.seconds
-                if enough or timing.seconds > self.budget.left_s():
+                enough = len(cell.timings) >= self.repeats or spent_s > CELL_SHARE * budget.seconds
+                if enough or timing.seconds > budget.left_s():
                     break
-            cell.peak_gib = max(cell.peak_gib, peak_memory_gib(device))
+            cell.graphs_while_timed += graphs_compiled() - graphs
+            self.forecast.note_first(cell.arm, cell.several, warm_up_s, way.warm_up_share * cell.seconds)
 
     def _split(self, cell: Cell, evaluations: int | None, scale: float) -> None:
-        with self.ways[cell.arm] as way:
+        with self._entered(cell) as way:
             split = split_time(lambda: way.generate(cell.batch, evaluations), way.calls(), self.bench.device)
         # Where only some of a run's like steps were run, what each of them takes is scaled up to all.
         scales = {part: 1.0 if part in (ONCE, VAE) else scale for part in split.parts}
@@ -170,34 +188,33 @@ class Series:
             "profiled_kernels": split.kernels,
         }
 
-    def _is_time_for(self, arm: str, batch: int, what: str, expected_s: float) -> bool:
-        left_s = self.budget.left_s()
-        if expected_s > left_s or left_s <= 0:
-            self._leave_out(arm, batch, what, f"no time: about {expected_s:.0f} s of {max(left_s, 0):.0f} s left")
-            return False
-        self.left_out.pop((arm, batch, what), None)
-        return True
+    def _stream(self, cell: Cell) -> None:
+        device = self.bench.device
+        with self._entered(cell) as way:
+            way.warm_up(cell.batch)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
 
-    def _leave_out(self, arm: str, batch: int, what: str, why: str) -> None:
-        self.left_out[arm, batch, what] = why
+            def make() -> None:
+                before = way.submit(cell.batch)
+                for _ in range(STREAMED - 1):
+                    under_way = way.submit(cell.batch)
+                    before.pictures()
+                    before = under_way
+                before.pictures()
 
-    def _attempt(self, arm: str, batch: int, what: str, work: Callable[[], None]) -> bool:
-        """Do some work; note it if that fails, for want of memory or in any other way that a GPU survives."""
-        why = None
-        try:
-            work()
-        except Exception as error:
-            if is_device_error(error):
-                raise
-            why = "out of memory"
-            if isinstance(error, InputError):
-                why = str(error)
-            elif not is_out_of_memory(error):
-                traceback.print_exc()
-                why = f"{type(error).__name__}: {error}".partition("\n")[0]
-        if why:  # outside the handler, whose traceback would hold on to the batch's tensors
-            gc.collect()
-            if self.bench.device.type == "cuda":
-                torch.cuda.empty_cache()
-            self._leave_out(arm, batch, what, why)
-        return why is None
+            _, seconds = self.clock(make)
+            self.back_to_back = {
+                "arm": cell.arm,
+                "batch_size": cell.batch,
+                "batches": STREAMED,
+                "images_per_s": STREAMED * cell.batch / seconds,
+                "one_at_a_time_images_per_s": cell.images_per_s,
+                "peak_memory_gib": peak_memory_gib(device),
+            }
+
+
+def graphs_compiled() -> int:
+    """By torch.compile, so far in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")  # not imported where nothing is compiled
+    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0

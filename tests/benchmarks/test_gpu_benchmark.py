@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from gpu import main
 from gpu_arms import ARMS, Arm, Ours
+from gpu_attempts import Attempts, Budget, OutOfTime, time_limit
 from gpu_bench import Bench
-from gpu_series import Budget, Series
+from gpu_series import Series
 
 from flashu.calibration import calibrate
 from flashu.config import flashu_preset
@@ -62,14 +64,35 @@ def test_speeds_are_plausible(measured):
         assert 0.02 < run["share_of_ceiling"] < 1.2
         assert 0.02 < run["loop_share_of_ceiling"] < 1.2
         assert run["peak_memory_gib"] > 0.05
+        assert run["compiled"] is False
     for batch in (1, 2):
         run = {run["arm"]: run for run in result["runs"] if run["batch_size"] == batch}
         assert run["release"]["speed_up"] == 1
         assert run["ours-flashu"]["speed_up"] > 2, "it was 4.9 and 4.7; a busy machine disturbs any arm"
+        assert run["ours-few-steps"]["tflop_per_image"] < 0.4 * run["ours"]["tflop_per_image"]
         assert run["release"]["tflop_per_image"] > 2 * run["ours"]["tflop_per_image"]
         assert run["release-flashu"]["tflop_per_image"] > 2 * run["ours-flashu"]["tflop_per_image"]
-    assert result["best"]["ours-flashu"]["speed_up"] > 2
     assert result["ceilings"]["copy_gb_per_s"] > 0.1
+
+
+def test_best_of_each_arm_is_compared_with_the_best_of_both_baselines(measured):
+    result, out = measured
+    best = result["best"]
+    assert best.keys() == set(ON_CPU)
+    assert all(each["is_known"] for each in best.values())
+    for key, baseline in (("speed_up", "release"), ("speed_up_over_release_flashu", "release-flashu")):
+        ratio = best["ours-flashu"]["images_per_s"] / best[baseline]["images_per_s"]
+        assert best["ours-flashu"][key] == pytest.approx(ratio)
+        assert f"{ratio:.2f}x {baseline}'s best (batch {best[baseline]['batch_size']})" in out
+    assert best["ours-flashu"]["speed_up"] > 2
+
+
+def test_batches_back_to_back_are_measured_beside_one_at_a_time(measured):
+    result, out = measured
+    pair = result["back_to_back"]
+    assert pair["batch_size"] == result["best"]["ours-flashu"]["batch_size"]
+    assert pair["images_per_s"] == pytest.approx(pair["one_at_a_time_images_per_s"], rel=0.5), "as good on a CPU"
+    assert f"batches back to back: {pair['images_per_s']:.3f} images/s of ours-flashu" in out
 
 
 def test_arms_that_do_the_same_make_the_same_pictures(measured):
@@ -85,7 +108,7 @@ def test_parts_add_up_to_what_was_profiled(measured):
         assert split["parts_s"].keys() == {"image path", "LLM", "head", "prefix, times", "VAE", "sampler, other"}
         assert all(seconds > 0 for seconds in split["parts_s"].values())
         together = sum(split["parts_s"].values())
-        if "flashu" in split["arm"]:
+        if ARMS[split["arm"]].accelerated:
             assert together == pytest.approx(split["profiled_s"])
         else:
             assert split["profiled_evaluations"] == 8
@@ -150,14 +173,20 @@ class Hungry(Ours):
         return super().generate(count, evaluations=2)
 
 
+def series_of(bench, *arms, batches=(1, 4, 8), budget_s=100):
+    return Series(bench, arms, batches, Attempts(bench.device, Budget(budget_s)), 1)
+
+
 def test_out_of_memory_ends_a_series_and_no_more(bench, monkeypatch):
     monkeypatch.setitem(ARMS, "hungry", Arm(Hungry))
-    series = Series(bench, ["hungry", "ours-flashu"], Budget(100), 1, on_change=lambda: None)
-    assert series.best_batch("hungry", [1, 4, 8]) == 1
+    series = series_of(bench, "hungry", "ours-flashu")
+    best = series.find_best("hungry")
+    assert best.cell.batch == 1
+    assert best.found_by == "out of memory at batch 4"
     assert series.measure("hungry", 8) is None
-    assert series.left_out == {
-        ("hungry", 4, "speed"): "out of memory",
-        ("hungry", 8, "speed"): "batch 4 did not work",
+    assert series.attempts.left_out == {
+        ("speed", "hungry", 4): "out of memory",
+        ("speed", "hungry", 8): "batch 4 did not work",
     }
     assert series.measure("ours-flashu", 1).images_per_s > 0
 
@@ -177,21 +206,80 @@ def test_arm_in_float8_leaves_the_shared_weights_as_they_were(bench):
 def test_what_a_device_or_model_cannot_do_is_left_out_in_a_line(bench, monkeypatch, capsys):
     head = replace(bench.config.head, intermediate_size=328)
     monkeypatch.setattr(bench.model, "config", replace(bench.config, head=head))
-    series = Series(bench, ["ours-flashu-float8"], Budget(100), 1, on_change=lambda: None)
+    series = series_of(bench, "ours-flashu-float8")
     assert series.measure("ours-flashu-float8", 1) is None
-    assert "multiples of 16" in series.left_out["ours-flashu-float8", 1, "speed"]
+    assert "multiples of 16" in series.attempts.left_out["speed", "ours-flashu-float8", 1]
     assert capsys.readouterr().err == ""
     assert bench.model.number_format == "float32"
 
 
 def test_what_there_is_no_time_for_is_left_out_and_said(bench):
-    series = Series(bench, ["ours-flashu"], Budget(3), 1, on_change=lambda: None)
+    series = series_of(bench, "ours-flashu", budget_s=3)
     assert series.measure("ours-flashu", 1)
     assert series.measure("ours-flashu", 1000) is None
-    assert "no time" in series.left_out["ours-flashu", 1000, "speed"]
-    over = Series(bench, ["ours-flashu"], Budget(0), 1, on_change=lambda: None)
+    assert "no time" in series.attempts.left_out["speed", "ours-flashu", 1000]
+    over = series_of(bench, "ours-flashu", budget_s=0)
     assert over.measure("ours-flashu", 1) is None
     assert over.cells == {}
+
+
+class Uncompilable(Ours):
+    def generate(self, count, evaluations=None):
+        if self.compile_mode != "off":
+            raise NotImplementedError("no such kernel")
+        return super().generate(count, evaluations=2)
+
+
+def test_what_does_not_compile_is_measured_uncompiled_and_said(bench, monkeypatch):
+    monkeypatch.setitem(ARMS, "uncompilable", Arm(Uncompilable, options={"compile_mode": "auto"}))
+    series = series_of(bench, "uncompilable", batches=(1, 2))
+    assert series.find_best("uncompilable").is_known
+    assert series.attempts.left_out == {("compiling", "uncompilable", 1): "NotImplementedError: no such kernel"}
+
+
+class Breaking(Ours):
+    def generate(self, count, evaluations=None):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_failures_lose_nothing_that_was_measured_before_or_can_be_after(monkeypatch, tmp_path, capsys):
+    """Neither ordinary ones, here of the calibration, nor one that the device does not survive."""
+    monkeypatch.setitem(ARMS, "breaking", Arm(Breaking, hazardous=True))
+    monkeypatch.setattr("gpu_cold.calibrate", lambda *_, **__: torch.empty(2).reshape(3))
+    file = tmp_path / "result.json"
+    options = ("--arms", "breaking", "ours-flashu", "--batch-size", "1", "--repeats", "1", "--parts", "speed")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *TRY_OUT, *options, "--json", str(file)])
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        main()
+    result = json.loads(file.read_text())
+    assert [run["arm"] for run in result["runs"]] == ["ours-flashu"]
+    calibration, breaking = result["left_out"]
+    assert "shape '[3]' is invalid" in calibration["why"]
+    assert (breaking["arm"], breaking["batch_size"]) == ("breaking", 1)
+    assert "the device failed" in breaking["why"]
+    assert "\nbest of ours-flashu: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arm", ["ours-flashu", "release-flashu"])
+def test_arm_that_cannot_be_entered_leaves_what_is_shared_as_it_was(bench, monkeypatch, arm):
+    def fail(*_):
+        raise ValueError("not here")
+
+    way, moves = ARMS[arm].on(bench), []
+    monkeypatch.setattr(way.vae, "to", moves.append)
+    monkeypatch.setattr("gpu_arms.TextToImagePipeline.compile", fail)
+    monkeypatch.setattr(bench.release, "prune_ffns", fail)
+    with pytest.raises(ValueError, match="not here"), way:
+        pass
+    assert moves == [bench.device, "cpu"]
+    assert bench.model.acceleration is None
+
+
+def test_time_limit_breaks_off_what_takes_too_long():
+    start = time.perf_counter()
+    with pytest.raises(OutOfTime), time_limit(0.1):
+        time.sleep(20)
+    assert time.perf_counter() - start < 10
 
 
 def test_prompts_are_of_natural_length_and_the_same_in_every_batch(bench):
