@@ -14,6 +14,7 @@ from gpu_arms import ARMS, ONCE, PROFILED, VAE, Flop, Ours, Release, timed
 from gpu_attempts import Attempts
 from gpu_bench import Bench
 from gpu_cells import Best, Cell, Cells, Forecast
+from graphs import graphs_compiled
 from PIL import Image
 from time_split import split_time
 
@@ -88,7 +89,7 @@ class Series:
                 break
             best = cell
         else:
-            self._found_by.setdefault(arm, "growing up to the largest size asked for")
+            self._found_by.setdefault(arm, "no larger one was asked for")
         return self.best(arm)
 
     def best(self, arm: str) -> Best | None:
@@ -212,9 +213,3 @@ class Series:
                 "one_at_a_time_images_per_s": cell.images_per_s,
                 "peak_memory_gib": peak_memory_gib(device),
             }
-
-
-def graphs_compiled() -> int:
-    """By torch.compile, so far in this process."""
-    dynamo = sys.modules.get("torch._dynamo.utils")  # not imported where nothing is compiled
-    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0
