@@ -45,9 +45,9 @@ from manifests.plan import Manifest
 from manifests.schema import row_problem
 
 ENCODERS = 2  # threads that encode images, beside the one that writes
-log = logging.getLogger(__name__)
-
 ARROW_TYPES = {float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
