@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock
@@ -56,6 +57,16 @@ def local_copy(url: str, s3: S3Options | None = None, cache_dir: str | os.PathLi
 def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
     """Where this node keeps what it need not fetch or measure again; not made yet."""
     return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/flashu").expanduser()
+
+
+def lock_if_possible(file: Path) -> AbstractContextManager:
+    """A lock beside `file` that a node's processes share; none where there can be none, as on a disk that cannot be
+    written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{file}.lock", poll_interval=0.2).acquire()
+    except OSError:
+        return nullcontext()
 
 
 def _find(url: str, s3: S3Options) -> tuple[S3Storage, Sequence[Entry], str | None]:

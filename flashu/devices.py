@@ -11,7 +11,10 @@ FLOAT8 = "float8"  # bfloat16, but for the FFNs: see `flashu.models.float8`
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
-    """A device that exists. None picks CUDA where there is one, else the CPU. Raises `InputError`."""
+    """A device that exists, one GPU by its number. None picks CUDA where there is one, else the CPU.
+
+    Raises `InputError`.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -25,6 +28,8 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     )
     if missing:
         raise InputError(f"device {str(device)!r} is not there; there is: {_available()}")
+    if resolved.type == "cuda" and resolved.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return resolved
 
 
@@ -45,7 +50,13 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device, name: s
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on a GPU or in the CPU's allocator, in our own network or in another's."""
-    signs = ("can't allocate memory", "Storage size calculation overflowed")
+    signs = (
+        "can't allocate memory",
+        "Storage size calculation overflowed",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+    )
     known = (OutOfMemoryError, torch.OutOfMemoryError)
     return isinstance(error, known) or any(sign in str(error) for sign in signs)
 
@@ -53,7 +64,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def is_device_error(error: Exception) -> bool:
     """Whether a GPU failed in a way that this process does not recover from: each later call would raise too."""
     signs = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "device-side assert", "NCCL error")
-    return not is_out_of_memory(error) and any(sign in str(error) for sign in signs)
+    refused = "_STATUS_NOT_SUPPORTED" in str(error)  # by a library that was asked for what it cannot do
+    return not (refused or is_out_of_memory(error)) and any(sign in str(error) for sign in signs)
 
 
 def _available() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,23 +15,35 @@ from flashu.models.wan_vae import WanImageVAE
 
 
 class PendingPictures:
-    """The pictures of one batch. `picture` and `pictures` wait for them, in any thread; nothing else does."""
+    """The pictures of one batch.
 
-    def __init__(self, pixels: Tensor, infos: Sequence[dict[str, Any]], begun: _Moment, done: _Moment):
+    `wait`, and what it says that it does, may be called in any thread. It raises what went wrong on the device
+    meanwhile; once it has returned, the pictures are on the host, and no failure of the device reaches them any more.
+    """
+
+    def __init__(self, pixels: Tensor, infos: Sequence[dict[str, Any]], begun: Moment, done: Moment):
         """`pixels` (pictures, height, width, 3), uint8 on the host, are there once `done` is."""
         self._pixels, self.infos, self._begun, self._done = pixels, infos, begun, done
+        self._seconds: float | None = None  # known once they were waited for
 
     def __len__(self) -> int:
         return len(self._pixels)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self._pixels.shape[1], self._pixels.shape[2]
+    def done(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self._done.is_past
+
+    def wait(self) -> float:
+        """Wait for the pictures. How many seconds the device took for them, from when it was free for them."""
+        if self._seconds is None:
+            self._done.wait()
+            self._seconds = self._done.since(self._begun)
+        return self._seconds
 
     def picture(self, index: int) -> Image.Image:
-        """One of them, with its `.info`."""
-        self._done.wait()
+        """One of them, with its `.info`. Waits for all."""
+        self.wait()
         picture = Image.fromarray(self._pixels[index].numpy())
         picture.info = dict(self.infos[index])
         return picture
@@ -39,56 +52,59 @@ class PendingPictures:
         """All of them, in order."""
         return [self.picture(index) for index in range(len(self))]
 
-    @property
-    def seconds(self) -> float:
-        """How long the device took for the batch, from when it was free for it. Waits for it."""
-        self._done.wait()
-        return self._done.since(self._begun)
+
+def decode_beside(vae: WanImageVAE, latents: Tensor, infos: Sequence[dict[str, Any]], begun: Moment) -> PendingPictures:
+    """The pictures of latents (pictures, channels, height, width) that the device may not have made yet.
+
+    On a GPU they are decoded on a stream of their own, beside what the current one is given next.
+    """
+    device = vae.device
+    latents = latents.to(device)
+    if device.type != "cuda":
+        return PendingPictures(vae.decode_pixels(latents).cpu(), infos, begun, Moment())
+    stream = _stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        # Whoever frees these, or moves the VAE away, does so on another stream, which does not wait for this one.
+        for tensor in (latents, *vae.parameters()):
+            tensor.record_stream(stream)
+        pixels = vae.decode_pixels(latents)
+        on_host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+        on_host.copy_(pixels, non_blocking=True)
+        return PendingPictures(on_host, infos, begun, Moment(stream))
 
 
-class Decoder:
-    """Decodes batches of latents, on a stream of its own where the VAE is on a GPU."""
-
-    def __init__(self, vae: WanImageVAE):
-        self.vae = vae
-        self._stream: torch.cuda.Stream | None = None  # made when it is first needed
-
-    def begin(self) -> _Moment:
-        """Now, as the device sees it: after what it was given so far."""
-        return _Moment(torch.cuda.current_stream(self.vae.device) if self.vae.device.type == "cuda" else None)
-
-    def decode(self, latents: Tensor, infos: Sequence[dict[str, Any]], begun: _Moment) -> PendingPictures:
-        """The pictures of latents (pictures, channels, height, width) that the device may not have made yet."""
-        device = self.vae.device
-        latents = latents.to(device)
-        if device.type != "cuda":
-            return PendingPictures(self.vae.decode_pixels(latents).cpu(), infos, begun, _Moment())
-        if self._stream is None or self._stream.device != latents.device:
-            self._stream = torch.cuda.Stream(latents.device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self._stream):
-            latents.record_stream(self._stream)
-            pixels = self.vae.decode_pixels(latents)
-            on_host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
-            on_host.copy_(pixels, non_blocking=True)
-            return PendingPictures(on_host, infos, begun, _Moment(self._stream))
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all pipelines of a process, as each stream has memory set aside for it."""
+    return torch.cuda.Stream(device)
 
 
-class _Moment:
+class Moment:
     """A point in time: of a stream's work, or of the clock where there is no stream and all work is done at once."""
 
     def __init__(self, stream: torch.cuda.Stream | None = None):
+        """Now, or when `stream` has done what it was given so far."""
         self.event = None
         self.clock_s = time.perf_counter()
         if stream is not None:
             self.event = torch.cuda.Event(enable_timing=True)
             self.event.record(stream)
 
+    @classmethod
+    def on(cls, device: torch.device) -> Moment:
+        """When `device` has done what its current stream was given so far."""
+        return cls(torch.cuda.current_stream(device) if device.type == "cuda" else None)
+
+    @property
+    def is_past(self) -> bool:
+        return self.event is None or self.event.query()
+
     def wait(self) -> None:
         if self.event is not None:
             self.event.synchronize()
 
-    def since(self, earlier: _Moment) -> float:
+    def since(self, earlier: Moment) -> float:
         """Seconds; both have passed."""
         if self.event is None:
             return self.clock_s - earlier.clock_s

@@ -30,7 +30,7 @@ from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer, find_tokenizer
 from flashu.models.wan_vae import RELEASED_FILE, RELEASED_REPOSITORY, WanImageVAE
 from flashu.patch import Acceleration
-from flashu.pending import Decoder, PendingPictures
+from flashu.pending import Moment, PendingPictures, decode_beside
 
 
 @dataclass
@@ -70,7 +70,6 @@ class TextToImagePipeline:
                 f"{model.config.image_latent_dim}; they do not belong together"
             )
         self.model, self.vae, self.tokenizer = model, vae, tokenizer
-        self.decoder = Decoder(vae)
         self.blocks = blocks.AS_THEY_ARE
 
     @classmethod
@@ -122,8 +121,8 @@ class TextToImagePipeline:
         """From now on, generate with compiled blocks, which the first batches compile; returns the pipeline.
 
         mode: "auto" compiles on CUDA and does nothing elsewhere; "max" compiles on any device, and on CUDA tries more
-        kernels, which takes minutes; "off" takes it back. Pictures stay the same to rounding. Raises `InputError` as
-        `blocks.compile_blocks` does.
+        kernels, which takes minutes; "off" takes it back. Pictures stay the same to rounding; hooks on blocks are not
+        called. Raises `InputError` as `blocks.compile_blocks` does.
         """
         self.blocks = blocks.compile_blocks(mode, self.model.device)
         return self
@@ -207,10 +206,20 @@ class TextToImagePipeline:
         return list(self.stream(prompts, **options))
 
     def stream(
-        self, prompts: str | Sequence[str], *, batch_size: int = BATCH_SIZE, progress: bool = False, **options: Any
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] | None = None,
+        negative_prompts: str | Sequence[str] = "",
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        time_shift: float | None = sampler.TIME_SHIFT,
+        size: int | tuple[int, int] | None = None,
+        batch_size: int = BATCH_SIZE,
+        progress: bool = False,
     ) -> Iterator[Image.Image]:
-        """Generate one picture per prompt, in order, each batch as soon as it is done; on CUDA, the next one is then
-        under way already.
+        """Generate one picture per prompt, in order, batch by batch: each when it is done, and on CUDA when the next
+        one is under way.
 
         seeds: one per prompt; or one number, which the first prompt gets, and each next one a number higher; or None
             for seeds from torch's global generator. A picture depends on its own seed only, not on its batch.
@@ -227,20 +236,10 @@ class TextToImagePipeline:
         Raises `InputError` before any work for settings that cannot be used; `OutOfMemoryError` names a batch size.
         """
         batch_size = arguments.whole("batch_size", batch_size, least=1)
-        order = self._order(prompts, **options)
+        order = self._order(prompts, seeds, negative_prompts, num_inference_steps, guidance_scale, time_shift, size)
         return self._generate(order, batch_size, progress)
 
-    def submit(self, prompts: str | Sequence[str], **options: Any) -> PendingPictures:
-        """Begin one batch of all prompts, and hand back its pictures to be waited for.
-
-        On CUDA the next batch may be submitted meanwhile, and this one is decoded and copied beside it; elsewhere the
-        pictures are there already. Options and errors are those of `stream`.
-        """
-        order = self._order(prompts, **options)
-        with tqdm(disable=True) as bar:
-            return self._begin(order, order.requests, bar)
-
-    def _order(
+    def submit(
         self,
         prompts: str | Sequence[str],
         *,
@@ -250,6 +249,27 @@ class TextToImagePipeline:
         guidance_scale: float | None = None,
         time_shift: float | None = sampler.TIME_SHIFT,
         size: int | tuple[int, int] | None = None,
+    ) -> PendingPictures:
+        """Begin one batch of all prompts, at least one, and hand back its pictures to be waited for.
+
+        On CUDA the next batch may be submitted meanwhile, and this one is decoded and copied beside it; elsewhere the
+        pictures are there already. Options and errors are those of `stream`.
+        """
+        order = self._order(prompts, seeds, negative_prompts, num_inference_steps, guidance_scale, time_shift, size)
+        if not order.requests:
+            raise InputError("prompts is empty; a batch has at least one")
+        with tqdm(disable=True) as bar:
+            return self._begin(order, order.requests, bar)
+
+    def _order(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] | None,
+        negative_prompts: str | Sequence[str],
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        time_shift: float | None,
+        size: int | tuple[int, int] | None,
     ) -> _Order:
         """Check what is asked for, and lay it out."""
         prompts = arguments.texts("prompts", prompts)
@@ -297,7 +317,7 @@ class TextToImagePipeline:
 
     def _generate(self, order: _Order, batch_size: int, progress: bool) -> Iterator[Image.Image]:
         starts = range(0, len(order.requests), batch_size)
-        ahead = 1 if self.model.device.type == "cuda" else 0  # batches begun before one is waited for
+        ahead = _batches_ahead(self.model.device)
         hidden = None if progress else True  # None: shown on a terminal only
         pending: deque[PendingPictures] = deque()
         with tqdm(total=len(starts) * len(order.plan.rows), unit="step", disable=hidden, leave=False) as bar:
@@ -329,7 +349,7 @@ class TextToImagePipeline:
 
     @torch.no_grad()
     def _denoise_and_decode(self, order: _Order, batch: Sequence[_Request], bar: tqdm) -> PendingPictures:
-        begun = self.decoder.begin()
+        begun = Moment.on(self.vae.device)
         height, width = (side * PATCH_SIZE for side in order.token_grid)
         texts = [request.encoded for request in batch]
         if order.plan.guided:
@@ -342,7 +362,12 @@ class TextToImagePipeline:
         for state in states:
             latents = state
             bar.update()
-        return self.decoder.decode(latents, [request.info for request in batch], begun)
+        return decode_beside(self.vae, latents, [request.info for request in batch], begun)
+
+
+def _batches_ahead(device: torch.device) -> int:
+    """How many batches are begun before the pictures of one are waited for: a GPU works at the next one meanwhile."""
+    return 1 if device.type == "cuda" else 0
 
 
 def _out_of_memory_advice(images: int, token_grid: tuple[int, int], device: torch.device) -> str:

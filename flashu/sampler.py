@@ -19,6 +19,7 @@ from flashu.acceleration import layer_skipping, multistep
 from flashu.acceleration.guidance_schedule import is_guided
 from flashu.acceleration.layer_skipping import SkipSets
 from flashu.acceleration.plan import Head, Llm, Plan, PlanRow
+from flashu.errors import InputError
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.prefix import Prefix
 from flashu.models.qwen2 import Variant
@@ -39,13 +40,17 @@ class Rows:
 def time_grid(num_inference_steps: int, shift: float | None = TIME_SHIFT) -> Tensor:
     """Grid points (num_inference_steps,) from 0 to 1, float32, moved towards the noise by t / (t + f - f·t).
 
-    `shift=None` leaves them even. Raises `InputError` for fewer than 2 points or a shift that is not positive.
+    `shift=None` leaves them even. Raises `InputError` for fewer than 2 points, a shift that is not positive, and one
+    that moves points onto each other.
     """
     t = torch.linspace(0, 1, arguments.whole("num_inference_steps", num_inference_steps, least=2))
     if shift is None:
         return t
     shift = arguments.finite("time_shift", shift, zero=False)
-    return t / (t + shift - shift * t)
+    grid = t / (t + shift - shift * t)
+    if not (grid.diff() > 0).all():
+        raise InputError(f"time_shift is {shift}, with which steps of {num_inference_steps} fall on one point of time")
+    return grid
 
 
 def initial_noise(seeds: Sequence[int], channels: int, height: int, width: int) -> Tensor:
@@ -91,14 +96,15 @@ def trajectory(
     stored = velocity = None
     for index, (row, interval) in enumerate(zip(plan.rows, intervals, strict=True)):
         time = times.at(index)
-        if row.llm is not Llm.NONE:
-            prefix = prefixes.of(index)
-            if row.measure:
-                hidden, similarity = model.measure_llm(state, time, prefix)
-                prefixes.skip_least_important(similarity)
-            else:
-                hidden = model.run_llm(state, time, prefix)
-        features = stored if row.head is Head.REUSE else model.run_head(hidden, time, prefix)
+        with blocks.compiling():
+            if row.llm is not Llm.NONE:
+                prefix = prefixes.of(index)
+                if row.measure:
+                    hidden, similarity = model.measure_llm(state, time, prefix)
+                    prefixes.skip_least_important(similarity)
+                else:
+                    hidden = model.run_llm(state, time, prefix)
+            features = stored if row.head is Head.REUSE else model.run_head(hidden, time, prefix)
         stored = None if row.head is Head.COMPUTE else features
         if not row.guided:
             features = features[:images]
@@ -138,7 +144,7 @@ class _Prefixes:
         """The prefix that the plan's row `index` runs on."""
         kind = _kind_of(self.plan.rows[index])
         if kind not in self.made:
-            later = {_kind_of(other) for other in self.plan.rows[index:]}
+            later = self._kinds_from(index)
             useful = later | {other._replace(guided=True) for other in later}
             self.made = {made: prefix for made, prefix in self.made.items() if made in useful}
             both = kind._replace(guided=True)
@@ -148,6 +154,15 @@ class _Prefixes:
                 whole = self.made.get(both)
                 self.made[kind] = whole.conditional(self._variant(kind)) if whole else self._encode(kind)
         return self.made[kind]
+
+    def _kinds_from(self, index: int) -> set[_Kind]:
+        """Of the rows from `index` on; of those that skip layers, up to a measurement, which chooses others."""
+        kinds, measured = set(), False
+        for row in self.plan.rows[index:]:
+            if not (row.skip and measured):
+                kinds.add(_kind_of(row))
+            measured = measured or row.measure
+        return kinds
 
     def _encode(self, kind: _Kind) -> Prefix:
         rows = slice(None if kind.guided else self.images)
@@ -166,7 +181,8 @@ class _Prefixes:
     def _variant(self, kind: _Kind) -> Variant:
         ran_by, layers = None, len(self.model.showo.model.layers)
         if kind.skip:
-            ran_by = layer_skipping.rows_that_run(self.skipped, layers, 1 + kind.guided, self.model.device)
+            least = self.blocks.least_images
+            ran_by = layer_skipping.rows_that_run(self.skipped, layers, 1 + kind.guided, self.model.device, least)
         return Variant(
             neurons=((0, self.plan.ffn_width),) * layers if kind.llm is Llm.PRUNED and self.plan.ffn_width else None,
             kv_heads=self.plan.kv_heads,

@@ -7,15 +7,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
-from cluster.checkpoint_cache import cache_folder
+from cluster.checkpoint_cache import cache_folder, lock_if_possible
 from flashu import arguments
 from flashu.config import BATCH_SIZE
 from flashu.errors import InputError, OutOfMemoryError
@@ -27,13 +26,11 @@ MORE = 1.2  # times the memory of then: worth measuring again what memory ended
 GAIN = 1.05  # in images per second, by which a batch of double size must be faster to be worth its memory
 NEAR = 0.97  # of the best images per second: the smallest batch with that is taken
 LONGEST_S = 60.0  # of a batch: a longer one gains nothing, and a worker shows no sign of life meanwhile
-LONGEST_PROMPT = "a very long prompt " * 200  # cut to what the model reads
-SHORTER_PROMPT = "a shorter prompt"  # beside it, so that a batch has prompts of several lengths, as a run's mostly have
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one batch took."""
+    """What one batch took, with another one beside it."""
 
     seconds: float
     peak_bytes: int
@@ -70,11 +67,12 @@ def check_batch_size(value: Any) -> None:
 def choose_batch_size(
     value: Any,
     device: torch.device,
-    generate: Callable[[list[str]], object],
+    generate: Callable[[int], object],
     setting: Mapping[str, Any],
     cache_dir: str | None = None,
 ) -> int:
-    """The batch size to begin with. `generate(prompts)` makes one batch, as the run will.
+    """The batch size to begin with. `generate(images)` makes two batches of so many, one beside the other, as the run
+    will.
 
     On CUDA, "auto" is where larger batches bring no more images per second, or memory ends (`find_knee`). It is looked
     for once a node, and kept in the cache under the GPU's type and `setting`: all else that it depends on; and once
@@ -92,9 +90,9 @@ def choose_batch_size(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
-        generate(prompts(images))
+        generate(images)
         torch.cuda.synchronize(device)
-        return Trial(time.perf_counter() - start, torch.cuda.max_memory_allocated(device))
+        return Trial((time.perf_counter() - start) / 2, torch.cuda.max_memory_allocated(device))
 
     gpu = torch.cuda.get_device_properties(device)
     kind = {"gpu": gpu.name, "memory_bytes": gpu.total_memory, "torch": torch.__version__, **setting}
@@ -102,24 +100,12 @@ def choose_batch_size(
     return remembered(folder, kind, available, lambda: find_knee(attempt, available)).within(available)
 
 
-def prompts(images: int) -> list[str]:
-    """As many as a batch of so many images has, and as long as any."""
-    return ([LONGEST_PROMPT, SHORTER_PROMPT] * images)[:images]
-
-
-def warm_up(generate: Callable[[list[str]], object], images: int) -> None:
-    """Have blocks compile for the batches of a run: prompts of several lengths, and of one, as of one prompt's images;
-    and one image, as the last may be."""
-    for batch in (prompts(images), [LONGEST_PROMPT] * images, [LONGEST_PROMPT]):
-        generate(batch)
-
-
 def remembered(folder: Path, kind: Mapping[str, Any], available: float, measure: Callable[[], Knee]) -> Knee:
     """What the node's cache holds for this kind, if it holds for so many bytes; else what is measured now, by the
     first of its workers that asks."""
     text = json.dumps(kind, sort_keys=True, default=str)
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    with _locked(file):
+    with lock_if_possible(file):
         with suppress(OSError, ValueError, TypeError, KeyError):  # none there, or not one of ours
             knee = Knee(**json.loads(file.read_text())["knee"])
             if knee.holds_for(available):
@@ -132,22 +118,13 @@ def remembered(folder: Path, kind: Mapping[str, Any], available: float, measure:
         return knee
 
 
-def _locked(file: Path) -> AbstractContextManager:
-    """A lock that a node's workers share; none where there can be none, as on a disk that cannot be written."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{file}.lock", poll_interval=0.2).acquire()
-    except OSError:
-        return nullcontext()
-
-
 def find_knee(attempt: Callable[[int], Trial], available: float) -> Knee:
     """The smallest batch that makes nearly as many images per second as any that fits into `available` bytes.
 
     Batches are doubled while that pays. `attempt(images)` makes one of them. Raises `OutOfMemoryError` when not even
     one image fits.
     """
-    attempt(1)  # the first of all takes longer, and so does the first of several images, where that compiles
+    attempt(1)  # the first of all takes longer, and so does the first of several images
     one = attempt(1)
     rates = {1: 1 / one.seconds}
     try:

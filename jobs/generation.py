@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import flashu
-from cluster.checkpoint_cache import local_copy
+from cluster.checkpoint_cache import cache_folder, local_copy
 from cluster.storage import S3Options, StorageError, open_storage
 from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
 from flashu.acceleration.guidance_schedule import is_guided
@@ -28,10 +28,11 @@ from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.models import geometry
 from flashu.pending import PendingPictures
-from jobs import batch_size, worker_model
+from jobs import batch_size, warm_up, worker_model
+from jobs.batch_maker import BatchMaker, Scorer
 from jobs.batches import Defaults, ImageRequest, batches_of, requests_of
 from jobs.clip_score import ClipScorer
-from jobs.config import RunConfig
+from jobs.config import AUTO, RunConfig
 from jobs.encoding import ImageEncoder
 from jobs.formats import FORMATS
 from jobs.quality import METRICS, measure
@@ -45,6 +46,8 @@ from manifests.schema import row_problem
 
 ENCODERS = 2  # threads that encode images, beside the one that writes
 ARROW_TYPES = {float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,6 +66,15 @@ class _Results:
     failures: dict[int, str]
     rows: dict[int, dict[str, Any]]
     bad_rows: int = 0  # failures of which nothing could be made
+    under_way: PendingPictures | None = None  # the last batch, if a GPU still works at it
+    items_under_way: Sequence[int] = ()
+
+    def finish(self) -> bool:
+        """Wait for the batch that is under way; whether there was one. Raises what failed on the device."""
+        pending, self.under_way, self.items_under_way = self.under_way, None, ()
+        if pending is not None:
+            pending.wait()
+        return pending is not None
 
 
 @dataclass
@@ -105,13 +117,13 @@ class GenerationWork(ShardWork):
             self.model = worker_model.load(config.model, config.flashu, self.settings, self.storage, self.s3, device)
             device = self.model.pipe.model.device
             self.defaults = self._defaults()
-            self.scorers = self._scorers(device)
+            scorers = self._scorers(device)
+            self.maker = BatchMaker(self.model.pipe, config.sampling, self.size, self.defaults, scorers)
             self.max_tokens = self._max_tokens()
+            self._warm_up()
             self.batch_size = batch_size.choose_batch_size(
-                config.sampling.batch_size, device, self._try_batch, self._batch_setting(), config.model.cache_dir
+                config.sampling.batch_size, device, self.maker.make_two, self._batch_setting(), config.model.cache_dir
             )
-            if self.model.pipe.blocks.compiled:  # now, where no lease waits for it
-                batch_size.warm_up(self._try_batch, self.batch_size)
         except (InputError, ManifestError, StorageError, OutOfMemoryError) as error:
             raise SetupError(str(error)) from None
         self.schema = record_schema(
@@ -124,8 +136,7 @@ class GenerationWork(ShardWork):
         guidance = own if sampling.guidance_scale is None else sampling.guidance_scale
         return Defaults(sampling.seed, sampling.num_images, guidance, sampling.negative_prompt)
 
-    def _scorers(self, device: torch.device) -> dict[str, ClipScorer | VqaScorer]:
-        """What looks at images beside their prompts, under the names of `quality.SCORES`."""
+    def _scorers(self, device: torch.device) -> dict[str, Scorer]:
         quality, scorers = self.config.quality, {}
         if quality.enabled and quality.clip:
             checkpoint = local_copy(quality.clip, self.s3, self.config.model.cache_dir)
@@ -143,27 +154,47 @@ class GenerationWork(ShardWork):
         if not self.config.quality.enabled:
             return []
         fields = [pa.field(f"quality_{name}", ARROW_TYPES[metric.type]) for name, metric in METRICS.items()]
-        return fields + [pa.field(f"quality_{name}", pa.float64()) for name in self.scorers]
+        return fields + [pa.field(f"quality_{name}", pa.float64()) for name in self.maker.scorers]
+
+    def _warm_up(self) -> None:
+        """Have blocks compile, now, where no lease waits for it; with `compile: auto`, do without where they cannot."""
+        pipe, config, given = self.model.pipe, self.config, self.manifest.schema.names
+        if not pipe.blocks.compiled:
+            return
+        kinds = warm_up.Kinds(
+            self.defaults.guidance_scale,
+            self.defaults.negative_prompt,
+            own_negatives="negative_prompt" in given,
+            own_guidance="guidance_scale" in given,
+        )
+        images = warm_up.IMAGES
+        if config.sampling.batch_size != AUTO:
+            images = min(images, config.sampling.batch_size)
+        setting = {**self._batch_setting(), **asdict(kinds), "torch": torch.__version__}
+        folder = cache_folder(config.model.cache_dir) / "warmed-up"
+        try:
+            warm_up.first_on_node(folder, setting, lambda: warm_up.warm_up(self.maker.make, kinds, images))
+        except Exception as error:
+            if config.model.compile != AUTO or is_device_error(error) or is_out_of_memory(error):
+                raise
+            log.warning("running uncompiled, as blocks do not compile here: %s", describe(error))
+            pipe.compile("off")
 
     def _batch_setting(self) -> dict[str, Any]:
         """What the best batch size depends on, beside the GPU."""
         config, sampling = self.config, self.config.sampling
         return {
             "model": self.model.fingerprint,
+            "vae": asdict(self.model.pipe.vae.geometry),
             "dtype": self.model.dtype,
             "size": self.size,
             "num_inference_steps": sampling.num_inference_steps,
             "guided": is_guided(self.defaults.guidance_scale),
             "flashu": self.settings and asdict(self.settings),
-            "scores": list(self.scorers),
+            "scores": list(self.maker.scorers),
             "compiled": config.model.compile if self.model.pipe.blocks.compiled else None,
             "version": flashu.__version__,
         }
-
-    def _try_batch(self, prompts: list[str]) -> None:
-        pending = self._submit(prompts, [""] * len(prompts), [0] * len(prompts), self.defaults.guidance_scale)
-        self._scores(pending, prompts)
-        pending.pictures()
 
     # ------------------------------------------------------------------------------------------- prefetch thread
 
@@ -194,7 +225,10 @@ class GenerationWork(ShardWork):
             except Exception as error:
                 results.failures[item] = describe(error)
         for batch in batches_of(requests, lease.alone, self.batch_size):
+            if batch[0].item in lease.alone:  # which may bring down the device, and nothing else with it
+                self._finish(results)
             self._run(batch, results, running)
+        self._finish(results)
         return results
 
     def _count_tokens(self, text: str) -> int:
@@ -211,8 +245,10 @@ class GenerationWork(ShardWork):
         items = sorted({request.item for request in batch})
         if not items:
             return
-        running(items)
+        running(sorted({*items, *results.items_under_way}))
         error = self._attempt(batch, results)
+        if error and is_out_of_memory(error) and len(batch) == 1 and self._finish(results):
+            error = self._attempt(batch, results)  # with nothing beside it
         if error and is_out_of_memory(error):
             if len(batch) == 1:
                 raise WorkerBrokenError(str(error))
@@ -244,40 +280,30 @@ class GenerationWork(ShardWork):
             return error.with_traceback(None)  # which would hold on to the batch's tensors
         return None
 
+    def _finish(self, results: _Results) -> bool:
+        """As `_Results.finish`. Raises `WorkerBrokenError` when the device failed."""
+        try:
+            return results.finish()
+        except Exception as error:
+            if is_device_error(error):
+                raise WorkerBrokenError(describe(error)) from None
+            raise
+
     def _keep(self, batch: list[ImageRequest], results: _Results) -> None:
-        """Make a batch's images and send them off to be encoded."""
-        pending = self._submit(
+        """Make a batch's images and send them off to be encoded. On return, the device works at no other batch."""
+        pending = self.maker.submit(
             [request.prompt for request in batch],
             [request.negative_prompt for request in batch],
             [request.seed for request in batch],
             batch[0].guidance_scale,
         )
-        scores = self._scores(pending, [request.prompt for request in batch])
+        results.finish()
+        scores = self.maker.scores(pending, [request.prompt for request in batch])
         for index, (request, score) in enumerate(zip(batch, scores, strict=True)):
             encoding = self.encoders.submit(self._encode, request, pending, index, score)
             results.made.append(_Made(request, encoding))
-
-    def _scores(self, pending: PendingPictures, prompts: list[str]) -> list[dict[str, float]]:
-        """The columns of each image that the networks make. Only these wait for the pictures."""
-        pictures = pending.pictures() if self.scorers else []
-        scores = {name: scorer.score(pictures, prompts) for name, scorer in self.scorers.items()}
-        return [{f"quality_{name}": of[index] for name, of in scores.items()} for index in range(len(prompts))]
-
-    def _submit(
-        self, prompts: list[str], negative_prompts: list[str], seeds: list[int], guidance_scale: float
-    ) -> PendingPictures:
-        sampling = self.config.sampling
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of prompts that were cut: each image's record tells
-            return self.model.pipe.submit(
-                prompts,
-                seeds=seeds,
-                negative_prompts=negative_prompts,
-                num_inference_steps=sampling.num_inference_steps,
-                guidance_scale=guidance_scale,
-                time_shift=sampling.time_shift,
-                size=self.size,
-            )
+        if not pending.done:
+            results.under_way, results.items_under_way = pending, sorted({request.item for request in batch})
 
     def _record(self, request: ImageRequest, picture: Image.Image) -> dict[str, Any]:
         info, row = picture.info, request.row
@@ -310,7 +336,7 @@ class GenerationWork(ShardWork):
         start = time.perf_counter()
         data = self.encoder.encode(picture)
         quality = measure(picture) if self.config.quality.enabled else {}
-        attempt = {"seconds": pending.seconds / len(pending), "batch_size": len(pending)}
+        attempt = {"seconds": pending.wait() / len(pending), "batch_size": len(pending)}
         columns = scores | {f"quality_{name}": value for name, value in quality.items()}
         file = {"sha256": _sha256(data), "size_bytes": len(data)}
         record = self._record(request, picture) | attempt | columns | file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +77,9 @@ def load(
     own = fingerprint(pipe.model)
     dtype = pipe.model.number_format
     identity = f"model {own[:16]}, VAE {fingerprint(pipe.vae)[:16]}, {dtype}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder(model.cache_dir) / "compiled"))
-    pipe.compile(model.compile)
+    if model.compile != OFF:
+        _keep_compiled_code(cache_folder(model.cache_dir) / "compiled")
+        pipe.compile(model.compile)
     if settings is not None:
         scores = None
         if Acceleration.of(settings, pipe.model.config.llm).needs_generation_scores:
@@ -86,6 +88,13 @@ def load(
             identity += f", scores {_digest(scores)[:16]}"
         apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
     return WorkerModel(pipe, own, dtype, identity)
+
+
+def _keep_compiled_code(folder: Path) -> None:
+    """Have what this process compiles kept in a folder, unless it cannot be written or another one is set."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def _shared_scores(pipe: TextToImagePipeline, run: Storage) -> WandaScores:

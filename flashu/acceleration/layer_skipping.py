@@ -27,20 +27,22 @@ def least_important(importances: Tensor, count: int) -> SkipSets:
 
 
 def rows_that_run(
-    skipped: SkipSets, num_layers: int, rows_per_image: int, device: torch.device
+    skipped: SkipSets, num_layers: int, rows_per_image: int, device: torch.device, least: int = 1
 ) -> tuple[Tensor | None, ...]:
-    """Per layer, the rows (CFG order) whose image does not skip it; None where all run it."""
+    """Per layer, the rows (CFG order) whose image does not skip it; None where all run it.
+
+    Where fewer than `least` of several images run a layer, one of them stands there as often as it takes.
+    """
     images = len(skipped)
     result: list[Tensor | None] = []
     for layer in range(num_layers):
-        rows = [
-            row * images + image
-            for row in range(rows_per_image)
-            for image in range(images)
-            if layer not in skipped[image]
-        ]
-        everyone = len(rows) == images * rows_per_image
-        result.append(None if everyone else torch.tensor(rows, dtype=torch.long, device=device))
+        running = [image for image in range(images) if layer not in skipped[image]]
+        if len(running) == images:
+            result.append(None)
+            continue
+        running += running[-1:] * (least - len(running))
+        rows = [row * images + image for row in range(rows_per_image) for image in running]
+        result.append(torch.tensor(rows, dtype=torch.long, device=device))
     return tuple(result)
 
 

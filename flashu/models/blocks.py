@@ -3,16 +3,18 @@
 One block of each kind is compiled, not the network: every layer is then a call of the same code, whichever layers a
 step skips, and compiling takes seconds. Sizes that vary from batch to batch (rows, and a prompt's length) are told to
 the compiler beforehand, and an image's tokens and all widths are constants; so it compiles once for each way in which a
-block is called, and never for a new prompt. What is compiled is kept on disk by PyTorch (`TORCHINDUCTOR_CACHE_DIR`), so
-the next process starts warm.
+block is called (one row apart from several), and never for a new prompt. What is compiled is kept on disk by PyTorch
+(`TORCHINDUCTOR_CACHE_DIR`), so the next process starts warm.
 
 Calibration, analysis and answering call blocks as they are: they watch them, or run too short to gain.
 """
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -28,9 +30,10 @@ from flashu.models.siglip import EncoderLayer
 
 COMPILE_MODES = ("auto", "off", "max")
 
-# Ways to call one block: text, span or whole row; all neurons or a slice; masked or not; in halves or not. PyTorch's
-# own limit of 8 is below their number, and past it calls silently run uncompiled.
-MOST_WAYS = 64
+# Ways to call one block: text, span or whole row; one row or several; all neurons or a slice; masked or not; in halves
+# or not. PyTorch's own limit of 8 is below their number, and past it calls run uncompiled, with a line in the log. One
+# FlashU setting takes 20 to 40 of them; the limit is for all models and settings of a process together.
+MOST_WAYS = 256
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Blocks:
         """
         return 8 if self.compiled else 1
 
+    @property
+    def least_images(self) -> int:
+        """For how many of several images a layer runs that some of them skip: one would be compiled apart."""
+        return 2 if self.compiled else 1
+
     @classmethod
     def through(cls, compiler: Callable[[Callable], Callable]) -> Blocks:
         """Blocks that are called as `compiler`, such as `torch.compile`, makes them."""
@@ -61,6 +69,16 @@ class Blocks:
             head_text_block=compiler(run_text),
             compiled=True,
         )
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Where blocks are called: with room for all the ways to call them, which is a thread's own setting."""
+        if not self.compiled:
+            yield
+            return
+        config = torch._dynamo.config
+        with config.patch(recompile_limit=max(config.recompile_limit, MOST_WAYS)):
+            yield
 
     def vary(self, dims: tuple[int, ...], *tensors: Tensor | KeyValue | Halves | Rotary | None) -> None:
         """Tell the compiler that these dimensions of an input of blocks are not the same in every batch."""
@@ -76,7 +94,6 @@ class Blocks:
 AS_THEY_ARE = Blocks()
 
 
-@cache
 def compile_blocks(mode: str, device: torch.device) -> Blocks:
     """Blocks that are compiled at their first calls; the same ones for all who ask for them in a process.
 
@@ -87,21 +104,23 @@ def compile_blocks(mode: str, device: torch.device) -> Blocks:
     check_mode("compile", mode)
     if mode == "off" or (mode == "auto" and device.type != "cuda"):
         return AS_THEY_ARE
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_WAYS)
     # Neither hands out memory that a later call overwrites, as keys and values of a prompt are kept.
-    thorough = mode == "max" and device.type == "cuda"
-    compiler = partial(torch.compile, mode="max-autotune-no-cudagraphs" if thorough else "default")
+    how = "max-autotune-no-cudagraphs" if mode == "max" and device.type == "cuda" else "default"
     try:
-        compiler(_twice)(torch.ones(2, 16, device=device))
+        importlib.import_module("torch._dynamo")  # makes the folder of compiled code, and raises where it cannot
+        torch.compile(_twice, mode=how)(torch.ones(2, 16, device=device))
     except Exception as error:  # of many kinds: no C++ compiler, no Triton, a GPU that is too old
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if mode == "max":
             raise InputError(f"compile=max, but torch.compile does not work here: {reason}") from None
         warnings.warn(f"running uncompiled, as torch.compile does not work here: {reason}", stacklevel=2)
         return AS_THEY_ARE
-    return Blocks.through(compiler)
+    return _through(how)
+
+
+@cache
+def _through(how: str) -> Blocks:
+    return Blocks.through(partial(torch.compile, mode=how))
 
 
 def check_mode(name: str, mode: Any) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashu.devices import is_out_of_memory
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models.layers import GatedMlp, Span
@@ -28,16 +29,17 @@ LARGEST = torch.finfo(FORMAT).max  # 448
 SMALLEST_ROW = 1e-12  # the largest value of a row that counts as zero
 MULTIPLE = 16  # of all sizes of a product, and of where its operands begin in memory
 LEAST_CAPABILITY = (8, 9)
+TRIED = 256  # rows and columns of the product that tells whether there are products with scales of rows at all
 
 
-class Rows(NamedTuple):
+class ScaledRows(NamedTuple):
     """The rows of a matrix, each as float8 values times its scale."""
 
     data: Tensor  # (rows, columns), float8
     scale: Tensor  # (rows, 1), float32
 
     @classmethod
-    def of(cls, x: Tensor) -> Rows:
+    def of(cls, x: Tensor) -> ScaledRows:
         """Those of `x` (rows, columns)."""
         largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=-1, keepdim=True, dtype=torch.float32)
         scale = largest.clamp(min=SMALLEST_ROW) / LARGEST
@@ -51,7 +53,7 @@ class Float8Linear(nn.Module):
     def __init__(self, weight: Tensor):
         """Made of its weight (out, in), which is not kept."""
         super().__init__()
-        rows = Rows.of(weight.detach())
+        rows = ScaledRows.of(weight.detach())
         self.register_buffer("data", rows.data)
         self.register_buffer("scale", rows.scale.T)  # (1, out)
 
@@ -62,19 +64,29 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor, inputs: Span | None = None) -> Tensor:
         """The product with `x` (positions, in), or with a span of the inputs only."""
-        return self.product(Rows.of(x), x.dtype, inputs=inputs)
+        return self.product(ScaledRows.of(x), x.dtype, inputs=inputs)
 
-    def product(self, x: Rows, dtype: torch.dtype, outputs: Span | None = None, inputs: Span | None = None) -> Tensor:
+    def product(
+        self, x: ScaledRows, dtype: torch.dtype, outputs: Span | None = None, inputs: Span | None = None
+    ) -> Tensor:
         """The product with rows (positions, in), (positions, out) in `dtype`; of spans of outputs and inputs only."""
         rows, columns = (slice(*span) if span else slice(None) for span in (outputs, inputs))
         weight, scale = self.data[rows, columns].T, self.scale[:, rows]
         if x.data.is_cpu:  # which gains nothing by it, and has no product with scales of rows in every PyTorch
             return ((x.data.float() * x.scale) @ (weight.float() * scale)).to(dtype)
-        return torch._scaled_mm(x.data, weight, scale_a=x.scale, scale_b=scale, out_dtype=dtype, use_fast_accum=True)
+        product = torch._scaled_mm(
+            x.data, weight, scale_a=x.scale, scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+        return product.to(dtype)  # PyTorch has no other one with scales of rows
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float8Linear:
         """Moved as other modules are, and never converted: `model.to(torch.float32)` is not about these numbers."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
+
+        def as_whole_numbers(tensor: Tensor) -> Tensor:  # which no conversion touches
+            like = torch.uint8 if tensor.dtype == FORMAT else torch.int32
+            return fn(tensor.view(like)).view(tensor.dtype)
+
+        return super()._apply(as_whole_numbers, recurse)
 
 
 class Float8Mlp(nn.Module):
@@ -89,7 +101,7 @@ class Float8Mlp(nn.Module):
 
     def forward(self, x: Tensor, neurons: Span | None = None) -> Tensor:
         """Run the whole FFN, or a span of its neurons, widened to multiples of 16."""
-        rows = Rows.of(x.flatten(0, -2))
+        rows = ScaledRows.of(x.flatten(0, -2))
         if neurons is None:
             gate, up = self.gate_up.product(rows, x.dtype).chunk(2, dim=-1)
         else:
@@ -115,6 +127,7 @@ def to_float8(model: Showo2Qwen2_5, device: torch.device | None = None) -> None:
 
     They are made on `device`, so that a model on its way there never takes the memory of the whole ones; its other
     weights stay where they are. Raises `InputError` where float8 does not work, and for a model on which FlashU is on.
+    Where memory runs out meanwhile, some FFNs are float8 and others are whole: the model is of no more use.
     """
     device = device or model.device
     require_float8(device, model.config)
@@ -146,6 +159,15 @@ def require_float8(device: torch.device, config: Showo2Config) -> None:
                 f"dtype float8 needs FFN sizes that are multiples of {MULTIPLE}, and those of the {what} are "
                 f"{sizes[0]} and {sizes[1]}; use bfloat16"
             )
+    if device.type == "cuda":
+        try:
+            ones = torch.ones(TRIED, TRIED, dtype=torch.bfloat16, device=device)
+            Float8Linear(ones)(ones)
+        except (RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"dtype float8 does not work with this PyTorch and GPU ({reason}); use bfloat16") from None
 
 
 def _dotted(capability: tuple[int, int]) -> str:

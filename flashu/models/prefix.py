@@ -90,11 +90,11 @@ class Suffix:
 def prefix_mask(lengths: Sequence[int], valid: Tensor, span: int) -> Tensor | None:
     """What a span sees, (rows, 1, 1, prefix + span): itself, and its prefix but for padding, where `valid` is false.
 
-    None, where prefixes of these `lengths` have no padding.
+    In memory of its own, as a view would be compiled apart. None, where prefixes of these `lengths` have no padding.
     """
     if len(set(lengths)) == 1:
         return None
-    return torch.cat((valid, valid.new_ones(len(valid), span)), dim=1)[:, None, None]
+    return torch.cat((valid[:, None, None], valid.new_ones(len(valid), 1, 1, span)), dim=3)
 
 
 def _first(states: KeyValue | Halves, rows: slice) -> KeyValue:
@@ -102,7 +102,7 @@ def _first(states: KeyValue | Halves, rows: slice) -> KeyValue:
     return states.first if isinstance(states, Halves) else states.rows(rows)
 
 
-def halves(states: KeyValue, end: int, second_end: int) -> Halves:
+def cut_halves(states: KeyValue, end: int, second_end: int) -> Halves:
     """Those of the two halves of the rows, up to the end of each one's longest prefix."""
     first, second = states.halves()
     return Halves(first.upto(end), second.upto(second_end))

@@ -34,7 +34,7 @@ from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
 from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
-from flashu.models.prefix import Prefix, Suffix, halves, prefix_mask, suffix_mask
+from flashu.models.prefix import Prefix, Suffix, cut_halves, prefix_mask, suffix_mask
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Variant
 from flashu.models.siglip import SiglipEncoder
 
@@ -175,7 +175,9 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         suffix = None
         if suffixes:
             suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
-            past_span = torch.arange(max(map(len, suffixes)), device=self.device)
+            longest = max(map(len, suffixes))
+            longest += -(padded_length + len(span) + longest) % blocks.key_multiple  # of the tail's mask, always there
+            past_span = torch.arange(longest, device=self.device)
             suffix = Suffix(
                 embeds=self._embed_padded(suffixes, len(past_span)),
                 llm=llm,
@@ -191,9 +193,11 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         half = len(rows) // 2
         if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
             end = padded_length if len(set(lengths[:half])) > 1 else lengths[0]
-            llm, head = ([seen and halves(seen, end, lengths[half]) for seen in layers] for layers in (llm, head))
+            llm, head = ([seen and cut_halves(seen, end, lengths[half]) for seen in layers] for layers in (llm, head))
             mask = prefix_mask(lengths[:half], valid[:half, :end], len(span))
         else:
+            if blocks.compiled:
+                llm, head = ([seen and seen.upto(padded_length) for seen in layers] for layers in (llm, head))
             mask = prefix_mask(lengths, valid, len(span))
         prefix = Prefix(
             rows=len(rows),

@@ -8,7 +8,6 @@ gives the same numbers at 2.6 times fewer operations. Parameter names are those 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -241,11 +240,12 @@ def to_pixels(image: Tensor) -> Tensor:
     return ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
 
 
-@lru_cache(maxsize=8)
 def _statistics(geometry: VaeGeometry, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents, (z_dim, 1, 1) each; kept, as a copy to a GPU waits for it."""
-    values = geometry.latent_mean, geometry.latent_std
-    mean, std = (torch.tensor(value, device=device, dtype=dtype)[:, None, None] for value in values)
+    """Mean and standard deviation of the latents, (z_dim, 1, 1) each. A GPU is sent them without waiting for it."""
+    both = torch.tensor(
+        (geometry.latent_mean, geometry.latent_std), dtype=dtype, device="cpu", pin_memory=device.type == "cuda"
+    )
+    mean, std = both.to(device, non_blocking=True)[..., None, None]
     return mean, std
 
 

@@ -10,6 +10,7 @@ import torch
 
 from flashu import FlashUConfig, apply_flashu_patch, sampler
 from flashu.acceleration.plan import make_plan
+from flashu.devices import is_device_error, is_out_of_memory, resolve_device
 from flashu.models.blocks import AS_THEY_ARE, compile_blocks
 from tests.conftest import GOLDEN
 from tests.reference import GoldenModel, load_vae, relative_error
@@ -88,3 +89,31 @@ def test_vae(device, dtype):
     vae, expected = load_vae(GOLDEN / "vae_tiny", device)
     decoded = vae.to(dtype).decode(expected["latents"]).float()
     assert relative_error(decoded, expected["decoded"]) < DECODING[dtype]
+
+
+def test_a_gpu_goes_by_its_number(monkeypatch):
+    """As `torch.cuda.set_device` wants it, and as tensors say where they are."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert resolve_device(None) == resolve_device("cuda") == torch.device("cuda:1")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("message", "memory", "broken"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", False, False),  # torch.OutOfMemoryError says so by its type
+        ("CUDA error: out of memory", True, False),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True, False),
+        ("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmulAlgoGetHeuristic`", False, False),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False, False),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", False, True),
+        ("CUDA error: an illegal memory access was encountered", False, True),
+        ("CUDA error: device-side assert triggered", False, True),
+        ("expected a tensor", False, False),
+    ],
+)
+def test_which_errors_a_process_recovers_from(message, memory, broken):
+    error = RuntimeError(message)
+    assert (is_out_of_memory(error), is_device_error(error)) == (memory, broken)

@@ -16,7 +16,7 @@ from flashu.calibration import calibrate
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import Showo2Qwen2_5
-from flashu.models.float8 import Float8Linear, Float8Mlp, Rows, ffn_owners, require_float8, to_float8
+from flashu.models.float8 import Float8Linear, Float8Mlp, ScaledRows, ffn_owners, require_float8, to_float8
 from flashu.models.geometry import PRESETS
 from flashu.models.layers import GatedMlp
 from tests.reference import GoldenModel, relative_error
@@ -72,7 +72,7 @@ def test_rows_are_rounded_to_three_bits_of_their_own_scale():
     torch.manual_seed(1)
     sizes = torch.tensor([0.0, 1e-9, 1.0, 3e38])
     x = torch.cat([torch.randn(1000, 64).clamp(-1, 1) * size for size in sizes])
-    rows = Rows.of(x)
+    rows = ScaledRows.of(x)
     assert rows.data.dtype == torch.float8_e4m3fn
     back = rows.data.float() * rows.scale
     step = torch.maximum(x.abs(), x.abs().amax(dim=1, keepdim=True) / 2**14)  # below, numbers get no finer
@@ -83,7 +83,7 @@ def test_a_product_is_that_of_the_rounded_numbers():
     torch.manual_seed(2)
     weight, x = torch.randn(48, 64), torch.randn(7, 64)
     linear = Float8Linear(weight)
-    rounded = Rows.of(x)
+    rounded = ScaledRows.of(x)
     expected = rounded.data.float() * rounded.scale @ linear.weight.T
     assert torch.allclose(linear(x), expected, atol=1e-5)
     assert 0.01 < distance(linear(x), x @ weight.T) < 0.05

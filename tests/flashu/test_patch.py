@@ -137,6 +137,26 @@ def test_a_schedule_whose_first_phase_is_unguided(pipe):
     assert torch.allclose(mixed, guided, atol=1e-4)
 
 
+def test_no_text_is_read_for_skip_sets_that_the_next_measurement_replaces(pipe, monkeypatch):
+    """Unguided steps that skip layers, then guided ones that do, and between them a measurement."""
+    read, original = [], Showo2Qwen2_5.encode_prefix
+
+    def encode_prefix(model, rows, grid, variant, *others):
+        read.append((len(rows), variant.rows is not None))
+        return original(model, rows, grid, variant, *others)
+
+    monkeypatch.setattr(Showo2Qwen2_5, "encode_prefix", encode_prefix)
+    config = replace(OFF, r_LS=0.3, T_LS=4, tau=1, schedule=((4, 1.0), (7, 5.0)), num_inference_steps=None)
+    apply_flashu_patch(pipe.model, config)
+    try:
+        pipe(PROMPTS[0], seeds=0)
+    finally:
+        remove_flashu_patch(pipe.model)
+    skipping = [rows for rows, skips in read if skips]
+    assert skipping[:2] == [1, 2]
+    assert set(skipping[2:]) <= {2}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("skipped", [((0, 4, 9), (2, 4, 5)), ((3, 4), (3, 4)), ((), ())], ids=str)
 def test_conditional_rows_of_a_prefix_are_what_those_rows_alone_would_be(pipe, skipped):

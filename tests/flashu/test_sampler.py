@@ -28,6 +28,12 @@ def test_time_shift_must_be_positive(shift):
         sampler.time_grid(5, shift)
 
 
+def test_a_time_shift_that_leaves_no_time_between_steps_is_refused():
+    with pytest.raises(InputError, match="time_shift is 1e-09, with which steps of 14 fall on one point"):
+        sampler.time_grid(14, 1e-9)
+    assert (sampler.time_grid(1000, 100.0).diff() > 0).all()
+
+
 def test_noise_depends_on_the_seed_and_not_on_its_place():
     together = sampler.initial_noise([7, 8, 9], 16, 4, 6)
     alone = sampler.initial_noise([8], 16, 4, 6)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from jobs import prepare
+from jobs.batch_maker import BatchMaker
 from jobs.cli import main
 from jobs.generation import GenerationWork
 
@@ -17,12 +18,19 @@ SECONDS_PER_BATCH = 0.6  # so that there is time for things to go wrong
 
 
 class ChaosWork(GenerationWork):
+    def setup(self, place):
+        identity = super().setup(place)
+        self.maker = ChaosMaker(**vars(self.maker))
+        return identity
+
     def process(self, lease, inputs, running):
         with open(os.environ["CHAOS_LOG"], "a") as log:
             log.write(f"{time.time()} {lease.shard}\n")
         return super().process(lease, inputs, running)
 
-    def _submit(self, prompts, *settings):
+
+class ChaosMaker(BatchMaker):
+    def submit(self, prompts, *settings):
         time.sleep(SECONDS_PER_BATCH)
         if any("RAISES" in prompt for prompt in prompts):
             raise ArithmeticError("this prompt cannot be drawn")
@@ -31,7 +39,7 @@ class ChaosWork(GenerationWork):
             if not hung.exists():
                 hung.touch()
                 time.sleep(3600)
-        return super()._submit(prompts, *settings)
+        return super().submit(prompts, *settings)
 
 
 if __name__ == "__main__":

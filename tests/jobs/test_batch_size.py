@@ -185,7 +185,7 @@ def test_a_damaged_or_unwritable_cache_is_measured_anew(tmp_path):
 
 
 def test_without_cuda_nothing_is_tried():
-    def generate(prompts):
+    def generate(images):
         raise AssertionError("generated")
 
     assert choose_batch_size("auto", torch.device("cpu"), generate, {}) == BATCH_SIZE
@@ -196,8 +196,8 @@ def test_without_cuda_nothing_is_tried():
 def test_on_cuda_the_memory_of_one_more_image_is_measured(tmp_path):
     held = torch.cuda.mem_get_info()[1] // 20
 
-    def generate(prompts):
-        torch.empty(held * (1 + len(prompts)), dtype=torch.uint8, device="cuda")
+    def generate(images):
+        torch.empty(held * (1 + images), dtype=torch.uint8, device="cuda")
         torch.cuda._sleep(10**8)  # as long for many as for one
 
     found = choose_batch_size("auto", torch.device("cuda"), generate, {"model": "test"}, str(tmp_path))

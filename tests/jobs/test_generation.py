@@ -19,6 +19,7 @@ from cluster.storage import open_storage
 from cluster.work import Lease, Place, SetupError, Times, WorkerBrokenError
 from flashu import OutOfMemoryError
 from flashu.errors import InputError
+from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.pending import PendingPictures
 from flashu.pipeline import TextToImagePipeline
 from jobs.config import read_config
@@ -304,18 +305,68 @@ def test_a_row_that_cannot_be_made_fails_with_the_reason_and_the_others_are_made
     assert done.failures["id-1"].startswith(reason)
 
 
-def test_nothing_waits_for_pictures_but_the_threads_that_encode_them(shard, monkeypatch):
-    """So that a GPU has the next batch to work at meanwhile."""
-    waited, picture = [], PendingPictures.picture
+class Gpu:
+    """Has the pipeline behave as on a GPU: pictures are done once somebody waits for them. `log` tells what happened.
 
-    def wait(self, index):
-        waited.append(threading.current_thread().name)
-        return picture(self, index)
+    Waiting for batch number `fails_at`, from 1, raises an error of the device.
+    """
 
-    monkeypatch.setattr(PendingPictures, "picture", wait)
+    def __init__(self, monkeypatch, fails_at=None, room=None):
+        self.log, self.room = [], room
+        submit, wait = TextToImagePipeline.submit, PendingPictures.wait
+        numbers, done = {}, set()
+
+        def submitted(pipe, prompts, **options):
+            if room and len(prompts) + len(numbers) - len(done) > room:
+                self.log.append("full")
+                raise OutOfMemoryError("full")
+            pending = submit(pipe, prompts, **options)
+            numbers[pending] = len(numbers) + 1
+            self.log.append(f"begin {numbers[pending]}")
+            return pending
+
+        def waited(pending):
+            if threading.current_thread() is threading.main_thread():
+                self.log.append(f"wait {numbers[pending]}")
+                if numbers[pending] == fails_at:
+                    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+                done.add(pending)
+            return wait(pending)
+
+        monkeypatch.setattr(TextToImagePipeline, "submit", submitted)
+        monkeypatch.setattr(PendingPictures, "wait", waited)
+        monkeypatch.setattr(PendingPictures, "done", property(lambda pending: pending in done))
+
+
+def test_a_gpu_has_the_next_batch_before_the_last_is_waited_for(shard, monkeypatch):
+    gpu = Gpu(monkeypatch)
     done = shard({"prompt": SIX}, "sampling.batch_size=2").do()
-    assert len(done.pictures) == len(waited) == 6
-    assert all(name.startswith("encoder") for name in waited)
+    assert gpu.log == ["begin 1", "begin 2", "wait 1", "begin 3", "wait 2", "wait 3"]
+    assert done.ran == [[0, 1], [0, 1, 2, 3], [2, 3, 4, 5]], "what may bring the device down, both batches"
+    assert len(done.pictures) == 6
+
+
+@pytest.mark.parametrize("fails_at", [1, 3])
+def test_a_device_error_that_comes_late_breaks_the_worker_before_the_shard_is_done(shard, monkeypatch, fails_at):
+    Gpu(monkeypatch, fails_at)
+    made = shard({"prompt": SIX}, "sampling.batch_size=2")
+    with pytest.raises(WorkerBrokenError, match="illegal memory access"):
+        made.do()
+    assert not (made.output / "metadata").exists()
+
+
+def test_a_suspect_runs_with_no_other_batch_beside_it(shard, monkeypatch):
+    gpu = Gpu(monkeypatch)
+    done = shard({"prompt": SIX}, "sampling.batch_size=2").do(Lease(2, 0, 2, alone=frozenset({1, 4})))
+    assert gpu.log == ["begin 1", "begin 2", "wait 1", "wait 2", "begin 3", "wait 3", "begin 4", "wait 4"]
+    assert done.ran == [[0, 2], [0, 2, 3, 5], [1], [4]]
+
+
+def test_one_image_that_does_not_fit_beside_another_batch_is_made_after_it(shard, monkeypatch):
+    gpu = Gpu(monkeypatch, room=1)
+    done = shard({"prompt": SIX[:3]}, "sampling.batch_size=1").do()
+    assert gpu.log == ["begin 1", "full", "wait 1", "begin 2", "full", "wait 2", "begin 3", "wait 3"]
+    assert len(done.pictures) == 3
 
 
 def test_a_prompt_that_always_raises_is_given_up_alone_after_a_second_chance(shard, pipeline_raises):
@@ -451,6 +502,24 @@ def test_a_run_in_float8_says_so_and_is_told_apart_from_the_same_weights_in_bflo
     (row,) = runs["float8"].do().metadata
     assert row["dtype"] == "float8"
     assert runs["float8"].identity == runs["bfloat16"].identity.replace("bfloat16", "float8")
+
+
+@pytest.mark.parametrize("mode", ["auto", "max"])
+def test_where_blocks_do_not_compile_a_run_goes_on_without_unless_it_was_told_to(shard, monkeypatch, mode):
+    def compiler(block):
+        def call(*arguments):
+            raise NotImplementedError("no such kernel")
+
+        return call
+
+    monkeypatch.setattr("flashu.models.blocks.compile_blocks", lambda mode, device: (
+        AS_THEY_ARE if mode == "off" else Blocks.through(compiler)
+    ))  # fmt: skip
+    if mode == "max":
+        with pytest.raises(NotImplementedError, match="no such kernel"):
+            shard({"prompt": ["a fox"]}, "model.compile=max")
+    else:
+        assert len(shard({"prompt": ["a fox"]}).do().pictures) == 1
 
 
 def test_a_worker_that_does_not_see_the_drivers_folder_stops_the_run(shard):

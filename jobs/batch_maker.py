@@ -1,0 +1,66 @@
+"""Batches of images as a run wants them: begun on the device, looked at by what scores them, and waited for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flashu.pending import PendingPictures
+from flashu.pipeline import TextToImagePipeline
+from jobs import warm_up
+from jobs.batches import Defaults
+from jobs.clip_score import ClipScorer
+from jobs.config import SamplingSection
+from jobs.vqa_score import VqaScorer
+
+Scorer = ClipScorer | VqaScorer
+
+
+@dataclass
+class BatchMaker:
+    """`size` is (height, width) in pixels, None for the model's own; `scorers` go by the names of `quality.SCORES`."""
+
+    pipe: TextToImagePipeline
+    sampling: SamplingSection
+    size: tuple[int, int] | None
+    defaults: Defaults
+    scorers: Mapping[str, Scorer]
+
+    def submit(
+        self, prompts: list[str], negative_prompts: list[str], seeds: list[int], guidance_scale: float
+    ) -> PendingPictures:
+        """Begin a batch. Raises `OutOfMemoryError`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of prompts that were cut: each image's record tells
+            return self.pipe.submit(
+                prompts,
+                seeds=seeds,
+                negative_prompts=negative_prompts,
+                num_inference_steps=self.sampling.num_inference_steps,
+                guidance_scale=guidance_scale,
+                time_shift=self.sampling.time_shift,
+                size=self.size,
+            )
+
+    def scores(self, pending: PendingPictures, prompts: list[str]) -> list[dict[str, float]]:
+        """The columns of each image that the scorers make, which wait for the pictures."""
+        pictures = pending.pictures() if self.scorers else []
+        scores = {name: scorer.score(pictures, prompts) for name, scorer in self.scorers.items()}
+        return [{f"quality_{name}": of[index] for name, of in scores.items()} for index in range(len(prompts))]
+
+    def make(self, prompts: list[str], negative_prompts: list[str], seeds: list[int], guidance_scale: float) -> None:
+        """Make a batch to no end but that it was made."""
+        pending = self.submit(prompts, negative_prompts, seeds, guidance_scale)
+        self.scores(pending, prompts)
+        pending.wait()
+
+    def make_two(self, images: int) -> None:
+        """Likewise two batches of the longest prompts, the first one's pictures decoded beside the second."""
+        prompts, negative_prompts = [warm_up.LONGEST] * images, [self.defaults.negative_prompt] * images
+        begun = []
+        for _ in range(2):
+            begun.append(self.submit(prompts, negative_prompts, list(range(images)), self.defaults.guidance_scale))
+            self.scores(begun[-1], prompts)
+        for pending in begun:
+            pending.wait()

@@ -1,0 +1,103 @@
+"""A worker's warm-up: afterwards no batch of its run compiles anything, and it does what it can where little goes."""
+
+import random
+import threading
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from flashu import FlashUConfig, OutOfMemoryError, TextToImagePipeline, apply_flashu_patch
+from flashu.models.blocks import Blocks
+from jobs.warm_up import IMAGES, Kinds, first_on_node, warm_up
+
+SETTINGS = FlashUConfig(r_p=0.4, r_LS=0.4, T_LS=3, T_cache=2, tau=2, schedule=None, num_inference_steps=9)
+PHASES = replace(SETTINGS, schedule=[(4, 5.0), (2, 1.0), (3, 5.0)])
+WORDS = ["a", "red", "circle", "above"]
+
+
+def graphs():
+    """How many graphs were compiled so far in this process."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize(("settings", "own"), [(SETTINGS, True), (PHASES, False)], ids=["own", "phases"])
+def test_no_batch_of_a_run_compiles_anything_afterwards(settings, own, caplog):
+    """`own`: prompts bring negative prompts and guidance scales of their own."""
+    pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu", dtype="float32")
+    apply_flashu_patch(pipe.model, settings, tokenizer=pipe.tokenizer)
+    torch._dynamo.reset()
+    pipe.blocks = Blocks.through(partial(torch.compile, backend="eager"))  # the compiler's front half, which decides
+    rng = random.Random(0)
+
+    def make(prompts, negative_prompts, seeds, guidance_scale):
+        options = {"negative_prompts": negative_prompts, "guidance_scale": guidance_scale, "batch_size": len(prompts)}
+        pipe(prompts, seeds=seeds, **options)
+
+    def text():
+        return " ".join(rng.choices(WORDS, k=rng.randint(2, 50)))
+
+    def natural(images, alike=False, scale=5.0):
+        prompts = [text()] * images if alike else [text() for _ in range(images)]
+        negatives = [text() if own and rng.random() < 0.7 else "blurry" for _ in range(images)]
+        make(prompts, negatives, [rng.randrange(2**32) for _ in range(images)], scale)
+
+    warm_up(make, Kinds(5.0, "blurry", own_negatives=own, own_guidance=own), IMAGES)
+    compiled = graphs()
+    assert compiled > 10
+    for images in (4, 4, 4, 3, 2, 1, 1, 6):
+        natural(images)
+    natural(4, alike=True)
+    natural(1, alike=True)
+    for images in (4, 3, 2, 1) if own else ():
+        natural(images, scale=1.0)
+    assert graphs() == compiled
+    assert "recompile_limit" not in caplog.text, "past it, nothing is compiled any more"
+
+
+def test_batches_become_smaller_where_memory_ends():
+    tried = []
+
+    def make(prompts, negative_prompts, seeds, guidance_scale):
+        tried.append(len(prompts))
+        if len(prompts) > room:
+            raise OutOfMemoryError("full")
+
+    room = 2
+    warm_up(make, Kinds(5.0), 8)
+    assert tried == [8, 4, 2, 2, 1]
+    room = 0
+    with pytest.raises(OutOfMemoryError, match="full"):
+        warm_up(make, Kinds(5.0), 8)
+
+
+def test_the_first_on_a_node_works_alone_and_the_others_side_by_side(tmp_path):
+    entered, alone = [], threading.Event()
+    together = threading.Barrier(2)
+
+    def first():
+        entered.append("first")
+        alone.wait(10)
+        entered.append("first is done")
+
+    def other():
+        entered.append("other")
+        together.wait(10)
+
+    kind = {"model": "a"}
+    threads = [threading.Thread(target=first_on_node, args=(tmp_path, kind, work)) for work in (first, other, other)]
+    threads[0].start()
+    while not entered:
+        threads[0].join(0.01)
+    for thread in threads[1:]:
+        thread.start()
+    threads[1].join(0.5)
+    assert entered == ["first"]
+    alone.set()
+    for thread in threads:
+        thread.join(10)
+    assert entered == ["first", "first is done", "other", "other"]
+    assert not together.broken
