@@ -151,7 +151,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--count", type=int, default=200, help="prompts to make images of (default 200)")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--trace-only", action="store_true", help="only count graphs of one worker, without a compiler behind")
+    parser.add_argument("--trace-only", action="store_true", help="of one worker, and only to count its graphs")
     parser.add_argument("--device", help="default: CUDA if there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")

@@ -104,9 +104,26 @@ def test_accelerated_answers_take_fewer_operations():
     assert tflop[1] == pytest.approx(3.364, rel=0.001)
 
 
+def test_compiling_counts_what_prompts_compile_after_a_workers_warm_up(tmp_path):
+    """With settings that take few graphs; of the others, `tests/jobs/test_warm_up.py` asks the same."""
+    prompts, file = tmp_path / "prompts.txt", tmp_path / "result.json"
+    prompts.write_text("\n".join(" ".join(["word"] * length) for length in (9, 43, 57, 9, 113)))
+    arguments = ("--trace-only", "--flashu", "few-steps", "--batch-size", 2, "--prompts", prompts, "--count", 5)
+    run("compiling.py", *arguments, "--device", "cpu", "--json", file)
+    result = json.loads(file.read_text())
+    assert result["prompts"] == {
+        "file": "prompts.txt", "count": 5, "words": {"least": 9, "median": 43, "most": 113, "different": 4}
+    }  # fmt: skip
+    worker = result["workers"]["second"]
+    assert worker["images"] == 5 + 3
+    assert worker["warm_up_graphs"] > 5
+    assert worker["graphs_after_warm_up"] == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("compiling.py", "--prompts", __file__, "--count", 1000),
         ("flops.py", "--steps", 1),
         ("flops.py", "--size", 100),
         ("generate.py", "--size", 7),
