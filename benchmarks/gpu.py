@@ -11,10 +11,10 @@ Weights are random. It needs torch, transformers, pillow and what these bring, n
     ceilings  the device's large matrix product, and its copy of memory
     speed     release and ours, without FlashU and with it, at the smallest batch size, and up to each one's best
     split     time by part of the network, and time in which the GPU had nothing to do, at these
-    speed     ours with FlashU, several batches back to back
-              ours on few steps, and uncompiled
+    speed     ours with FlashU, several batches back to back; ours on few steps, and uncompiled
     load      the checkpoint written to disk, and loaded from files that the system has just seen
-              ours in float8, which a GPU might not survive, and the matrix product in float8
+    speed     ours in float8, which a GPU might not survive, as it might not the matrix product in float8
+    split     of the arms that came after the first four
     speed     the other batch sizes until time or memory is out; then more repeats
 
 The arms are in `gpu_arms.py`, the release's way in `release_shaped.py`. A measurement that fails, or that there is no
@@ -108,19 +108,28 @@ def measure(series: Series, parts: list[str], cold: dict[str, Any], ceilings: di
         first_images(series, cold)
     if "ceilings" in parts:
         attempts.attempt("ceilings", lambda: ceilings.update(measure_ceilings(device, series.bench.dtype)))
-    arms = [arm for arm in MAIN if arm in series.ways]
-    others = [arm for arm in series.ways if arm not in arms]
-    measure_arms(series, arms, parts, search=True)
-    if "speed" in parts and LEADER in arms:
+    main_arms = [arm for arm in MAIN if arm in series.ways]
+    others = [arm for arm in series.ways if arm not in main_arms and not ARMS[arm].hazardous]
+    hazardous = [arm for arm in series.ways if ARMS[arm].hazardous]
+    speed, split = "speed" in parts, "split" in parts
+    for arm in main_arms:
+        series.measure(arm, series.batches[0])
+    if speed:
+        for arm in main_arms:
+            series.find_best(arm)
+    if split:
+        split_arms(series, main_arms)
+    if speed and LEADER in main_arms:
         series.stream(LEADER)
-    measure_arms(series, [arm for arm in others if not ARMS[arm].hazardous], parts)
+    measure_beside_leader(series, others, speed)
     if "load" in parts:
         load(series, cold)
-    if hazardous := [arm for arm in others if ARMS[arm].hazardous]:
-        measure_arms(series, hazardous, parts)
-        if "ceilings" in parts and device.type == "cuda":
-            attempts.attempt("float8 ceiling", lambda: ceilings.update(measure_float8_ceiling(device)))
-    if "speed" in parts:
+    measure_beside_leader(series, hazardous, speed)
+    if hazardous and "ceilings" in parts and device.type == "cuda":
+        attempts.attempt("float8 ceiling", lambda: ceilings.update(measure_float8_ceiling(device)))
+    if split:
+        split_arms(series, others + hazardous)
+    if speed:
         for arm in series.ways:
             series.find_best(arm)
         for batch in series.batches:
@@ -129,23 +138,21 @@ def measure(series: Series, parts: list[str], cold: dict[str, Any], ceilings: di
         series.repeat()
 
 
-def measure_arms(series: Series, arms: list[str], parts: list[str], search: bool = False) -> None:
-    """Speed and time split at the smallest batch size and at the best: each one's own if `search`, or the leader's."""
-    smallest = series.batches[0]
+def split_arms(series: Series, arms: list[str]) -> None:
+    """The time split of each at the smallest batch size, then at its best so far."""
     for arm in arms:
-        series.measure(arm, smallest)
+        series.split(arm, series.batches[0])
+    for arm in arms:
+        if best := series.best(arm):
+            series.split(arm, best.cell.batch)
+
+
+def measure_beside_leader(series: Series, arms: list[str], speed: bool) -> None:
+    """At the smallest batch size and, for their `speed`, at the one that is best for the leader."""
     leader = series.best(LEADER)
-    at = {arm: {smallest} for arm in arms}
-    if "speed" in parts:
-        for arm in arms:
-            best = series.find_best(arm) if search else leader
-            if best:
-                series.measure(arm, best.cell.batch)
-                at[arm].add(best.cell.batch)
-    if "split" in parts:
-        for last in (False, True):
-            for arm in arms:
-                series.split(arm, max(at[arm]) if last else smallest)
+    for arm in arms:
+        for batch in sorted({series.batches[0], leader.cell.batch} if speed and leader else {series.batches[0]}):
+            series.measure(arm, batch)
 
 
 def parse_options() -> argparse.Namespace:

@@ -1,10 +1,13 @@
 """Time booked to parts: ranges within ranges, and work that really runs."""
 
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
-from time_split import OTHER, covered, innermost, labelled, split_time, time_of_kernels
+from time_split import OTHER, PREFIX, covered, innermost, labelled, split_time, time_of_kernels
+from torch.autograd import DeviceType
 
 
 def test_of_nested_ranges_the_innermost_holds():
@@ -37,6 +40,44 @@ def test_kernels_belong_to_what_launched_them_whenever_they_run():
         (6_000_000_000, 6_250_000_000, 500),
     ]
     assert time_of_kernels(kernels, ranges) == {"image path": 1.0, "LLM": 2.0, "head": 0.5, OTHER: 0.5}
+
+
+def event(name, start, end, correlation=0, linked=0, on_gpu=False, annotation=False):
+    """As the profiler's results have them."""
+    values = {
+        "name": name,
+        "start_ns": start,
+        "end_ns": end,
+        "correlation_id": correlation,
+        "linked_correlation_id": linked,
+        "device_type": DeviceType.CUDA if on_gpu else DeviceType.CPU,
+        "is_user_annotation": annotation,
+    }
+    return SimpleNamespace(**{key: lambda value=value: value for key, value in values.items()})
+
+
+def test_of_a_profile_on_a_gpu_only_kernels_count(monkeypatch):
+    second = 10**9
+    events = [
+        event(f"{PREFIX}LLM", 100, 200),
+        event(f"{PREFIX}VAE", 300, 400),
+        event("aten::mm", 120, 140, correlation=5),
+        event("cudaLaunchKernel", 125, 126, correlation=70),
+        event("cudaGraphLaunch", 310, 311, correlation=71),
+        event("gemm", second, 2 * second, correlation=70, linked=5, on_gpu=True),
+        event("replayed", 2 * second, 5 * second, correlation=71, on_gpu=True),
+        event(f"{PREFIX}LLM", second, 9 * second, on_gpu=True, annotation=True),
+    ]
+    results = SimpleNamespace(events=lambda: events)
+    profiler = SimpleNamespace(profiler=SimpleNamespace(kineto_results=results))
+    monkeypatch.setattr("time_split.profile", lambda activities: nullcontext(profiler))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    split = split_time(lambda: None, [], torch.device("cuda:0"))
+    assert split.parts == {"LLM": 1.0, "VAE": 3.0}
+    assert (split.busy_s, split.kernels) == (4.0, 2)
+    events.clear()
+    with pytest.raises(RuntimeError, match="saw no kernels"):
+        split_time(lambda: None, [], torch.device("cuda:0"))
 
 
 class Network:
