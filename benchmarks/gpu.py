@@ -15,7 +15,8 @@ Weights are random. It needs torch, transformers, pillow and what these bring, n
     load      the checkpoint written to disk, and loaded from files that the system has just seen
     speed     ours in float8, which a GPU might not survive, as it might not the matrix product in float8
     split     of the arms that came after the first four
-    speed     the other batch sizes until time or memory is out; then more repeats
+    speed     each one's best batch size; repeats of the first four; until time or memory is out, the other batch sizes
+              and their repeats
 
 The arms are in `gpu_arms.py`, the release's way in `release_shaped.py`. A measurement that fails, or that there is no
 time for, is left out, and it is said why; the JSON is written after each. Nothing is begun that is not expected to end
@@ -132,6 +133,7 @@ def measure(series: Series, parts: list[str], cold: dict[str, Any], ceilings: di
     if speed:
         for arm in series.ways:
             series.find_best(arm)
+        series.repeat(main_arms)
         for batch in series.batches:
             for arm in series.ways:
                 series.measure(arm, batch)

@@ -116,9 +116,16 @@ class Series:
         if self.attempts.is_time_for(STREAM, expected_s, arm, best.cell.batch):
             self.attempts.attempt(STREAM, lambda: self._stream(best.cell), arm, best.cell.batch)
 
-    def repeat(self) -> None:
-        """Spend what is left of the budget on more repeats, of the quickest measurements first."""
-        for cell in sorted(self.cells.values(), key=lambda cell: cell.seconds):
+    def repeat(self, arms: Sequence[str] | None = None) -> None:
+        """Spend what is left of the budget on more repeats, of the quickest measurements first.
+
+        Of all, or for some arms of those that are compared: at the smallest batch size and at the best.
+        """
+        cells = list(self.cells.values())
+        if arms is not None:
+            best = {arm: found.cell.batch for arm in arms if (found := self.best(arm))}
+            cells = [cell for cell in cells if cell.arm in best and cell.batch in (self.batches[0], best[cell.arm])]
+        for cell in sorted(cells, key=lambda cell: cell.seconds):
             expected_s = self.forecast.seconds(cell, self.ways[cell.arm].warm_up_share)
             if len(cell.timings) < self.repeats and expected_s < self.attempts.budget.left_s():
                 self.measure(cell.arm, cell.batch, again=True)
