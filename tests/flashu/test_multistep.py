@@ -42,7 +42,7 @@ def test_a_run_equals_the_rule_written_out(model_and_rows):
     """Adams-Bashforth's weights of the last two velocities, first and last step Euler's."""
     model, rows = model_and_rows
     points = sampler.time_grid(6)
-    times, prefix = model.embed_times(points[:-1]), model.encode_prefix(rows.prefixes, GRID)
+    times, prefix = model.embed_times(points[:-1]), model.encode_prefix(rows.prefixes, GRID, guided=True)
     states, velocities = [sampler.initial_noise([0, 1], 8, 8, 8)], []
     t = points.tolist()
     for step in range(5):
