@@ -1,7 +1,7 @@
 """Measure what compiling costs a worker, and whether new prompts ever compile anything after its warm-up.
 
-    PYTHONPATH=.:benchmarks python benchmarks/compiling.py --json result.json
-    PYTHONPATH=.:benchmarks python benchmarks/compiling.py --preset show-o2-1.5b --batch-size 8 --prompts prompts.txt
+    python benchmarks/compiling.py --json result.json
+    python benchmarks/compiling.py --preset show-o2-1.5b --batch-size 8 --prompts prompts.txt
 
 Two processes, one after the other, share a compile cache that is empty at first, as two workers of a node do. Each
 builds the model with random weights, has it compiled (mode "auto" on CUDA, "max" elsewhere), and makes what a worker
