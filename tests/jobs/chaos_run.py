@@ -1,7 +1,8 @@
 """`flashu run` with a model that misbehaves on command: what the chaos test starts, as a user starts the real one.
 
 Prompts that hold RAISES make their batch raise, always. Those that hold HANGS never return, once: until the file named
-in CHAOS_HUNG exists. Every start of a shard is a line in the file named in CHAOS_LOG.
+in CHAOS_HUNG exists. Every start of a shard is a line in the file named in CHAOS_LOG, and a batch takes CHAOS_SECONDS
+more, so that there is time for things to go wrong.
 """
 
 import os
@@ -13,8 +14,6 @@ from jobs import prepare
 from jobs.batch_maker import BatchMaker
 from jobs.cli import main
 from jobs.generation import GenerationWork
-
-SECONDS_PER_BATCH = 0.6  # so that there is time for things to go wrong
 
 
 class ChaosWork(GenerationWork):
@@ -31,7 +30,7 @@ class ChaosWork(GenerationWork):
 
 class ChaosMaker(BatchMaker):
     def submit(self, prompts, *settings):
-        time.sleep(SECONDS_PER_BATCH)
+        time.sleep(float(os.environ["CHAOS_SECONDS"]))
         if any("RAISES" in prompt for prompt in prompts):
             raise ArithmeticError("this prompt cannot be drawn")
         if any("HANGS" in prompt for prompt in prompts):

@@ -133,6 +133,7 @@ def test_a_run_that_loses_everything_ends_with_the_images_of_a_quiet_one(
     quiet, quiet_starts = open_storage(str(tmp_path / "quiet")), tmp_path / "quiet-starts"
     monkeypatch.setenv("CHAOS_LOG", str(quiet_starts))
     monkeypatch.setenv("CHAOS_HUNG", str(manifest))
+    monkeypatch.setenv("CHAOS_SECONDS", "0")
     assert start(manifest, quiet.url, tmp_path / "quiet.log", "cluster.address=local").wait(300) == 1
     expected = images_of(quiet)
     assert len(expected) == PROMPTS + PROMPTS // 10 - 1
@@ -142,6 +143,7 @@ def test_a_run_that_loses_everything_ends_with_the_images_of_a_quiet_one(
     events, log, hung = tmp_path / "starts", tmp_path / "run.log", tmp_path / "hung"
     monkeypatch.setenv("CHAOS_LOG", str(events))
     monkeypatch.setenv("CHAOS_HUNG", str(hung))
+    monkeypatch.setenv("CHAOS_SECONDS", "0.6")
     storage = open_storage(f"{bucket.url}/run", S3Options(bucket.endpoint_url, path_style=True))
     with ray_cluster() as cluster:
         more = (f"cluster.address={cluster.address}", f"storage.endpoint_url={fault_proxy.endpoint_url}")

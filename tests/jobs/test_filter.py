@@ -438,11 +438,11 @@ def test_sigterm_or_a_second_ctrl_c_stops_it_at_once(slow_run, undisturbed, tmp_
     stuck.unlink()
     os.mkfifo(stuck)  # as storage that does not answer: whoever opens it waits for ever
     process = start_filter(source, copy, "--where", "true")
-    wait_for_shards(process, copy, 8)
-    for number in numbers:
-        process.send_signal(number)
-        time.sleep(0.3)
-    out, err = process.communicate(timeout=10)
+    with stuck.open("wb"):  # opened once the filter waits for what it reads there
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.3)
+        out, err = process.communicate(timeout=10)
     assert process.returncode == 128 + numbers[-1], (out, err)
     assert out.endswith("Stopping. What is committed stays; the same command goes on from there.\n")
     stuck.unlink()

@@ -14,7 +14,7 @@ from flashu.models.blocks import Blocks
 from jobs.warm_up import IMAGES, Kinds, first_on_node, warm_up
 
 SETTINGS = FlashUConfig(r_p=0.4, r_LS=0.4, T_LS=2, T_cache=2, tau=2, schedule=None, num_inference_steps=7)
-PHASES = replace(SETTINGS, schedule=[(3, 5.0), (2, 1.0), (2, 5.0)])
+PHASES = replace(SETTINGS, tau=1, schedule=[(3, 5.0), (2, 1.0), (2, 5.0)])
 WORDS = ["a", "red", "circle", "above"]
 
 
