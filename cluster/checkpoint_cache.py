@@ -15,9 +15,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -59,14 +59,18 @@ def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
     return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/flashu").expanduser()
 
 
-def lock_if_possible(file: Path) -> AbstractContextManager:
-    """A lock beside `file` that a node's processes share; none where there can be none, as on a disk that cannot be
-    written."""
-    try:
+@contextmanager
+def lock_if_possible(file: Path) -> Iterator[None]:
+    """Hold a lock beside `file` that a node's processes share; go on without where there can be none, as on a disk
+    that cannot be written."""
+    lock = FileLock(f"{file}.lock", poll_interval=0.2)
+    with suppress(OSError, NotImplementedError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{file}.lock", poll_interval=0.2).acquire()
-    except OSError:
-        return nullcontext()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _find(url: str, s3: S3Options) -> tuple[S3Storage, Sequence[Entry], str | None]:

@@ -53,6 +53,7 @@ def is_out_of_memory(error: Exception) -> bool:
     signs = (
         "can't allocate memory",
         "Storage size calculation overflowed",
+        "CUDA out of memory",  # as the compiler passes it on
         "CUDA error: out of memory",
         "CUBLAS_STATUS_ALLOC_FAILED",
         "CUDNN_STATUS_ALLOC_FAILED",

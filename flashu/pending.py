@@ -17,8 +17,9 @@ from flashu.models.wan_vae import WanImageVAE
 class PendingPictures:
     """The pictures of one batch.
 
-    `wait`, and what it says that it does, may be called in any thread. It raises what went wrong on the device
-    meanwhile; once it has returned, the pictures are on the host, and no failure of the device reaches them any more.
+    `wait`, and `picture` and `pictures`, which wait, may be called in any thread. They raise what went wrong on the
+    device meanwhile; once one has returned, the pictures are on the host, and no failure of the device reaches them any
+    more.
     """
 
     def __init__(self, pixels: Tensor, infos: Sequence[dict[str, Any]], begun: Moment, done: Moment):
@@ -88,7 +89,7 @@ class Moment:
         self.event = None
         self.clock_s = time.perf_counter()
         if stream is not None:
-            self.event = torch.cuda.Event(enable_timing=True)
+            self.event = torch.cuda.Event(enable_timing=True, blocking=True)  # or waiting would keep a core busy
             self.event.record(stream)
 
     @classmethod

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from flashu.devices import is_out_of_memory
+from flashu.errors import OutOfMemoryError
 from flashu.pending import PendingPictures
 from flashu.pipeline import TextToImagePipeline
 from jobs import warm_up
@@ -30,7 +33,7 @@ class BatchMaker:
     def submit(
         self, prompts: list[str], negative_prompts: list[str], seeds: list[int], guidance_scale: float
     ) -> PendingPictures:
-        """Begin a batch. Raises `OutOfMemoryError`."""
+        """Begin a batch. Raises `OutOfMemoryError`, and `InputError` for what cannot be made."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of prompts that were cut: each image's record tells
             return self.pipe.submit(
@@ -50,17 +53,31 @@ class BatchMaker:
         return [{f"quality_{name}": of[index] for name, of in scores.items()} for index in range(len(prompts))]
 
     def make(self, prompts: list[str], negative_prompts: list[str], seeds: list[int], guidance_scale: float) -> None:
-        """Make a batch to no end but that it was made."""
-        pending = self.submit(prompts, negative_prompts, seeds, guidance_scale)
-        self.scores(pending, prompts)
-        pending.wait()
+        """Make a batch to no end but that it was made. Raises `OutOfMemoryError`, whoever ran out of it."""
+        with _one_kind_of_memory_error():
+            pending = self.submit(prompts, negative_prompts, seeds, guidance_scale)
+            self.scores(pending, prompts)
+            pending.wait()
 
     def make_two(self, images: int) -> None:
-        """Likewise two batches of the longest prompts, the first one's pictures decoded beside the second."""
+        """Likewise two batches of the longest prompts, the second begun before the first one's pictures are waited
+        for, unless they are scored."""
         prompts, negative_prompts = [warm_up.LONGEST] * images, [self.defaults.negative_prompt] * images
         begun = []
-        for _ in range(2):
-            begun.append(self.submit(prompts, negative_prompts, list(range(images)), self.defaults.guidance_scale))
-            self.scores(begun[-1], prompts)
-        for pending in begun:
-            pending.wait()
+        with _one_kind_of_memory_error():
+            for _ in range(2):
+                begun.append(self.submit(prompts, negative_prompts, list(range(images)), self.defaults.guidance_scale))
+                self.scores(begun[-1], prompts)
+            for pending in begun:
+                pending.wait()
+
+
+@contextmanager
+def _one_kind_of_memory_error() -> Iterator[None]:
+    """Scorers and the device raise others than the pipeline does."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error) and not isinstance(error, OutOfMemoryError):
+            raise OutOfMemoryError(str(error)) from None
+        raise

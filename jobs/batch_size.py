@@ -25,7 +25,7 @@ HEADROOM = 0.90  # of the device's memory
 MORE = 1.2  # times the memory of then: worth measuring again what memory ended
 GAIN = 1.05  # in images per second, by which a batch of double size must be faster to be worth its memory
 NEAR = 0.97  # of the best images per second: the smallest batch with that is taken
-LONGEST_S = 60.0  # of a batch: a longer one gains nothing, and a worker shows no sign of life meanwhile
+LONGEST_S = 60.0  # of a batch: a longer one gains nothing, and a worker shows no sign of life for up to two of them
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def remembered(folder: Path, kind: Mapping[str, Any], available: float, measure:
 def find_knee(attempt: Callable[[int], Trial], available: float) -> Knee:
     """The smallest batch that makes nearly as many images per second as any that fits into `available` bytes.
 
-    Batches are doubled while that pays. `attempt(images)` makes one of them. Raises `OutOfMemoryError` when not even
+    Batches are doubled while that pays. `attempt(images)` tries one of so many. Raises `OutOfMemoryError` when not even
     one image fits.
     """
     attempt(1)  # the first of all takes longer, and so does the first of several images

@@ -92,7 +92,7 @@ class ClusterSection:
     cpus_per_worker: float = 1.0
     max_attempts: int = 3  # failures of a shard before its prompts are run one at a time
     lease_timeout_s: float = 600.0  # without a batch begun or a file written
-    start_timeout_s: float = 1800.0  # for fetching and loading the model
+    start_timeout_s: float = 1800.0  # for fetching, loading and compiling the model
     hedge: bool = True  # idle workers double the last stragglers
 
 

@@ -120,6 +120,7 @@ class GenerationWork(ShardWork):
             scorers = self._scorers(device)
             self.maker = BatchMaker(self.model.pipe, config.sampling, self.size, self.defaults, scorers)
             self.max_tokens = self._max_tokens()
+            self.one_at_a_time = False  # whether there is too little memory to begin a batch beside another
             self._warm_up()
             self.batch_size = batch_size.choose_batch_size(
                 config.sampling.batch_size, device, self.maker.make_two, self._batch_setting(), config.model.cache_dir
@@ -170,15 +171,16 @@ class GenerationWork(ShardWork):
         images = warm_up.IMAGES
         if config.sampling.batch_size != AUTO:
             images = min(images, config.sampling.batch_size)
-        setting = {**self._batch_setting(), **asdict(kinds), "torch": torch.__version__}
+        setting = {**self._batch_setting(), **asdict(kinds), "images": images, **worker_model.compiling_facts(pipe)}
         folder = cache_folder(config.model.cache_dir) / "warmed-up"
         try:
             warm_up.first_on_node(folder, setting, lambda: warm_up.warm_up(self.maker.make, kinds, images))
         except Exception as error:
             if config.model.compile != AUTO or is_device_error(error) or is_out_of_memory(error):
                 raise
-            log.warning("running uncompiled, as blocks do not compile here: %s", describe(error))
             pipe.compile("off")
+            warm_up.warm_up(self.maker.make, kinds, 1)  # which raises what has another reason
+            log.warning("running uncompiled, as blocks do not compile here", exc_info=error)
 
     def _batch_setting(self) -> dict[str, Any]:
         """What the best batch size depends on, beside the GPU."""
@@ -190,6 +192,7 @@ class GenerationWork(ShardWork):
             "size": self.size,
             "num_inference_steps": sampling.num_inference_steps,
             "guided": is_guided(self.defaults.guidance_scale),
+            "negative_prompt": self.defaults.negative_prompt,
             "flashu": self.settings and asdict(self.settings),
             "scores": list(self.maker.scorers),
             "compiled": config.model.compile if self.model.pipe.blocks.compiled else None,
@@ -245,10 +248,13 @@ class GenerationWork(ShardWork):
         items = sorted({request.item for request in batch})
         if not items:
             return
+        if self.one_at_a_time:
+            self._finish(results)
         running(sorted({*items, *results.items_under_way}))
         error = self._attempt(batch, results)
-        if error and is_out_of_memory(error) and len(batch) == 1 and self._finish(results):
-            error = self._attempt(batch, results)  # with nothing beside it
+        if error and is_out_of_memory(error) and self._finish(results):  # what was under way took memory too
+            self.one_at_a_time = True
+            error = self._attempt(batch, results)
         if error and is_out_of_memory(error):
             if len(batch) == 1:
                 raise WorkerBrokenError(str(error))
@@ -263,6 +269,7 @@ class GenerationWork(ShardWork):
     def _try_again(self, item: int, batch: list[ImageRequest], error: Exception, results: _Results) -> None:
         """A prompt that raised by itself gets a second chance, and is given up after that."""
         if not isinstance(error, InputError):
+            self._finish(results)
             error = self._attempt(batch, results)
         if error and is_out_of_memory(error):
             raise WorkerBrokenError(str(error))

@@ -58,7 +58,7 @@ def batches(kinds: Kinds, images: int) -> Iterator[tuple[list[str], list[str], l
     if kinds.own_guidance:
         scales.append(1.0 if is_guided(kinds.guidance_scale) else GUIDANCE_SCALE)
     for scale in scales:
-        for prompts in (several, [LONGEST] * images, [LONGEST]):
+        for prompts in (several, [LONGEST] * images, [LONGEST]) if images > 1 else ([LONGEST],):
             negatives = [[kinds.negative_prompt] * len(prompts)]
             if kinds.own_negatives and is_guided(scale) and len(prompts) > 1:
                 negatives.append([*reversed(several)])
@@ -73,8 +73,10 @@ def first_on_node(folder: Path, kind: Mapping[str, Any], work: Callable[[], None
     done = folder / key
     with lock_if_possible(done):
         if not done.exists():
-            work()
-            with suppress(OSError):
-                done.touch()
+            try:
+                work()
+            finally:  # where it fails, the others are to find that out side by side too
+                with suppress(OSError):
+                    done.touch()
             return
     work()

@@ -25,6 +25,7 @@ from jobs.config import FlashUSection, ModelSection
 from jobs.run_folder import SCORES
 
 OFF = "off"
+COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"  # where PyTorch keeps it
 SETTINGS = ("r_p", "head_prune_ratio", "r_LS", "T_LS", "T_cache", "tau", "schedule", "solver_order")
 
 
@@ -94,7 +95,15 @@ def _keep_compiled_code(folder: Path) -> None:
     """Have what this process compiles kept in a folder, unless it cannot be written or another one is set."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        if os.access(folder, os.W_OK | os.X_OK):
+            os.environ.setdefault(COMPILED_CODE, str(folder))
+
+
+def compiling_facts(pipe: TextToImagePipeline) -> dict[str, str | None]:
+    """For what, beside a run's settings, compiled code is good, and where it is kept."""
+    device = pipe.model.device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"torch": torch.__version__, "gpu": gpu, "folder": os.environ.get(COMPILED_CODE)}
 
 
 def _shared_scores(pipe: TextToImagePipeline, run: Storage) -> WandaScores:

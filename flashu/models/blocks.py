@@ -108,7 +108,8 @@ def compile_blocks(mode: str, device: torch.device) -> Blocks:
     how = "max-autotune-no-cudagraphs" if mode == "max" and device.type == "cuda" else "default"
     try:
         importlib.import_module("torch._dynamo")  # makes the folder of compiled code, and raises where it cannot
-        torch.compile(_twice, mode=how)(torch.ones(2, 16, device=device))
+        with _through(how).compiling():
+            torch.compile(_twice, mode=how)(torch.ones(2, 16, device=device))
     except Exception as error:  # of many kinds: no C++ compiler, no Triton, a GPU that is too old
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if mode == "max":

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashu.devices import is_out_of_memory
+from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models.layers import GatedMlp, Span
@@ -80,7 +80,7 @@ class Float8Linear(nn.Module):
         return product.to(dtype)  # PyTorch has no other one with scales of rows
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float8Linear:
-        """Moved as other modules are, and never converted: `model.to(torch.float32)` is not about these numbers."""
+        """Moved as other modules are; not converted: `model.to(torch.float32)` and the like are not about these."""
 
         def as_whole_numbers(tensor: Tensor) -> Tensor:  # which no conversion touches
             like = torch.uint8 if tensor.dtype == FORMAT else torch.int32
@@ -163,8 +163,9 @@ def require_float8(device: torch.device, config: Showo2Config) -> None:
         try:
             ones = torch.ones(TRIED, TRIED, dtype=torch.bfloat16, device=device)
             Float8Linear(ones)(ones)
+            torch.cuda.synchronize(device)
         except (RuntimeError, ValueError) as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_device_error(error):
                 raise
             reason = str(error).partition("\n")[0]
             raise InputError(f"dtype float8 does not work with this PyTorch and GPU ({reason}); use bfloat16") from None

@@ -103,7 +103,7 @@ def test_a_gpu_goes_by_its_number(monkeypatch):
 @pytest.mark.parametrize(
     ("message", "memory", "broken"),
     [
-        ("CUDA out of memory. Tried to allocate 2.00 GiB", False, False),  # torch.OutOfMemoryError says so by its type
+        ("backend='inductor' raised:\nCUDA out of memory. Tried to allocate 2.00 GiB", True, False),
         ("CUDA error: out of memory", True, False),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True, False),
         ("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmulAlgoGetHeuristic`", False, False),

@@ -21,6 +21,7 @@ from flashu import (
 from flashu.acceleration import kv_pruning, layer_skipping
 from flashu.acceleration.plan import make_plan
 from flashu.fingerprint import fingerprint
+from flashu.models.blocks import Blocks
 from flashu.models.geometry import PRESETS
 from flashu.models.qwen2 import Variant
 from flashu.models.random_weights import random_model
@@ -119,6 +120,21 @@ def test_prompts_that_skip_different_layers_each_get_their_own(pipe, scores, mon
         monkeypatch.setattr(layer_skipping, "least_important", everyone([sets[index]]))
         alone = pixels(pipe(prompt, seeds=index))
         assert np.abs(alone[0] - mixed[index]).max() <= 1
+
+
+@pytest.mark.parametrize("negative", ["", ["blurry", "", "a dark picture of many things"]], ids=["one", "several"])
+def test_laid_out_as_a_compiler_wants_it_a_batch_makes_the_same_pictures(pipe, scores, monkeypatch, negative):
+    """Padded otherwise, and with the only image that runs a layer there twice; guided, unguided, and measured."""
+    phases = replace(SETTINGS, schedule=((4, 3.0), (2, 1.0), (2, 6.0)))
+    apply_flashu_patch(pipe.model, phases, scores=scores)
+    monkeypatch.setattr(layer_skipping, "least_important", lambda importances, count: ((0, 4, 9), (0, 4, 9), (1, 2, 3)))
+    plain = pixels(pipe(PROMPTS, seeds=0, batch_size=3, negative_prompts=negative))
+    pipe.blocks = Blocks.through(lambda block: block)
+    try:
+        padded = pixels(pipe(PROMPTS, seeds=0, batch_size=3, negative_prompts=negative))
+    finally:
+        pipe.compile("off")
+    assert np.abs(plain - padded).max() <= 1
 
 
 @torch.no_grad()

@@ -362,11 +362,13 @@ def test_a_suspect_runs_with_no_other_batch_beside_it(shard, monkeypatch):
     assert done.ran == [[0, 2], [0, 2, 3, 5], [1], [4]]
 
 
-def test_one_image_that_does_not_fit_beside_another_batch_is_made_after_it(shard, monkeypatch):
-    gpu = Gpu(monkeypatch, room=1)
-    done = shard({"prompt": SIX[:3]}, "sampling.batch_size=1").do()
-    assert gpu.log == ["begin 1", "full", "wait 1", "begin 2", "full", "wait 2", "begin 3", "wait 3"]
-    assert len(done.pictures) == 3
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_batch_that_does_not_fit_beside_another_is_made_after_it_and_so_are_all_later_ones(shard, monkeypatch, size):
+    gpu = Gpu(monkeypatch, room=size)
+    done = shard({"prompt": SIX[: 3 * size]}, f"sampling.batch_size={size}").do()
+    assert gpu.log == ["begin 1", "full", "wait 1", "begin 2", "wait 2", "begin 3", "wait 3"]
+    assert {row["batch_size"] for row in done.metadata} == {size}
+    assert len(done.pictures) == 3 * size
 
 
 def test_a_prompt_that_always_raises_is_given_up_alone_after_a_second_chance(shard, pipeline_raises):
