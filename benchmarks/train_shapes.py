@@ -39,14 +39,16 @@ from flashu.understanding import lay_out, prefill
 CONFIG = PRESETS["embedded"]
 SIDE = CONFIG.image_latent_height * PIXELS_PER_TOKEN
 
-VAE_STEPS, VAE_BATCH, VAE_LR = 1500, 32, 1.5e-3
+BATCH = 32  # scenes of a step, of either part
+
+VAE_STEPS, VAE_LR = 1500, 1.5e-3
 LATENT_NOISE = 0.3  # on latents, against each channel's spread, so that a picture survives a model's small errors
 LATENT_NOISE_AT_FIRST = 0.02  # in the first half, in which it learns to draw at all
 SCALE_WEIGHT = 1e-4  # on latents' squares: something has to hold their scale
 FOREGROUND = 2  # by so much more do errors count where there is a shape
 STATISTICS_PICTURES = 512
 
-STEPS, BATCH, LR = 8000, 32, 2e-3
+STEPS, LR = 8000, 2e-3
 NOISES = 4  # of each picture a step: its caption's keys and values are made once for all of them
 DROPPED = 0.1  # share of captions left out, for classifier-free guidance
 TIME_SHIFT = 3.0  # as in sampling: logit-normal training times lean towards the noise, where the scene is decided
@@ -57,12 +59,12 @@ SHARES = (1, 2, 4)  # numbers of processes that every batch can be cut into
 
 
 def scenes_of_step(
-    part: str, step: int, count: int, options: argparse.Namespace, lattice: int | None = LATTICE
+    part: str, step: int, options: argparse.Namespace, lattice: int | None = LATTICE
 ) -> tuple[list[Scene], Tensor, random.Random]:
-    """This process's share of a step's `count` scenes, their pictures, and what goes on from their seed."""
+    """This process's share of a step's scenes, their pictures, and what goes on from their seed."""
     rng = random.Random(f"{part} {options.seed} {step} {rank()}")
     torch.manual_seed(rng.getrandbits(63))
-    scenes = [random_scene(rng, lattice) for _ in range(count // processes())]
+    scenes = [random_scene(rng, lattice) for _ in range(options.batch_size // processes())]
     return scenes, pictures_of(scenes, options), rng
 
 
@@ -86,7 +88,7 @@ def train_vae(options: argparse.Namespace) -> None:
     vae, steps = new_vae(options), options.steps or VAE_STEPS
 
     def losses(step: int) -> dict[str, Tensor]:
-        _, pictures, _ = scenes_of_step("vae", step, VAE_BATCH, options, lattice=None)  # it may draw anything anywhere
+        _, pictures, _ = scenes_of_step("vae", step, options, lattice=None)  # it may draw anything anywhere
         mean = vae.encode(pictures)[0]
         spread = mean.float().std(dim=(0, 2, 3), keepdim=True)
         risen = min(max(2 * step / steps - 1, 0) * 1.5, 1)  # from the middle on, until five sixths
@@ -111,7 +113,7 @@ def trained_vae(options: argparse.Namespace) -> WanImageVAE:
     vae.load_state_dict(torch.load(options.out / "vae" / STATE, weights_only=True)["average"])
     rng = random.Random(f"statistics {options.seed}")
     pictures = pictures_of([random_scene(rng) for _ in range(STATISTICS_PICTURES)], options)
-    latents = torch.cat([vae.encode(batch)[0] for batch in pictures.split(VAE_BATCH)])
+    latents = torch.cat([vae.encode(batch)[0] for batch in pictures.split(BATCH)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     channels = vae.geometry.z_dim
     vae.conv1.weight[channels:] = 0
@@ -210,7 +212,7 @@ def train_model(options: argparse.Namespace) -> None:
     tokenizer = build_tokenizer(CONFIG.llm_vocab_size, options.seed)
 
     def losses(step: int) -> dict[str, Tensor]:
-        scenes, pictures, rng = scenes_of_step("model", step, BATCH, options)
+        scenes, pictures, rng = scenes_of_step("model", step, options)
         captions = ["" if rng.random() < DROPPED else training_caption(scene, rng) for scene in scenes]
         with torch.no_grad():
             latents = vae.encode(pictures)[0]
@@ -240,6 +242,7 @@ if __name__ == "__main__":
     parser.add_argument("part", choices=("vae", "model", "export"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=BATCH, help="scenes of a step (default 32)")
     parser.add_argument("--device", default=None)
     parser.add_argument(
         "--processes", type=int, choices=SHARES, help="that share a batch (default: two on a CPU, one on a GPU)"
@@ -252,6 +255,8 @@ if __name__ == "__main__":
         export(options)
         raise SystemExit
     count = options.processes or (2 if options.device.type == "cpu" and (os.cpu_count() or 1) > 1 else 1)
+    if options.batch_size < count or options.batch_size % count:
+        parser.error(f"--batch-size is {options.batch_size}; it must be a multiple of the {count} processes")
     try:
         check_processes(options.out / options.part, count)
     except ValueError as error:

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_shapes.py"
 
 
 def train(part, out, *arguments, check=True):
-    common = ("--out", out, "--device", "cpu", "--processes", 2)
+    common = ("--out", out, "--device", "cpu", "--processes", 2, "--batch-size", 8)
     command = [sys.executable, str(SCRIPT), part, *map(str, (*common, *arguments))]
     return subprocess.run(command, check=check, capture_output=True, text=True)
 
@@ -64,6 +64,12 @@ def test_another_number_of_processes_is_refused(trained):
     assert refused.returncode == 2
     assert "was trained by 2 processes; go on with --processes 2" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(trained):
+    refused = train("vae", trained[0], "--batch-size", 7, check=False)
+    assert refused.returncode == 2
+    assert "--batch-size is 7; it must be a multiple of the 2 processes" in refused.stderr
 
 
 def test_export_is_a_checkpoint_that_draws(trained, tmp_path):
