@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from generate import Stopwatch
 from gpu_bench import Bench
-from graphs import allow_many_graphs
 from PIL import Image
 from release_modules import Batch
 from release_shaped import Step, layers_to_skip, steps_of
@@ -80,8 +79,6 @@ class Ours:
                 stack.callback(remove_flashu_patch, model)
             self.pipe = TextToImagePipeline(model, self.vae, self.bench.tokenizer).compile(self.compile_mode)
             self.compiled = self.pipe.blocks.compiled
-            if self.compiled:
-                allow_many_graphs()
             self._entered = stack.pop_all()
         return self
 

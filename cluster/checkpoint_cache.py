@@ -15,17 +15,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
 
+from cluster.node_cache import CACHE_VARIABLE, cache_folder
 from cluster.s3_storage import Entry, S3Storage
 from cluster.storage import S3Options, StorageError, check_key, disk_error
 
-CACHE_VARIABLE = "FLASHU_CACHE"
 FILES_AT_ONCE = 4  # each in up to ten parts
 
 log = logging.getLogger(__name__)
@@ -52,25 +51,6 @@ def local_copy(url: str, s3: S3Options | None = None, cache_dir: str | os.PathLi
         except OSError as error:
             raise disk_error("write", cache, error) from None
     return str(folder / name if name else folder)
-
-
-def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
-    """Where this node keeps what it need not fetch or measure again; not made yet."""
-    return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/flashu").expanduser()
-
-
-@contextmanager
-def lock_if_possible(file: Path) -> Iterator[None]:
-    """Hold a lock beside `file` that a node's processes share; go on without where there can be none, as on a disk
-    that cannot be written."""
-    lock = FileLock(f"{file}.lock", poll_interval=0.2)
-    with suppress(OSError, NotImplementedError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _find(url: str, s3: S3Options) -> tuple[S3Storage, Sequence[Entry], str | None]:

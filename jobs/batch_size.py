@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cluster.checkpoint_cache import cache_folder, lock_if_possible
+from cluster.node_cache import cache_folder, lock_if_possible, name_of
 from flashu import arguments
 from flashu.config import BATCH_SIZE
 from flashu.errors import InputError, OutOfMemoryError
@@ -103,8 +102,7 @@ def choose_batch_size(
 def remembered(folder: Path, kind: Mapping[str, Any], available: float, measure: Callable[[], Knee]) -> Knee:
     """What the node's cache holds for this kind, if it holds for so many bytes; else what is measured now, by the
     first of its workers that asks."""
-    text = json.dumps(kind, sort_keys=True, default=str)
-    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    file = folder / f"{name_of(kind)}.json"
     with lock_if_possible(file):
         with suppress(OSError, ValueError, TypeError, KeyError):  # none there, or not one of ours
             knee = Knee(**json.loads(file.read_text())["knee"])
@@ -113,7 +111,7 @@ def remembered(folder: Path, kind: Mapping[str, Any], available: float, measure:
         knee = measure()
         with suppress(OSError):
             partial = file.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps({"kind": json.loads(text), "knee": asdict(knee)}, indent=2) + "\n")
+            partial.write_text(json.dumps({"kind": kind, "knee": asdict(knee)}, indent=2, default=str) + "\n")
             partial.replace(file)
         return knee
 

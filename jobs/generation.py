@@ -9,8 +9,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ import torch
 from PIL import Image
 
 import flashu
-from cluster.checkpoint_cache import cache_folder, local_copy
+from cluster.checkpoint_cache import local_copy
+from cluster.node_cache import cache_folder
 from cluster.storage import S3Options, StorageError, open_storage
 from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
 from flashu.acceleration.guidance_schedule import is_guided
@@ -66,15 +68,20 @@ class _Results:
     failures: dict[int, str]
     rows: dict[int, dict[str, Any]]
     bad_rows: int = 0  # failures of which nothing could be made
-    under_way: PendingPictures | None = None  # the last batch, if a GPU still works at it
-    items_under_way: Sequence[int] = ()
+    under_way: tuple[set[int], PendingPictures] | None = (
+        None  # the last batch and its items, if a GPU still works at it
+    )
+
+    @property
+    def items_under_way(self) -> set[int]:
+        return self.under_way[0] if self.under_way else set()
 
     def finish(self) -> bool:
         """Wait for the batch that is under way; whether there was one. Raises what failed on the device."""
-        pending, self.under_way, self.items_under_way = self.under_way, None, ()
-        if pending is not None:
-            pending.wait()
-        return pending is not None
+        batch, self.under_way = self.under_way, None
+        if batch:
+            batch[1].wait()
+        return batch is not None
 
 
 @dataclass
@@ -250,7 +257,7 @@ class GenerationWork(ShardWork):
             return
         if self.one_at_a_time:
             self._finish(results)
-        running(sorted({*items, *results.items_under_way}))
+        running(sorted(results.items_under_way.union(items)))
         error = self._attempt(batch, results)
         if error and is_out_of_memory(error) and self._finish(results):  # what was under way took memory too
             self.one_at_a_time = True
@@ -280,21 +287,18 @@ class GenerationWork(ShardWork):
     def _attempt(self, batch: list[ImageRequest], results: _Results) -> Exception | None:
         """Make a batch's images, or return why not. Raises `WorkerBrokenError` when the device failed."""
         try:
-            self._keep(batch, results)
+            with _device_that_may_fail():
+                self._keep(batch, results)
+        except WorkerBrokenError:
+            raise
         except Exception as error:
-            if is_device_error(error):
-                raise WorkerBrokenError(describe(error)) from None
             return error.with_traceback(None)  # which would hold on to the batch's tensors
         return None
 
     def _finish(self, results: _Results) -> bool:
         """As `_Results.finish`. Raises `WorkerBrokenError` when the device failed."""
-        try:
+        with _device_that_may_fail():
             return results.finish()
-        except Exception as error:
-            if is_device_error(error):
-                raise WorkerBrokenError(describe(error)) from None
-            raise
 
     def _keep(self, batch: list[ImageRequest], results: _Results) -> None:
         """Make a batch's images and send them off to be encoded. On return, the device works at no other batch."""
@@ -310,7 +314,7 @@ class GenerationWork(ShardWork):
             encoding = self.encoders.submit(self._encode, request, pending, index, score)
             results.made.append(_Made(request, encoding))
         if not pending.done:
-            results.under_way, results.items_under_way = pending, sorted({request.item for request in batch})
+            results.under_way = {request.item for request in batch}, pending
 
     def _record(self, request: ImageRequest, picture: Image.Image) -> dict[str, Any]:
         info, row = picture.info, request.row
@@ -395,6 +399,17 @@ class GenerationWork(ShardWork):
             self.storage.delete(failures_key(shard))
         raised = len(failures) - encoded.bad_rows
         return {"shard": shard, "statistics": statistics, "images": len(rows), "raised": raised}
+
+
+@contextmanager
+def _device_that_may_fail() -> Iterator[None]:
+    """What it raises when it does, as `WorkerBrokenError`."""
+    try:
+        yield
+    except Exception as error:
+        if is_device_error(error):
+            raise WorkerBrokenError(describe(error)) from None
+        raise
 
 
 def _sha256(data: bytes) -> str:

@@ -3,15 +3,13 @@ that no lease waits for the compiler."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoint_cache import lock_if_possible
+from cluster.node_cache import lock_if_possible, name_of
 from flashu.acceleration.guidance_schedule import is_guided
 from flashu.config import GUIDANCE_SCALE
 from flashu.errors import OutOfMemoryError
@@ -69,8 +67,7 @@ def batches(kinds: Kinds, images: int) -> Iterator[tuple[list[str], list[str], l
 def first_on_node(folder: Path, kind: Mapping[str, Any], work: Callable[[], None]) -> None:
     """Do some work that leaves something on this node's disk: the first of its processes to ask for this `kind` while
     the others wait, these then side by side."""
-    key = hashlib.sha256(json.dumps(kind, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    done = folder / key
+    done = folder / name_of(kind)
     with lock_if_possible(done):
         if not done.exists():
             try:

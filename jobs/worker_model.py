@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from cluster.checkpoint_cache import cache_folder, local_copy
+from cluster.checkpoint_cache import local_copy
+from cluster.node_cache import cache_folder
 from cluster.storage import S3Options, Storage
 from flashu.acceleration.wanda import WandaScores
 from flashu.calibration import calibrate
