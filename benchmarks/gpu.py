@@ -10,7 +10,10 @@ Weights are random. It needs torch, transformers, pillow and what these bring, n
     cold      building the model, calibrating on a few prompts, patching, compiling from nothing, the first image
     ceilings  the device's large matrix product, and its copy of memory
     speed     release and ours, without FlashU and with it, at the smallest batch size, and up to each one's best
-    split     time by part of the network, and time in which the GPU had nothing to do, at these
+    speed     ours with FlashU on prompts that are all of other lengths, where kernels show that plan anew for each shape,
+              with cuDNN's attention and without it
+    split     time by part of the network, and time in which the GPU had nothing to do, of all four at the smallest
+              batch size, and of ours at its best
     speed     ours with FlashU, several batches back to back; ours on few steps, and uncompiled
     load      the checkpoint written to disk, and loaded from files that the system has just seen
     speed     ours in float8, which a GPU might not survive, as it might not the matrix product in float8
@@ -37,9 +40,9 @@ import torch
 import transformers
 from ceilings import measure_ceilings, measure_float8_ceiling
 from generate import MODELS, VAES, Stopwatch
-from gpu_arms import ARMS, LEADER, MAIN
+from gpu_arms import ARMS, BASELINES, LEADER, MAIN
 from gpu_attempts import Attempts, Budget, OutOfTime, time_limit
-from gpu_bench import Bench
+from gpu_bench import NATURAL_PROMPTS, Bench
 from gpu_cold import empty_compile_caches, first_images, load, prepare
 from gpu_report import entries, text
 from gpu_series import Series
@@ -63,13 +66,17 @@ def main() -> None:
         torch.cuda.set_device(device.index or 0)
     settings, config = flashu_preset(options.flashu), MODELS[options.preset]
     bench, build_s = Stopwatch(device)(
-        lambda: Bench(config, VAES[options.preset], options.grid, settings, device, options.dtype)
+        lambda: Bench(
+            config, VAES[options.preset], options.grid, settings, device, options.dtype, options.natural_prompts
+        )
     )
     lengths = bench.prompt_lengths(max(options.batch_size))
     result: dict[str, Any] = {
         **describe(device),
         "cudnn": torch.backends.cudnn.version(),
         "transformers": transformers.__version__,
+        "blocks_compiled": None,
+        "why_uncompiled": None,
         "dtype": str(options.dtype).removeprefix("torch."),
         "preset": options.preset,
         "size": list(bench.size),
@@ -110,7 +117,8 @@ def measure(series: Series, parts: list[str], cold: dict[str, Any], ceilings: di
     if "ceilings" in parts:
         attempts.attempt("ceilings", lambda: ceilings.update(measure_ceilings(device, series.bench.dtype)))
     main_arms = [arm for arm in MAIN if arm in series.ways]
-    others = [arm for arm in series.ways if arm not in main_arms and not ARMS[arm].hazardous]
+    aside = [arm for arm in series.ways if ARMS[arm].aside]
+    others = [arm for arm in series.ways if arm not in main_arms + aside and not ARMS[arm].hazardous]
     hazardous = [arm for arm in series.ways if ARMS[arm].hazardous]
     speed, split = "speed" in parts, "split" in parts
     for arm in main_arms:
@@ -118,6 +126,7 @@ def measure(series: Series, parts: list[str], cold: dict[str, Any], ceilings: di
     if speed:
         for arm in main_arms:
             series.find_best(arm)
+    measure_beside_leader(series, aside, speed)
     if split:
         split_arms(series, main_arms)
     if speed and LEADER in main_arms:
@@ -131,21 +140,22 @@ def measure(series: Series, parts: list[str], cold: dict[str, Any], ceilings: di
     if split:
         split_arms(series, others + hazardous)
     if speed:
-        for arm in series.ways:
+        arms = [arm for arm in series.ways if arm not in aside]
+        for arm in arms:
             series.find_best(arm)
         series.repeat(main_arms)
         for batch in series.batches:
-            for arm in series.ways:
+            for arm in arms:
                 series.measure(arm, batch)
         series.repeat()
 
 
 def split_arms(series: Series, arms: list[str]) -> None:
-    """The time split of each at the smallest batch size, then at its best so far."""
+    """The time split of each at the smallest batch size, then of what is ours at its best so far."""
     for arm in arms:
         series.split(arm, series.batches[0])
     for arm in arms:
-        if best := series.best(arm):
+        if (best := series.best(arm)) and arm not in BASELINES:
             series.split(arm, best.cell.batch)
 
 
@@ -170,6 +180,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, nargs="+", help="default: 1 4 8 16 32 64")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each arm and batch size (default 3)")
     parser.add_argument(
+        "--natural-prompts", type=int, default=NATURAL_PROMPTS, help="made by arms of that name (default %(default)s)"
+    )
+    parser.add_argument(
         "--budget-s", type=float, default=420, help="seconds after which nothing more is begun (default 420)"
     )
     parser.add_argument("--device", default="cuda")
@@ -192,8 +205,8 @@ def parse_options() -> argparse.Namespace:
         parser.error(f"--json {options.json}: there is no folder {options.json.parent}")
     options.arms = options.arms or [name for name, arm in ARMS.items() if options.device.type in arm.by_default]
     options.batch_size = options.batch_size or BATCH_SIZES[options.device.type]
-    if min(*options.batch_size, options.repeats) < 1:
-        parser.error("--batch-size and --repeats are numbers from 1")
+    if min(*options.batch_size, options.repeats, options.natural_prompts) < 1:
+        parser.error("--batch-size, --repeats and --natural-prompts are numbers from 1")
     return options
 
 

@@ -7,8 +7,10 @@ that an arm in float8 does not run.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -60,9 +62,22 @@ class Flop:
 class Ours:
     """This library, by its own pipeline."""
 
-    def __init__(self, bench: Bench, settings: FlashUConfig | None, compile_mode: str = "off", float8: bool = False):
+    def __init__(
+        self,
+        bench: Bench,
+        settings: FlashUConfig | None,
+        compile_mode: str = "off",
+        float8: bool = False,
+        natural: bool = False,
+        cudnn_attention: bool = True,
+    ):
+        """`natural`: no batch is timed on prompts that an earlier one had, and each prompt is of another length."""
         self.bench, self.settings, self.compile_mode, self.float8 = bench, settings, compile_mode, float8
+        self.natural = bench.natural_prompts() if natural else []
+        self.cudnn_attention = cudnn_attention
         self.compiled = False  # whether blocks really are; known once it is entered
+        self.why_uncompiled: str | None = None  # where they were to be, and the compiler does not work
+        self._next_prompts = itertools.cycle(self.natural)
         self.vae = bench.vae
         self.evaluations = (settings.total_steps if settings else NUM_INFERENCE_STEPS) - 1
         self.warm_up_share = 1.0 if settings else WARM_UP / self.evaluations
@@ -70,6 +85,8 @@ class Ours:
     def __enter__(self) -> Ours:
         model = self.bench.model
         with ExitStack() as stack:
+            if not self.cudnn_attention:
+                stack.enter_context(without_cudnn_attention())
             if self.float8:
                 stack.enter_context(ffns_in_float8(model))
             stack.callback(self.vae.to, "cpu")
@@ -77,7 +94,10 @@ class Ours:
             if self.settings:
                 apply_flashu_patch(model, self.settings, scores=self.bench.scores)
                 stack.callback(remove_flashu_patch, model)
-            self.pipe = TextToImagePipeline(model, self.vae, self.bench.tokenizer).compile(self.compile_mode)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self.pipe = TextToImagePipeline(model, self.vae, self.bench.tokenizer).compile(self.compile_mode)
+            self.why_uncompiled = "; ".join(str(warning.message) for warning in caught) or None
             self.compiled = self.pipe.blocks.compiled
             self._entered = stack.pop_all()
         return self
@@ -87,23 +107,33 @@ class Ours:
 
     def generate(self, count: int, evaluations: int | None = None) -> list[Image.Image]:
         """The first `count` prompts' pictures as one batch; without FlashU, fewer evaluations may be asked for."""
-        return self.pipe(**self._asked(count, evaluations), batch_size=count)
+        return self._generate(self._prompts(count), evaluations)
 
     def submit(self, count: int) -> PendingPictures:
         """Begin what `generate` makes."""
-        return self.pipe.submit(**self._asked(count))
+        return self.pipe.submit(**self._asked(self._prompts(count)))
 
-    def _asked(self, count: int, evaluations: int | None = None) -> dict[str, Any]:
+    def batches(self, count: int) -> int:
+        """How many batches of so many images are timed at least: natural ones until they would begin anew."""
+        return max(1, len(self.natural) // count)
+
+    def _prompts(self, count: int) -> list[str]:
+        return list(itertools.islice(self._next_prompts, count)) if self.natural else self.bench.prompts(count)
+
+    def _generate(self, prompts: list[str], evaluations: int | None) -> list[Image.Image]:
+        return self.pipe(**self._asked(prompts, evaluations), batch_size=len(prompts))
+
+    def _asked(self, prompts: list[str], evaluations: int | None = None) -> dict[str, Any]:
         return {
-            "prompts": self.bench.prompts(count),
-            "seeds": list(range(count)),
+            "prompts": prompts,
+            "seeds": list(range(len(prompts))),
             "num_inference_steps": (evaluations or self.evaluations) + 1,
             "guidance_scale": GUIDANCE_SCALE,
             "size": self.bench.size,
         }
 
     def warm_up(self, count: int) -> None:
-        self.generate(count, None if self.settings else WARM_UP)
+        self._generate(self.bench.prompts(count), None if self.settings else WARM_UP)
 
     def calls(self) -> list[Call]:
         """Which methods are which part of the network."""
@@ -133,6 +163,19 @@ class Ours:
 
 
 @contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Blocks compiled before know which kernel attends, so they are compiled anew, and afterwards once more."""
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.compiler.reset()
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
+        torch.compiler.reset()
+
+
+@contextmanager
 def ffns_in_float8(model: Showo2Qwen2_5) -> Iterator[None]:
     """FFNs made in float8 for a while, beside the whole ones, which are back afterwards."""
     whole = [(owner, owner.mlp) for owner in ffn_owners(model)]
@@ -148,7 +191,7 @@ def ffns_in_float8(model: Showo2Qwen2_5) -> Iterator[None]:
 class Release:
     """The release's way, see `release_shaped.py`."""
 
-    compile_mode, compiled = "off", False
+    compile_mode, compiled, why_uncompiled = "off", False, None
 
     def __init__(self, bench: Bench, settings: FlashUConfig | None):
         self.bench, self.settings = bench, settings
@@ -182,6 +225,10 @@ class Release:
 
     def warm_up(self, count: int) -> None:
         self._generate(count, self._warm_up_steps)
+
+    def batches(self, count: int) -> int:
+        """As `Ours.batches`."""
+        return 1
 
     def _generate(self, count: int, steps: Sequence[Step]) -> list[Image.Image]:
         bench = self.bench
@@ -228,6 +275,7 @@ class Arm:
     preset: str | None = None  # of FlashU, where it is not the one that the run names
     compiled_with: str | None = None  # an arm that runs blocks in no other way, so that it compiles them for this one
     hazardous: bool = False  # may fail as no process survives it, and so comes after what matters
+    aside: bool = False  # measured beside the leader only: at the smallest batch size, and at the leader's best
 
     def on(self, bench: Bench) -> Ours | Release:
         settings = flashu_preset(self.preset) if self.preset else bench.settings if self.accelerated else None
@@ -242,6 +290,11 @@ ARMS = {
     "ours-flashu": Arm(Ours, True, AUTO),
     "ours-few-steps": Arm(Ours, True, AUTO, preset="few-steps", compiled_with="ours"),
     "ours-flashu-uncompiled": Arm(Ours, True, by_default=("cuda",)),
+    "ours-flashu-natural": Arm(Ours, True, {"natural": True, **AUTO}, compiled_with="ours-flashu", aside=True),
+    # Compiled once more wherever it is entered. On a CPU it would be the one before.
+    "ours-flashu-natural-no-cudnn": Arm(
+        Ours, True, {"natural": True, "cudnn_attention": False, **AUTO}, by_default=("cuda",), aside=True
+    ),
     "ours-flashu-max": Arm(Ours, True, {"compile_mode": "max"}, by_default=(), hazardous=True),
     "ours-flashu-float8": Arm(Ours, True, {"float8": True, **AUTO}, by_default=("cuda",), hazardous=True),
 }

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -58,6 +59,15 @@ class Failure:
     foreseen: bool = False  # a limit of the device or the model that its error explains
 
 
+def one_line(error: Exception) -> str:
+    """Its type, and the first line of what it says; where it says nothing, where it was raised."""
+    said = str(error).strip().partition("\n")[0]
+    if said.rstrip(":") in ("", "backend raised", type(error).__name__):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{said} raised in {Path(frame.filename).name}, line {frame.lineno}, {frame.name}".strip()
+    return f"{type(error).__name__}: {said}"
+
+
 class Attempts:
     """What was attempted, and of that what was left out. Entries name an arm and a batch size where there is one."""
 
@@ -86,7 +96,7 @@ class Attempts:
         try:
             work()
         except Exception as error:
-            line = f"{type(error).__name__}: {error}".partition("\n")[0]
+            line = one_line(error)
             if is_device_error(error):
                 self.leave_out(what, f"the device failed: {line}", arm, batch)
                 raise

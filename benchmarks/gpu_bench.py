@@ -20,6 +20,7 @@ from flashu.models.random_weights import random_model
 from flashu.models.tokenizer import BOI, BOS, EOI, EOS, IMAGE_PLACEHOLDER
 
 PROMPT_TOKENS = (60, 110)  # how long DPG-Bench's are, mostly
+NATURAL_PROMPTS = 50
 WORDS = 400
 
 
@@ -34,9 +35,10 @@ class Bench:
         settings: FlashUConfig,
         device: torch.device,
         dtype: torch.dtype,
+        natural_prompts: int = NATURAL_PROMPTS,
     ):
         self.config, self.vae_geometry, self.grid, self.settings = config, vae_geometry, grid, settings
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self._natural_prompts = device, dtype, natural_prompts
         self.model = random_model(Showo2Qwen2_5, config, 0, dtype, device, draw_on_device=True)
         self.vae = random_model(WanImageVAE, vae_geometry, 1, dtype, device, draw_on_device=True).to("cpu")
         self.tokenizer = word_tokenizer(min(WORDS, config.llm_vocab_size // 2))
@@ -67,8 +69,18 @@ class Bench:
 
     def prompts(self, count: int) -> list[str]:
         """The first `count` of one sequence of prompts, of natural lengths, in words without meaning."""
-        rng, words = random.Random(1), [word for word in self.tokenizer.tokenizer.get_vocab() if word.startswith("w")]
-        return [" ".join(rng.choices(sorted(words), k=length)) for length in self.prompt_lengths(count)]
+        return self._texts(self.prompt_lengths(count), seed=1)
+
+    def natural_prompts(self) -> list[str]:
+        """Prompts of which no two are of one length, as far as the model's longest allows, in no order."""
+        longest = min(PROMPT_TOKENS[1], self.config.max_text_tokens(self.grid[0] * self.grid[1]))
+        lengths = [max(1, longest - shorter) for shorter in range(self._natural_prompts)]
+        random.Random(2).shuffle(lengths)
+        return self._texts(lengths, seed=3)
+
+    def _texts(self, lengths: list[int], seed: int) -> list[str]:
+        rng, words = random.Random(seed), [word for word in self.tokenizer.tokenizer.get_vocab() if word[0] == "w"]
+        return [" ".join(rng.choices(sorted(words), k=length)) for length in lengths]
 
 
 def word_tokenizer(words: int) -> PromptTokenizer:

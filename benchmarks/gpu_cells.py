@@ -19,6 +19,7 @@ class Cell:
     timings: list[Timing] = field(default_factory=list)
     peak_gib: float = 0.0
     compiled: bool = False  # whether blocks really were
+    graphs: int = 0  # that were compiled to warm up
     graphs_while_timed: int = 0  # that were compiled when all should have been
 
     @property
@@ -65,9 +66,9 @@ class Forecast:
         """The first batch of a kind took `first_s`; any later one takes `usual_s`. The rest was compiling."""
         self.compile_s.setdefault((arm, several), max(0.0, first_s - usual_s))
 
-    def seconds(self, cell: Cell, warm_up_share: float) -> float:
-        """Of a cell's warm-up, which makes `warm_up_share` of a batch, and of one batch."""
-        return self._compiling_s(cell) + (1 + warm_up_share) * self._batch_s(cell)
+    def seconds(self, cell: Cell, warm_up_share: float, batches: int = 1) -> float:
+        """Of a cell's warm-up, which makes `warm_up_share` of a batch, and of so many batches."""
+        return self._compiling_s(cell) + (batches + warm_up_share) * self._batch_s(cell)
 
     def _compiling_s(self, cell: Cell) -> float:
         """As long as the arm's other kind of batch took, or else the slowest of other arms."""

@@ -13,6 +13,7 @@ from typing import Any
 from generate import random_scores
 from gpu_arms import ARMS, LEADER
 from gpu_series import Series
+from graphs import graphs_compiled
 
 from flashu.calibration import calibrate
 from flashu.pipeline import TextToImagePipeline
@@ -58,12 +59,13 @@ def first_images(series: Series, cold: dict[str, Any]) -> None:
     """Go on from there to a worker's first image, and to a second one, for which nothing is compiled any more."""
 
     def work() -> None:
+        before = graphs_compiled()
         with ExitStack() as stack:
             way = ARMS[LEADER].on(series.bench)
             _, cold["patch_and_start_compiler_s"] = series.clock(lambda: stack.enter_context(way))
             _, cold["first_image_s"] = series.clock(lambda: way.generate(1))
             _, cold["second_image_s"] = series.clock(lambda: way.generate(1))
-            cold["compiled"] = way.compiled
+            cold["compiled"], cold["graphs"] = way.compiled, graphs_compiled() - before
         series.forecast.note_first(LEADER, False, cold["first_image_s"], cold["second_image_s"])
 
     series.attempts.attempt("first image", work, LEADER, 1)

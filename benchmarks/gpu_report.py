@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpu_arms import BASELINES, LEADER, ONCE, SAME_PICTURES, VAE
+from gpu_arms import ARMS, BASELINES, LEADER, ONCE, SAME_PICTURES, VAE
 from gpu_cells import Best, Cell
-from gpu_series import Series
+from gpu_series import COMPILING, Series
 from PIL import Image, ImageChops, ImageStat
 from time_split import OTHER
 
@@ -20,6 +20,7 @@ def entries(series: Series, ceilings: dict[str, float]) -> dict[str, Any]:
     cells = sorted(series.cells.values(), key=lambda cell: (cell.batch, arms.index(cell.arm)))
     best = {arm: found for arm in arms if (found := series.best(arm))}
     return {
+        **compiling(series),
         "runs": [_run(series, cell, ceilings) for cell in cells],
         "best": {arm: _best(found, best) for arm, found in best.items()},
         "splits": [series.splits[key] for key in sorted(series.splits, key=lambda key: (key[1], arms.index(key[0])))],
@@ -36,6 +37,20 @@ def entries(series: Series, ceilings: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def compiling(series: Series) -> dict[str, Any]:
+    """Whether blocks ran compiled where they were to, and if not, why. None where nothing is known of it."""
+    asked = [cell for cell in series.cells.values() if ARMS[cell.arm].options.get("compile_mode", "off") != "off"]
+    compiled = all(cell.compiled for cell in asked)
+    reasons = [series.ways[cell.arm].why_uncompiled for cell in asked if not cell.compiled]
+    reasons += [why for (what, _, _), why in series.attempts.left_out.items() if what == COMPILING]
+    if not compiled and series.bench.device.type != "cuda":
+        reasons.append("compile=auto compiles on CUDA only")
+    return {
+        "blocks_compiled": compiled if asked else None,
+        "why_uncompiled": next(filter(None, reasons), None),
+    }
+
+
 def mean_difference(one: Image.Image, other: Image.Image) -> float:
     """Between two pictures, in levels of 255."""
     return sum(ImageStat.Stat(ImageChops.difference(one, other)).mean) / 3
@@ -45,18 +60,22 @@ def text(result: dict[str, Any]) -> str:
     """The whole result, to be read."""
     height, width = result["size"]
     where = result.get("gpu") or result.get("cpu")
-    lines = [f"{result['preset']} at {height}x{width}, {result['dtype']}, {where}, FlashU {result['flashu']}", ""]
+    lines = [f"{result['preset']} at {height}x{width}, {result['dtype']}, {where}, FlashU {result['flashu']}"]
+    if result["blocks_compiled"] is not None:
+        lines.append(f"blocks ran {'' if result['blocks_compiled'] else 'un'}compiled{_because(result)}")
+    lines.append("")
     if ceilings := result["ceilings"]:
         lines += [*_ceiling_lines(ceilings, result["dtype"]), ""]
     lines += [
         f"{'arm':<23}{'batch':>6}{'s/image':>10}{'images/s':>10}{'speed-up':>10}{'(flashu)':>10}{'TFLOP':>10}"
-        f"{'TFLOP/s':>10}{'share':>7}{'in steps':>10}{'share':>7}{'GiB':>7}{'runs':>6}{'compiled':>10}"
+        f"{'TFLOP/s':>10}{'share':>7}{'in steps':>10}{'share':>7}{'GiB':>7}{'runs':>6}{'slowest':>9}{'graphs':>8}"
     ]
     lines += [_run_line(run) for run in result["runs"]]
     lines += [
         "",
         f"speed-up: over {BASELINES[0]}, and over {BASELINES[1]}, at the same batch size. TFLOP: of an image.",
-        "in steps: without VAE and copying. GiB: the most allocated at once. compiled: whether blocks were.",
+        "s/image: the median run's; slowest: the slowest one's. in steps: without VAE and copying.",
+        "GiB: the most allocated at once. graphs: compiled before the first run, - where blocks ran uncompiled.",
         f"share: of the matrix product in {result['dtype']}, also where FFNs are in float8.",
         "",
     ]
@@ -111,6 +130,7 @@ def _run(series: Series, cell: Cell, ceilings: dict[str, float]) -> dict[str, An
         "loop_share_of_ceiling": ceiling and loop_rate and loop_rate / ceiling,
         "peak_memory_gib": cell.peak_gib,
         "seconds_of_runs": [timing.seconds for timing in cell.timings],
+        "graphs_compiled": cell.graphs,
         "graphs_compiled_while_timed": cell.graphs_while_timed,
     }
 
@@ -140,9 +160,14 @@ def _ceiling_lines(ceilings: dict[str, float], dtype: str) -> list[str]:
             f"matrix product of {ceilings['matrix_side']} in {dtype}: {ceilings['matrix_tflop_per_s']:.4g} TFLOP/s;   "
             f"copy: {ceilings['copy_gb_per_s']:.0f} GB/s, read and written"
         )
+        lines.append(f"the same product for seconds on end: {ceilings['sustained_matrix_tflop_per_s']:.4g} TFLOP/s")
     if float8 := ceilings.get("float8_matrix_tflop_per_s"):
         lines.append(f"the same product in float8, with scales of rows and columns: {float8:.4g} TFLOP/s")
     return lines
+
+
+def _because(result: dict[str, Any]) -> str:
+    return f": {result['why_uncompiled']}" if result["why_uncompiled"] else ""
 
 
 def _best_line(arm: str, best: dict[str, Any], others: dict[str, Any]) -> str:
@@ -168,7 +193,9 @@ def _run_line(run: dict[str, Any]) -> str:
     return (
         f"{run['arm']:<23}{run['batch_size']:>6}{run['seconds_per_image']:>10.3f}{run['images_per_s']:>10.3f}"
         f"{speed_ups[0]:>10}{speed_ups[1]:>10}{flop:>10}{rate:>10}{shares[0]:>7}{loop_rate:>10}{shares[1]:>7}"
-        f"{run['peak_memory_gib']:>7.1f}{len(run['seconds_of_runs']):>6}{'yes' if run['compiled'] else 'no':>10}"
+        f"{run['peak_memory_gib']:>7.1f}{len(run['seconds_of_runs']):>6}"
+        f"{max(run['seconds_of_runs']) / run['batch_size']:>9.3f}"
+        f"{run['graphs_compiled'] if run['compiled'] else '-':>8}"
     )
 
 

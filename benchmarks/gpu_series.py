@@ -52,7 +52,8 @@ class Series:
             return None
         way = self.ways[arm]
         cell = known or Cell(arm, batch, way.compile_mode)
-        if not self.attempts.is_time_for(SPEED, self.forecast.seconds(cell, way.warm_up_share), arm, batch):
+        expected_s = self.forecast.seconds(cell, way.warm_up_share, way.batches(batch))
+        if not self.attempts.is_time_for(SPEED, expected_s, arm, batch):
             return None
         failure = self.attempts.attempt(SPEED, lambda: self._fill(cell), arm, batch)
         if failure and not (failure.foreseen or failure.out_of_memory or cell.timings) and cell.compile_mode == "auto":
@@ -121,7 +122,7 @@ class Series:
 
         Of all, or for some arms of those that are compared: at the smallest batch size and at the best.
         """
-        cells = list(self.cells.values())
+        cells = [cell for cell in self.cells.values() if not ARMS[cell.arm].aside]
         if arms is not None:
             best = {arm: found.cell.batch for arm in arms if (found := self.best(arm))}
             cells = [cell for cell in cells if cell.arm in best and cell.batch in (self.batches[0], best[cell.arm])]
@@ -158,11 +159,13 @@ class Series:
 
     def _fill(self, cell: Cell) -> None:
         device, budget = self.bench.device, self.attempts.budget
+        before = graphs_compiled()
         with self._entered(cell) as way:
             _, warm_up_s = self.clock(lambda: way.warm_up(cell.batch))
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            graphs, start = graphs_compiled(), time.monotonic()
+            cell.graphs += graphs_compiled() - before
+            graphs, start, batches = graphs_compiled(), time.monotonic(), way.batches(cell.batch)
             while True:
                 timing, pictures = timed(way, cell.batch)
                 cell.timings.append(timing)
@@ -171,7 +174,7 @@ class Series:
                 self.pictures.setdefault(cell.arm, pictures[0])
                 spent_s = time.monotonic() - start + timing.seconds
                 enough = len(cell.timings) >= self.repeats or spent_s > CELL_SHARE * budget.seconds
-                if enough or timing.seconds > budget.left_s():
+                if (enough and len(cell.timings) >= batches) or timing.seconds > budget.left_s():
                     break
             cell.graphs_while_timed += graphs_compiled() - graphs
             self.forecast.note_first(cell.arm, cell.several, warm_up_s, way.warm_up_share * cell.seconds)

@@ -33,4 +33,4 @@ def reorder(attention: Attention, order: Tensor) -> None:
                 parameter.data = parameter.unflatten(0, (groups, -1))[order].flatten(0, 1)
     weight = attention.o_proj.weight
     weight.data = weight.unflatten(1, (groups, -1))[:, order].flatten(1)
-    attention.join_again()
+    attention.join_again_if_moved()

@@ -2,6 +2,8 @@
 
 Small products leave a GPU's units idle, and each is a launch. So the layers' weights are laid behind each other in
 memory, and used as one where all of them are wanted; the layers keep their parameters, as views, under their names.
+Where a layer is more than its weights (gradients are wanted, a hook watches it, another module stands in its place),
+the layers run one by one, as they would have without this.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from torch import Tensor, nn
 class Joined(nn.Module):
     """A module with such layers. Joined on CUDA, where it saves time, and elsewhere when `join` is called.
 
-    (A checkpoint on a CPU stays mapped to its file until then.) Copying into the parameters, moving them and
-    `load_state_dict` are seen; code that puts other data behind a parameter calls `join_again`.
+    (A checkpoint on a CPU stays mapped to its file until then.) Weights may be changed in any way: in place, by
+    `load_state_dict`, or by other data behind a parameter, after which they are joined anew when they are next used.
     """
 
     layers_joined: tuple[str, ...]  # the layers' names; with biases all of them, or none
@@ -31,23 +33,37 @@ class Joined(nn.Module):
     @torch.no_grad()
     def join(self) -> None:
         """Lay the weights behind each other."""
-        linears = [getattr(self, name) for name in self.layers_joined]
+        linears = self._linears()
         self._sizes = [linear.out_features for linear in linears]
         weight = _lay([linear.weight for linear in linears])
         self._whole = weight, None if linears[0].bias is None else _lay([linear.bias for linear in linears])
 
-    def join_again(self) -> None:
-        """Join layers that were joined, after their parameters were given other data."""
-        if self._whole is not None:
+    def join_again_if_moved(self) -> None:
+        """Join layers that were joined, and whose parameters were given other data since.
+
+        Compiled code does not look; `Showo2Qwen2_5.encode_prefix` does so before it.
+        """
+        linears = self._linears()
+        if self._whole is None or any(map(_is_other, linears)):
+            return
+        weight, bias = self._whole
+        together = _lie_in(weight, [linear.weight for linear in linears])
+        if not (together and (bias is None or _lie_in(bias, [linear.bias for linear in linears]))):
             self.join()
 
     def project(self, x: Tensor, first: int = 0) -> tuple[Tensor, ...]:
         """What the layers make of `x` (…, in), from the layer number `first` on."""
-        if self._whole is None:
-            return tuple(getattr(self, name)(x) for name in self.layers_joined[first:])
+        linears = self._linears()
+        if self._whole is None or torch.is_grad_enabled() or any(_is_other(one) or _is_watched(one) for one in linears):
+            return tuple(linear(x) for linear in linears[first:])
+        if not torch.compiler.is_compiling():
+            self.join_again_if_moved()
         weight, bias = self._whole
         start = sum(self._sizes[:first])
         return F.linear(x, weight[start:], None if bias is None else bias[start:]).split(self._sizes[first:], dim=-1)
+
+    def _linears(self) -> list[nn.Linear]:
+        return [getattr(self, name) for name in self.layers_joined]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Joined:
         super()._apply(fn, recurse)
@@ -55,8 +71,28 @@ class Joined(nn.Module):
         return self
 
     def _changed(self) -> None:
-        if self._whole is not None or getattr(self, self.layers_joined[0]).weight.is_cuda:
+        linears = self._linears()
+        if not any(map(_is_other, linears)) and (self._whole is not None or linears[0].weight.is_cuda):
             self.join()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: the parameters alone. A copy of what they are views of would be of no parameter any more."""
+        return {**self.__dict__, "_whole": self._whole is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        was_joined = state["_whole"]
+        super().__setstate__({**state, "_whole": None})
+        if was_joined:
+            self.join()
+
+
+def _is_other(linear: nn.Module) -> bool:
+    """Whether something else stands where a linear layer was, such as one with an adapter or a parametrization."""
+    return type(linear) is not nn.Linear
+
+
+def _is_watched(linear: nn.Module) -> bool:
+    return bool(linear._forward_hooks or linear._forward_pre_hooks)
 
 
 def _lay(parameters: list[nn.Parameter]) -> Tensor:
@@ -65,6 +101,18 @@ def _lay(parameters: list[nn.Parameter]) -> Tensor:
     for parameter, part in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):
         parameter.data = part
     return whole
+
+
+def _lie_in(whole: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Whether `whole` is still what the parameters are views of, one behind the other."""
+    if whole.is_meta:
+        return True
+    place = whole.data_ptr()
+    for parameter in parameters:
+        if parameter.data_ptr() != place:
+            return False
+        place += parameter.numel() * parameter.element_size()
+    return True
 
 
 def _loaded(module: Joined, _: Any) -> None:

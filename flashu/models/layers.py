@@ -182,7 +182,7 @@ class Attention(Joined):
 
 def _own(states: KeyValue) -> KeyValue:
     """With values in memory of their own: joined layers make them together with others, which would be kept too."""
-    return states._replace(value=states.value.contiguous())
+    return KeyValue(states.key, states.value.contiguous())
 
 
 def _attention(query: Tensor, seen: KeyValue, alone: bool, mask: Tensor | None, tail: Tensor | None) -> Tensor:
@@ -248,7 +248,7 @@ class GatedMlp(Joined):
         for linear in (self.gate_proj, self.up_proj):
             linear.weight.data = linear.weight[order]
         self.down_proj.weight.data = self.down_proj.weight[:, order]
-        self.join_again()
+        self.join_again_if_moved()
 
 
 def sliced(linear: nn.Linear, x: Tensor, outputs: Span | None = None, inputs: Span | None = None) -> Tensor:

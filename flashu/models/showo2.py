@@ -18,7 +18,7 @@ Parameter names and shapes are those of the released checkpoints. No sampling, n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,9 +128,11 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
 
     def join(self) -> None:
         """Join the linear layers that read one input, as is done on CUDA anyway; see `Joined`."""
-        for module in self.modules():
-            if isinstance(module, Joined):
-                module.join()
+        for module in self._joined():
+            module.join()
+
+    def _joined(self) -> Iterator[Joined]:
+        return (module for module in self.modules() if isinstance(module, Joined))
 
     def embed_times(self, t: Tensor) -> Times:
         """Everything that depends on time alone, for times `t` (steps,) at once."""
@@ -157,6 +159,9 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         `guided` says that the rows are in CFG order: the second half, which mostly are the same empty text, then need
         no mask for the sake of the first. `blocks` is how blocks are called, here and over the span.
         """
+        if blocks.compiled:
+            for module in self._joined():
+                module.join_again_if_moved()
         lengths = [len(row) for row in rows]
         span = torch.arange(1 + grid[0] * grid[1], device=self.device)
         room = -(max(lengths) + len(span)) % blocks.key_multiple  # for more padding, where there is some

@@ -1,12 +1,14 @@
 """Joined projections: the same numbers from one product, under the checkpoint's names, however weights are changed."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from flashu import FlashUConfig, apply_flashu_patch, remove_flashu_patch
 from flashu.models import Showo2Qwen2_5
+from flashu.models.blocks import Blocks
 from flashu.models.geometry import PRESETS
 from flashu.models.joined import Joined
 from flashu.models.random_weights import random_model
@@ -134,3 +136,90 @@ def test_on_cuda_layers_are_joined_from_the_start():
     moved = Showo2Qwen2_5.from_pretrained("embedded").cuda()
     for model in (loaded, moved):
         assert all(module._whole is not None for module in model.modules() if isinstance(module, Joined))
+
+
+# --------------------------------------------------------------------------------------------- more than weights
+
+
+def train(model, steps=3):
+    """Some steps towards a velocity, from one noise."""
+    height, width = model.config.native_grid
+    generator = torch.Generator().manual_seed(0)
+    noise, target = torch.randn(2, 1, model.config.image_latent_dim, 2 * height, 2 * width, generator=generator)
+    model.requires_grad_(True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        prefix = model.encode_prefix([[1, 2, 3, 4]], model.config.native_grid)
+        time = model.embed_times(torch.tensor([0.3])).at(0)
+        (model.velocity(noise, time, prefix) - target).square().mean().backward()
+        optimizer.step()
+
+
+def test_training_moves_every_weight_as_it_does_unjoined(pipe, joined):
+    before = {name: value.clone() for name, value in pipe.model.named_parameters()}
+    for one in (pipe, joined):
+        train(one.model)
+    mine, theirs = dict(joined.model.named_parameters()), dict(pipe.model.named_parameters())
+    moved = [name for name in before if not torch.equal(before[name], theirs[name])]
+    assert len(moved) > 100
+    assert {name for name in moved if "q_proj" in name or "up_proj" in name}
+    assert all(torch.equal(mine[name], theirs[name]) for name in before)
+    assert all(module._whole is not None for module in joined.model.modules() if isinstance(module, Joined))
+    assert (latents(joined) - latents(pipe)).abs().max() < 1e-5 * latents(pipe).abs().max(), "by the trained weights"
+
+
+def test_what_watches_a_layer_sees_it_and_what_stands_for_it_runs(pipe, joined):
+    seen = []
+    layer, plain = (one.model.showo.model.layers[0] for one in (joined, pipe))
+    x = torch.randn(1, 3, pipe.model.config.llm.hidden_size)
+    handles = [
+        layer.self_attn.k_proj.register_forward_hook(lambda *args: seen.append("k")),
+        layer.mlp.up_proj.register_forward_pre_hook(lambda *args: seen.append("up")),
+    ]
+    with torch.no_grad():
+        layer.self_attn.project(x), layer.mlp(x)
+        assert seen == ["k", "up"]
+        for handle in handles:
+            handle.remove()
+        layer.self_attn.project(x), layer.mlp(x)
+        assert seen == ["k", "up"]
+        layer.mlp.up_proj = torch.nn.Sequential(layer.mlp.up_proj, torch.nn.Tanh())  # as an adapter is put in
+        expected = plain.mlp.down_proj(torch.nn.functional.silu(plain.mlp.gate_proj(x)) * plain.mlp.up_proj(x).tanh())
+        assert torch.allclose(layer.mlp(x), expected, atol=1e-6)
+    joined.model.to(torch.float64).to(torch.float32)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_other_data_behind_a_parameter_is_what_runs(pipe, joined, compiled):
+    """As an average of weights is swapped in for a while."""
+    before = latents(joined)
+    if compiled:
+        joined.blocks = Blocks.through(partial(torch.compile, backend="eager"))
+        assert (latents(joined) - before).abs().max() < 1e-5 * before.abs().max()
+    with torch.no_grad():
+        for one in (pipe, joined):
+            for name, parameter in one.model.named_parameters():
+                if "q_proj" in name or "up_proj" in name:
+                    parameter.data = parameter * 1.5
+    mine, theirs = latents(joined), latents(pipe)
+    assert (mine - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert (mine - before).abs().max() > 0.01 * before.abs().max()
+
+
+def test_a_copy_holds_one_copy_of_the_weights_and_goes_its_own_way(joined):
+    twin = copy.deepcopy(joined.model)
+    assert storage_bytes(twin) == storage_bytes(joined.model)
+    for module in (joined.model, twin):
+        owners = [one for one in module.modules() if isinstance(one, Joined)]
+        wholes = {one._whole[0].untyped_storage().data_ptr() for one in owners}
+        held = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+        assert len(wholes) == len(owners)
+        assert wholes <= held
+    mlp, other = joined.model.showo.model.layers[0].mlp, twin.showo.model.layers[0].mlp
+    x = torch.randn(1, 3, joined.model.config.llm.hidden_size)
+    with torch.no_grad():
+        expected = mlp(x)
+        other.up_proj.weight.zero_()
+        assert other(x).abs().max() == 0
+        assert torch.equal(mlp(x), expected)
