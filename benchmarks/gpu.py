@@ -10,8 +10,8 @@ Weights are random. It needs torch, transformers, pillow and what these bring, n
     cold      building the model, calibrating on a few prompts, patching, compiling from nothing, the first image
     ceilings  the device's large matrix product, and its copy of memory
     speed     release and ours, without FlashU and with it, at the smallest batch size, and up to each one's best
-    speed     ours with FlashU on prompts that are all of other lengths, where kernels show that plan anew for each shape,
-              with cuDNN's attention and without it
+    speed     ours with FlashU on prompts that are all of other lengths, where kernels show that plan anew for each
+              shape, with cuDNN's attention and without it
     split     time by part of the network, and time in which the GPU had nothing to do, of all four at the smallest
               batch size, and of ours at its best
     speed     ours with FlashU, several batches back to back; ours on few steps, and uncompiled

@@ -62,6 +62,27 @@ def test_readme_shows_the_counts_of_the_committed_result():
         assert re.search(rf"Show-o2 {name}, FlashU.* \| {cells[0]:.1f} \| \*\*{cells[1]:.1f}\*\* \|", readme), name
 
 
+def test_readme_shows_the_speeds_of_the_committed_gpu_result():
+    result = json.loads((BENCHMARKS / "results" / "2026-11-27-gpu-nvidia-h200.json").read_text())
+    runs = {(run["arm"], run["batch_size"]): run for run in result["runs"]}
+    rows = {
+        "release, 50 steps": "release",
+        "release, FlashU": "release-flashu",
+        "ours, 50 steps": "ours",
+        "ours, FlashU": "ours-flashu",
+        "ours, FlashU, uncompiled": "ours-flashu-uncompiled",
+        "ours, `few-steps`": "ours-few-steps",
+    }
+    readme = (BENCHMARKS.parent / "README.md").read_text().replace("**", "")
+    for name, arm in rows.items():
+        one, several = runs[arm, 1], runs[arm, 8]
+        assert (
+            f"| {name} | {one['images_per_s']:.2f} | {several['images_per_s']:.2f} | {several['tflop_per_s']:.0f} | "
+            f"{several['speed_up']:.2f}x / {several['speed_up_over_release_flashu']:.2f}x |"
+        ) in readme
+    assert "NVIDIA H200" in result["gpu"]
+
+
 def test_generate_times_both_arms_in_one_run(tmp_path):
     file = tmp_path / "result.json"
     arguments = ("--preset", "embedded", "--batch-size", 1, 2, "--repeats", 1, "--device", "cpu", "--json", file)

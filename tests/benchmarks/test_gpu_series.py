@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from gpu import main
 from gpu_arms import ARMS, Arm, Ours
-from gpu_attempts import Attempts, Budget, OutOfTime, time_limit
+from gpu_attempts import Attempts, Budget, OutOfTime, one_line, time_limit
 from gpu_bench import Bench
 from gpu_cold import empty_compile_caches
+from gpu_report import compiling
 from gpu_series import Series
 
 from flashu.calibration import calibrate
@@ -101,6 +103,50 @@ def test_what_does_not_compile_is_measured_uncompiled_and_said(bench, monkeypatc
     series = series_of(bench, "uncompilable", batches=(1, 2))
     assert series.find_best("uncompilable").is_known
     assert series.attempts.left_out == {("compiling", "uncompilable", 1): "NotImplementedError: no such kernel"}
+    assert compiling(series) == {"blocks_compiled": False, "why_uncompiled": "NotImplementedError: no such kernel"}
+
+
+def test_where_there_is_no_compiler_it_is_said_why(bench, monkeypatch):
+    def compile_on_cuda(pipe, mode):
+        warnings.warn("running uncompiled, as torch.compile does not work here: no Python.h", stacklevel=2)
+        return pipe
+
+    monkeypatch.setattr("gpu_arms.TextToImagePipeline.compile", compile_on_cuda)
+    series = series_of(bench, "ours-flashu")
+    assert series.measure("ours-flashu", 1)
+    assert compiling(series)["why_uncompiled"].endswith("torch.compile does not work here: no Python.h")
+
+
+@pytest.mark.parametrize("error", [AssertionError(), AssertionError("\n\nfrom user code:"), RuntimeError("a\nb")])
+def test_a_line_of_a_failure_says_what_or_where(error):
+    try:
+        raise error
+    except Exception as caught:
+        line = one_line(caught)
+    assert "\n" not in line
+    where = f"raised in {Path(__file__).name}"
+    assert line.startswith(type(error).__name__)
+    assert line == "RuntimeError: a" or where in line or "from user code" in line
+
+
+def test_natural_prompts_are_new_ones_in_every_batch_and_of_other_lengths(bench, monkeypatch):
+    made = []
+    with ARMS["ours-flashu-natural"].on(bench) as way:
+        monkeypatch.setattr(way, "pipe", lambda prompts, **_: made.append(prompts))
+        way.warm_up(8)
+        for _ in range(way.batches(8)):
+            way.generate(8)
+    warm_up, *batches = made
+    timed = [prompt for batch in batches for prompt in batch]
+    assert len({len(prompt.split()) for prompt in timed}) == len(timed) == 48
+    assert not set(timed) & set(warm_up)
+
+
+def test_an_arm_without_cudnn_attention_leaves_the_switch_as_it_was(bench):
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with ARMS["ours-flashu-natural-no-cudnn"].on(bench):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 class Breaking(Ours):
