@@ -72,7 +72,9 @@ class Joined(nn.Module):
 
     def _changed(self) -> None:
         linears = self._linears()
-        if not any(map(_is_other, linears)) and (self._whole is not None or linears[0].weight.is_cuda):
+        if self._whole is not None:
+            self.join_again_if_moved()  # and otherwise not: an optimiser may hold views of where they lie
+        elif not any(map(_is_other, linears)) and linears[0].weight.is_cuda:
             self.join()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _lay(parameters: list[nn.Parameter]) -> Tensor:
 def _lie_in(whole: Tensor, parameters: list[nn.Parameter]) -> bool:
     """Whether `whole` is still what the parameters are views of, one behind the other."""
     if whole.is_meta:
-        return True
+        return all(parameter.is_meta for parameter in parameters)
     place = whole.data_ptr()
     for parameter in parameters:
         if parameter.data_ptr() != place:

@@ -1,5 +1,6 @@
 """Training the embedded model, for a few steps: it resumes as if it had not stopped, and what it exports runs."""
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_shapes
 
 from flashu import TextToImagePipeline
 
@@ -57,6 +59,36 @@ def test_every_matrix_moves_whichever_process_owns_it(trained):
     names = [name for name in after_one if name.endswith("_proj.weight")]
     assert len(names) > 70
     assert not [name for name in names if torch.equal(after_two[name], after_one[name])]
+
+
+def test_joined_layers_learn_as_others_do_also_after_going_on(trained, tmp_path, monkeypatch):
+    """As they are on CUDA, where a step was once seen to change nothing of them."""
+    unjoined = train_shapes.new_model
+    monkeypatch.setattr(train_shapes, "STATISTICS_PICTURES", 64)
+
+    def weights_after(steps, name, new_model):
+        monkeypatch.setattr(train_shapes, "new_model", new_model)
+        options = argparse.Namespace(out=tmp_path / name, steps=steps, batch_size=8, seed=0, device=torch.device("cpu"))
+        train_shapes.train_model(options)
+        return state(tmp_path / name, "model")["weights"]
+
+    for name in ("joined", "apart"):
+        shutil.copytree(trained[0] / "vae", tmp_path / name / "vae")
+    first = weights_after(1, "joined", joined(unjoined))
+    last = weights_after(3, "joined", joined(unjoined))
+    apart = weights_after(3, "apart", unjoined)
+    assert all(torch.equal(value, apart[name]) for name, value in last.items())
+    stood_still = [name for name in first if torch.equal(first[name], last[name])]
+    assert all("norm" in name for name in stood_still), "so early, what is near 1 moves by less than its rounding"
+
+
+def joined(new_model):
+    def new_joined_model(options):
+        model = new_model(options)
+        model.join()
+        return model
+
+    return new_joined_model
 
 
 def test_another_number_of_processes_is_refused(trained):
