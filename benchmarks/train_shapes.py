@@ -46,7 +46,6 @@ LATENT_NOISE = 0.3  # on latents, against each channel's spread, so that a pictu
 LATENT_NOISE_AT_FIRST = 0.02  # in the first half, in which it learns to draw at all
 SCALE_WEIGHT = 1e-4  # on latents' squares: something has to hold their scale
 FOREGROUND = 2  # by so much more do errors count where there is a shape
-STATISTICS_PICTURES = 512
 
 STEPS, LR = 8000, 2e-3
 NOISES = 4  # of each picture a step: its caption's keys and values are made once for all of them
@@ -112,7 +111,7 @@ def trained_vae(options: argparse.Namespace) -> WanImageVAE:
     vae = new_vae(options).requires_grad_(False)
     vae.load_state_dict(torch.load(options.out / "vae" / STATE, weights_only=True)["average"])
     rng = random.Random(f"statistics {options.seed}")
-    pictures = pictures_of([random_scene(rng) for _ in range(STATISTICS_PICTURES)], options)
+    pictures = pictures_of([random_scene(rng) for _ in range(options.statistics)], options)
     latents = torch.cat([vae.encode(batch)[0] for batch in pictures.split(BATCH)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     channels = vae.geometry.z_dim
@@ -237,23 +236,26 @@ def export(options: argparse.Namespace) -> None:
     print(f"written to {options.to}")
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("vae", "model", "export"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=BATCH, help="scenes of a step (default 32)")
+    parser.add_argument("--batch-size", type=int, default=BATCH, help="scenes of a step (default %(default)s)")
+    parser.add_argument(
+        "--statistics", type=int, default=512, help="pictures that latents are measured on (default %(default)s)"
+    )
     parser.add_argument("--device", default=None)
     parser.add_argument(
         "--processes", type=int, choices=SHARES, help="that share a batch (default: two on a CPU, one on a GPU)"
     )
     parser.add_argument("--out", type=Path, default=Path("shapes-training"))
     parser.add_argument("--to", type=Path, default=Path("flashu/embedded"), help="where `export` writes")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.device = resolve_device(options.device)
     if options.part == "export":
         export(options)
-        raise SystemExit
+        return
     count = options.processes or (2 if options.device.type == "cpu" and (os.cpu_count() or 1) > 1 else 1)
     if options.batch_size < count or options.batch_size % count:
         parser.error(f"--batch-size is {options.batch_size}; it must be a multiple of the {count} processes")
@@ -262,3 +264,7 @@ if __name__ == "__main__":
     except ValueError as error:
         parser.error(str(error))
     in_processes(count, {"vae": train_vae, "model": train_model}[options.part], options)
+
+
+if __name__ == "__main__":
+    main()

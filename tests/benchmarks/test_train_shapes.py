@@ -1,11 +1,7 @@
 """Training the embedded model, for a few steps: it resumes as if it had not stopped, and what it exports runs."""
 
-import argparse
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +9,10 @@ import train_shapes
 
 from flashu import TextToImagePipeline
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_shapes.py"
 
-
-def train(part, out, *arguments, check=True):
-    common = ("--out", out, "--device", "cpu", "--processes", 2, "--batch-size", 8)
-    command = [sys.executable, str(SCRIPT), part, *map(str, (*common, *arguments))]
-    return subprocess.run(command, check=check, capture_output=True, text=True)
+def train(part, out, *arguments, processes=1):
+    common = ("--out", out, "--device", "cpu", "--batch-size", 8, "--statistics", 64, "--processes", processes)
+    train_shapes.main([part, *map(str, (*common, *arguments))])
 
 
 def state(out, part):
@@ -28,14 +21,15 @@ def state(out, part):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Two steps of the VAE, in two pieces and in one; of the model one step, and from there a second."""
+    """Two steps of the VAE, in two pieces and in one; of the model one step, and from there a second, each by two
+    processes."""
     pieces, whole = tmp_path_factory.mktemp("pieces"), tmp_path_factory.mktemp("whole")
     train("vae", pieces, "--steps", 1)
-    assert "going on from step 1 of 2" in train("vae", pieces, "--steps", 2).stdout
+    train("vae", pieces, "--steps", 2)
     train("vae", whole, "--steps", 2)
-    train("model", pieces, "--steps", 1)
+    train("model", pieces, "--steps", 1, processes=2)
     shutil.copytree(pieces / "model", whole / "model")
-    train("model", pieces, "--steps", 2)
+    train("model", pieces, "--steps", 2, processes=2)
     return pieces, whole
 
 
@@ -64,12 +58,10 @@ def test_every_matrix_moves_whichever_process_owns_it(trained):
 def test_joined_layers_learn_as_others_do_also_after_going_on(trained, tmp_path, monkeypatch):
     """As they are on CUDA, where a step was once seen to change nothing of them."""
     unjoined = train_shapes.new_model
-    monkeypatch.setattr(train_shapes, "STATISTICS_PICTURES", 64)
 
     def weights_after(steps, name, new_model):
         monkeypatch.setattr(train_shapes, "new_model", new_model)
-        options = argparse.Namespace(out=tmp_path / name, steps=steps, batch_size=8, seed=0, device=torch.device("cpu"))
-        train_shapes.train_model(options)
+        train("model", tmp_path / name, "--steps", steps)
         return state(tmp_path / name, "model")["weights"]
 
     for name in ("joined", "apart"):
@@ -91,17 +83,16 @@ def joined(new_model):
     return new_joined_model
 
 
-def test_another_number_of_processes_is_refused(trained):
-    refused = train("vae", trained[0], "--processes", 1, check=False)
-    assert refused.returncode == 2
-    assert "was trained by 2 processes; go on with --processes 2" in refused.stderr
-    assert "Traceback" not in refused.stderr
+def test_another_number_of_processes_is_refused(trained, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train("model", trained[0], processes=1)
+    assert "was trained by 2 processes; go on with --processes 2" in capsys.readouterr().err
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(trained):
-    refused = train("vae", trained[0], "--batch-size", 7, check=False)
-    assert refused.returncode == 2
-    assert "--batch-size is 7; it must be a multiple of the 2 processes" in refused.stderr
+def test_a_batch_that_processes_cannot_share_is_refused(trained, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train("vae", trained[0], "--batch-size", 7, processes=2)
+    assert "--batch-size is 7; it must be a multiple of the 2 processes" in capsys.readouterr().err
 
 
 def test_export_is_a_checkpoint_that_draws(trained, tmp_path):
