@@ -5,14 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint
+.PHONY: demo test test-cpus lint
 
 demo: $(VENV)/installed
 	$(BIN)/flashu run demo
 	@echo "Open demo/report.html. The built-in model is small, and draws flat shapes: see flashu/embedded/README.md."
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=10
+
+test-cpus: $(VENV)/installed-test # the numeric tests, as other CPUs would run them
+	$(BIN)/python -m tests.cpus
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from flashu.models import WanImageVAE
 from flashu.models.geometry import PRESETS, VAE_PRESETS, HeadGeometry, LlmGeometry, Showo2Config, VisionGeometry
 from flashu.models.random_weights import random_model
 from flashu.probe import stock_plan
+from tests.bounds import EVALUATION, TRAJECTORY
 from tests.reference import GoldenModel, load_vae, relative_error
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -25,7 +26,6 @@ RUNS = [
     for folder in ("tiny", "tiny_hq")
     for run in json.loads((GOLDEN / folder / "meta.json").read_text())["flashu_runs"]
 ]
-TRAJECTORY = 1e-3  # of the largest value, as in tests/golden/README.md
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny_hq"])
@@ -90,7 +90,7 @@ def test_guided_velocity_is_our_models_with_the_same_weights(llm_hidden, tied):
     release = ReleaseShaped.sharing(model)
     batch = Batch.of(rows, release.device, release.dtype)
     guided = release.guide(release.velocity(torch.cat((latents, latents)), t, batch), 7.5)
-    assert relative_error(guided[:2], expected) < 1e-4
+    assert relative_error(guided[:2], expected) < EVALUATION
     assert torch.equal(guided[2:], guided[:2])
 
 
@@ -130,7 +130,7 @@ def test_vae_makes_the_images_of_the_published_code():
     folded, expected = load_vae(GOLDEN / "vae_tiny")
     vae = random_model(ReleaseVae, folded.geometry, 0)
     vae.take_weights(folded)
-    assert relative_error(vae.decode(expected["latents"]), expected["decoded"]) < 1e-4
+    assert relative_error(vae.decode(expected["latents"]), expected["decoded"]) < EVALUATION
 
 
 def test_vae_keeps_nothing_of_a_batch_that_failed(monkeypatch):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from flashu import InputError, OutOfMemoryError, TextToImagePipeline, answering, understanding, visual_questions
 from flashu.visual_questions import open_picture, picture_latents
+from tests.bounds import EVALUATION, LEVEL
 from tests.reference import relative_error
 
 QUESTIONS = (
@@ -61,7 +62,7 @@ def test_answers_are_those_of_whole_rows_whatever_stands_beside(pipe, latents, e
         assert len(answers[place]) == len(logits[place]) == len(asked)
         for question, answer, own in zip(asked, answers[place], logits[place], strict=True):
             first, tokens = recomputed(pipe, latents[place : place + 1], question, 12)
-            assert relative_error(own[None], first) < 1e-5
+            assert relative_error(own[None], first) < EVALUATION
             assert answer == tokens
 
 
@@ -107,7 +108,7 @@ def test_answers_come_in_the_shape_of_the_questions(pipe):
     assert isinstance(answers[0], str)
     assert isinstance(answers[1], list)
     probabilities = pipe.yes_probability([picture, picture], "Is there a ring?")
-    assert probabilities == pytest.approx([probabilities[0]] * 2, abs=1e-5)
+    assert probabilities == pytest.approx([probabilities[0]] * 2, abs=EVALUATION)
 
 
 def test_the_probability_of_yes_is_that_of_its_token_against_no(pipe):
@@ -117,7 +118,7 @@ def test_the_probability_of_yes_is_that_of_its_token_against_no(pipe):
     first, _ = recomputed(pipe, latents, question, 1)
     yes, no = (pipe.tokenizer.tokenizer.token_to_id(word) for word in ("yes", "no"))
     expected = float(first[0, [yes, no]].softmax(dim=0)[0])
-    assert pipe.yes_probability(picture, "Is there a ring?") == pytest.approx(expected, abs=1e-5)
+    assert pipe.yes_probability(picture, "Is there a ring?") == pytest.approx(expected, abs=EVALUATION)
 
 
 def test_more_questions_than_fit_a_row_and_images_in_batches_change_no_answer(pipe, monkeypatch):
@@ -129,7 +130,7 @@ def test_more_questions_than_fit_a_row_and_images_in_batches_change_no_answer(pi
     apart = pipe.answer(pictures, asked, batch_size=1, **drawn), pipe.yes_probability(pictures, asked, batch_size=2)
     assert apart[0] == together[0]
     for one, other in zip(apart[1], together[1], strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
+        assert one == pytest.approx(other, abs=EVALUATION)
 
 
 def test_greedy_answers_leave_the_global_generator_alone(pipe):
@@ -165,7 +166,7 @@ def test_images_of_any_mode_are_read(mode):
     picture = picture.convert("La") if mode == "La" else picture
     assert picture.mode == mode
     seen = np.asarray(open_picture(picture)).astype(int)
-    assert abs(seen - values[:, :, None]).max() <= 1
+    assert abs(seen - values[:, :, None]).max() <= LEVEL
 
 
 def test_a_dark_picture_of_16_bits_stays_dark():

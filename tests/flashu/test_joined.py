@@ -13,6 +13,8 @@ from flashu.models.geometry import PRESETS
 from flashu.models.joined import Joined
 from flashu.models.random_weights import random_model
 from flashu.pipeline import TextToImagePipeline
+from tests.bounds import EVALUATION, SUM, TRAJECTORY
+from tests.reference import relative_error
 
 PROMPTS, SEEDS = ["a red circle", "two blue squares beside a ring"], [1, 2]
 
@@ -54,13 +56,13 @@ def test_pictures_and_answers_are_the_same_to_rounding(pipe, joined, settings):
         if settings:
             apply_flashu_patch(one.model, settings, tokenizer=one.tokenizer)
     mine, theirs = latents(joined), latents(pipe)
-    assert (mine - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert relative_error(mine, theirs) < TRAJECTORY
     if settings:
         for one in (pipe, joined):
             remove_flashu_patch(one.model)
     image = pipe("a red circle", seeds=1, num_inference_steps=8)[0]
     asked = ["Is there a circle?", "Is there a square?"]
-    assert joined.yes_probability(image, asked) == pytest.approx(pipe.yes_probability(image, asked), abs=1e-5)
+    assert joined.yes_probability(image, asked) == pytest.approx(pipe.yes_probability(image, asked), abs=EVALUATION)
     assert joined.answer(image, "What is red?", max_new_tokens=6) == pipe.answer(
         image, "What is red?", max_new_tokens=6
     )
@@ -71,7 +73,7 @@ def test_kv_groups_are_pruned_alike(pipe, joined):
     for one in (pipe, joined):
         apply_flashu_patch(one.model, settings, tokenizer=one.tokenizer)
     mine, theirs = latents(joined), latents(pipe)
-    assert (mine - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert relative_error(mine, theirs) < TRAJECTORY
 
 
 def test_names_weights_and_memory_are_those_of_the_checkpoint(pipe, joined, tmp_path):
@@ -104,7 +106,7 @@ def test_weights_that_are_changed_in_any_way_are_those_that_run(pipe, joined):
 
     def same():
         plain.load_state_dict(mlp.state_dict())
-        return torch.allclose(mlp(x), plain(x), atol=1e-6)
+        return relative_error(mlp(x), plain(x)) < SUM
 
     first = mlp(x)
     with torch.no_grad():
@@ -166,7 +168,7 @@ def test_training_moves_every_weight_as_it_does_unjoined(pipe, joined):
     assert {name for name in moved if "q_proj" in name or "up_proj" in name}
     assert all(torch.equal(mine[name], theirs[name]) for name in before)
     assert all(module._whole is not None for module in joined.model.modules() if isinstance(module, Joined))
-    assert (latents(joined) - latents(pipe)).abs().max() < 1e-5 * latents(pipe).abs().max(), "by the trained weights"
+    assert relative_error(latents(joined), latents(pipe)) < TRAJECTORY, "by the trained weights"
 
 
 def test_what_watches_a_layer_sees_it_and_what_stands_for_it_runs(pipe, joined):
@@ -186,7 +188,7 @@ def test_what_watches_a_layer_sees_it_and_what_stands_for_it_runs(pipe, joined):
         assert seen == ["k", "up"]
         layer.mlp.up_proj = torch.nn.Sequential(layer.mlp.up_proj, torch.nn.Tanh())  # as an adapter is put in
         expected = plain.mlp.down_proj(torch.nn.functional.silu(plain.mlp.gate_proj(x)) * plain.mlp.up_proj(x).tanh())
-        assert torch.allclose(layer.mlp(x), expected, atol=1e-6)
+        assert relative_error(layer.mlp(x), expected) < SUM
     joined.model.to(torch.float64).to(torch.float32)
 
 
@@ -196,14 +198,14 @@ def test_other_data_behind_a_parameter_is_what_runs(pipe, joined, compiled):
     before = latents(joined)
     if compiled:
         joined.blocks = Blocks.through(partial(torch.compile, backend="eager"))
-        assert (latents(joined) - before).abs().max() < 1e-5 * before.abs().max()
+        assert relative_error(latents(joined), before) < TRAJECTORY
     with torch.no_grad():
         for one in (pipe, joined):
             for name, parameter in one.model.named_parameters():
                 if "q_proj" in name or "up_proj" in name:
                     parameter.data = parameter * 1.5
     mine, theirs = latents(joined), latents(pipe)
-    assert (mine - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert relative_error(mine, theirs) < TRAJECTORY
     assert (mine - before).abs().max() > 0.01 * before.abs().max()
 
 

@@ -9,6 +9,8 @@ from flashu import FLASHU_PRESETS, TextToImagePipeline, sampler
 from flashu.acceleration import multistep
 from flashu.acceleration.plan import make_plan
 from flashu.models.geometry import PRESETS
+from tests.bounds import TRAJECTORY
+from tests.reference import relative_error
 
 GRID = PRESETS["embedded"].native_grid
 PROMPTS = ("a red circle", "two small blue squares to the left of a large green triangle")
@@ -55,7 +57,7 @@ def test_a_run_equals_the_rule_written_out(model_and_rows):
             weights = 1 + now / (2 * before), -now / (2 * before)
             states.append(states[-1] + now * (weights[0] * velocities[-1] + weights[1] * velocities[-2]))
     for ours, expected in zip(run(model, rows, 6, SECOND_ORDER), states, strict=True):
-        assert torch.allclose(ours, expected, atol=1e-4)
+        assert relative_error(ours, expected) < TRAJECTORY
 
 
 def test_ten_grid_points_end_nearer_to_thirty_than_twenty_of_euler(model_and_rows):

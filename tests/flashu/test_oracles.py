@@ -13,6 +13,7 @@ from flashu.models.layers import rotary_frequencies, rotary_table
 from flashu.models.qwen2 import Qwen2ForCausalLM
 from flashu.models.siglip import SiglipEncoder
 from flashu.models.wan_vae import fold
+from tests.bounds import EVALUATION, SUM
 from tests.reference import relative_error
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -68,8 +69,8 @@ def test_llm_over_prefix_and_span_equals_transformers_qwen2_over_the_whole_row(h
     text = slice(0, prefix_length)
     _, seen = llm.model(x[:, text], rotary_table(frequencies, positions[:, text], x.dtype))
     out, _ = llm.model(x[:, span], rotary_table(frequencies, positions[:, span], x.dtype), seen)
-    assert relative_error(out, expected.hidden_states[-1][:, span]) < 1e-5
-    assert relative_error(llm.lm_head(out), expected.logits[:, span]) < 1e-5
+    assert relative_error(out, expected.hidden_states[-1][:, span]) < EVALUATION
+    assert relative_error(llm.lm_head(out), expected.logits[:, span]) < EVALUATION
 
 
 def test_semantic_path_equals_transformers_siglip_without_its_last_layer():
@@ -89,7 +90,7 @@ def test_semantic_path_equals_transformers_siglip_without_its_last_layer():
 
     pixels = torch.randn(2, 3, 84, 84)
     states = oracle(pixels, output_hidden_states=True).hidden_states
-    assert relative_error(ours(states[0]), states[-2]) < 1e-5
+    assert relative_error(ours(states[0]), states[-2]) < EVALUATION
 
 
 def test_head_rotary_equals_transformers_llama3_scaling():
@@ -104,7 +105,7 @@ def test_head_rotary_equals_transformers_llama3_scaling():
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     with torch.device("meta"):
         head = DiffusionHead(HeadGeometry(), 0)
-    assert relative_error(head.rotary_frequencies("cpu"), expected) < 1e-6
+    assert relative_error(head.rotary_frequencies("cpu"), expected) < SUM
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,7 @@ def test_folded_vae_decodes_as_diffusers_wan_does(wan, side):
     latents = torch.randn(2, 16, *side)
     mean, std = (torch.tensor(v)[:, None, None] for v in (ours.geometry.latent_mean, ours.geometry.latent_std))
     expected = oracle.decode((latents * std + mean)[:, :, None]).sample[:, :, 0]
-    assert relative_error(ours.decode(latents), expected.clamp(-1, 1)) < 1e-4
+    assert relative_error(ours.decode(latents), expected.clamp(-1, 1)) < EVALUATION
 
 
 def test_folded_vae_encodes_as_diffusers_wan_does(wan):
@@ -160,8 +161,8 @@ def test_folded_vae_encodes_as_diffusers_wan_does(wan):
     posterior = oracle.encode(images[:, :, None]).latent_dist
     mean, log_variance = ours.encode(images)
     means, stds = (torch.tensor(v)[:, None, None] for v in (ours.geometry.latent_mean, ours.geometry.latent_std))
-    assert relative_error(mean * stds + means, posterior.mean[:, :, 0]) < 1e-4
-    assert relative_error(log_variance, posterior.logvar[:, :, 0]) < 1e-4
+    assert relative_error(mean * stds + means, posterior.mean[:, :, 0]) < EVALUATION
+    assert relative_error(log_variance, posterior.logvar[:, :, 0]) < EVALUATION
 
 
 def test_default_vae_geometry_is_the_released_one():

@@ -15,11 +15,9 @@ from flashu.acceleration.plan import make_plan
 from flashu.acceleration.wanda import ActivationNorms
 from flashu.calibration import watch_token_row
 from flashu.models.tokenizer import EncodedQuestion
+from tests.bounds import EVALUATION, TRAJECTORY
 from tests.conftest import golden_folders
 from tests.reference import GoldenModel, load_vae, relative_error
-
-EVALUATION = 1e-4
-TRAJECTORY = 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from flashu.models import Showo2Qwen2_5
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.layers import Halves
 from flashu.models.qwen2 import Variant
+from tests.bounds import EVALUATION
+from tests.reference import relative_error
 
 GRID = (3, 4)
 
@@ -48,7 +50,7 @@ def test_guided_rows_are_masked_only_where_their_lengths_differ(model, condition
     assert all(isinstance(seen, Halves) == halved for seen in (*prefix.llm, *prefix.head))
     assert (prefix.mask is not None) == masked
     alone = [velocity(model, model.encode_prefix([row], GRID), [i % images]) for i, row in enumerate(rows)]
-    torch.testing.assert_close(velocity(model, prefix, range(images)), torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert relative_error(velocity(model, prefix, range(images)), torch.cat(alone)) < EVALUATION
 
 
 @torch.no_grad()
@@ -60,9 +62,7 @@ def test_compiled_blocks_get_masks_of_one_alignment(model):
         plain, prefix = (model.encode_prefix(rows, GRID, guided=True, blocks=some) for some in (AS_THEY_ARE, blocks))
         assert prefix.mask.shape[3] % 8 == 0
         assert prefix.mask.shape[3] - plain.mask.shape[3] < 8
-        torch.testing.assert_close(
-            velocity(model, prefix, range(3)), velocity(model, plain, range(3)), rtol=1e-4, atol=1e-5
-        )
+        assert relative_error(velocity(model, prefix, range(3)), velocity(model, plain, range(3))) < EVALUATION
     assert model.encode_prefix([text(9), text(2)], GRID, guided=True, blocks=blocks).mask is None
 
 
@@ -73,9 +73,7 @@ def test_layers_that_only_some_images_run_keep_to_the_halves(model):
     ran_by = tuple(some if layer in (2, 5) else None for layer in range(10))
     halved, whole = (model.encode_prefix(rows, GRID, Variant(rows=ran_by), guided=guided) for guided in (True, False))
     assert isinstance(halved.llm[2], Halves)
-    torch.testing.assert_close(
-        velocity(model, halved, range(3)), velocity(model, whole, range(3)), rtol=1e-4, atol=1e-5
-    )
+    assert relative_error(velocity(model, halved, range(3)), velocity(model, whole, range(3))) < EVALUATION
 
 
 @torch.no_grad()
@@ -94,4 +92,4 @@ def test_rows_that_are_alike_are_encoded_once(model):
     assert keys[0].equal(keys[1])
     assert not keys[0].equal(keys[2])
     (alone,) = velocity(model, model.encode_prefix([text(6)], GRID), [2])
-    torch.testing.assert_close(velocity(model, prefix, range(3))[2], alone, rtol=1e-4, atol=1e-5)
+    assert relative_error(velocity(model, prefix, range(3))[2], alone) < EVALUATION

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flashu.models import WanImageVAE
 from flashu.models.geometry import VAE_PRESETS
 from flashu.models.random_weights import random_model
+from tests.bounds import EVALUATION
 from tests.reference import relative_error
 
 LAST = torch.channels_last
@@ -75,10 +76,10 @@ def test_nothing_is_copied_on_the_way(vae, latents):
 def test_numbers_are_those_of_the_other_layout(latents):
     first, last = random_vae().to(memory_format=torch.contiguous_format), random_vae()
     assert not lies_channels_last(first)
-    assert relative_error(last.decode(latents), first.decode(latents)) < 1e-5
+    assert relative_error(last.decode(latents), first.decode(latents)) < EVALUATION
     image = first.decode(latents)
     for ours, theirs in zip(last.encode(image), first.encode(image), strict=True):
-        assert relative_error(ours, theirs) < 1e-5
+        assert relative_error(ours, theirs) < EVALUATION
 
 
 @torch.no_grad()
