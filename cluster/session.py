@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
-LOCAL = "local"
+from cluster import authentication
+from cluster.authentication import RefusedError
+
+LOCAL, AUTO = "local", "auto"
 ADDRESS_VARIABLE = "RAY_ADDRESS"
-CONNECT_S = 10.0
+CLIENT = "ray"  # the scheme of addresses that are joined through a server on the cluster
 
 
 class SessionError(RuntimeError):
-    """There is no Ray cluster at the address given."""
+    """There is no Ray cluster at the address given, or it lets nobody in without its token."""
 
 
 @dataclass(frozen=True)
@@ -34,62 +37,104 @@ class Session:
         return f"{where}: {self.cpus:g} CPUs, {self.gpus:g} GPUs"
 
 
+@dataclass(frozen=True)
+class Found:
+    """A cluster that may be there."""
+
+    address: str  # as Ray takes it
+    source: str  # where it is named, for errors
+    named: bool  # by the user, not by a file that Ray left behind
+
+
 @contextmanager
-def session(address: str | None, *, local_cpus: float = 0) -> Iterator[Session]:
+def session(
+    address: str | None, *, local_cpus: float = 0, note: Callable[[str], object] = lambda text: None
+) -> Iterator[Session]:
     """Be connected to Ray, and disconnect afterwards.
 
     address: `auto`, host:port or ray://host:port; `local` starts Ray here; None joins the cluster that this process
         runs in (under `ray job submit`, or where RAY_ADDRESS is set or `ray start` ran), and else starts one here.
     local_cpus: CPUs that a Ray started here must have at least, whatever the machine has.
+    note: is told in a line of a cluster that is no more.
     Raises `SessionError`.
     """
     # Ray warns at every start that a coming release will no longer hide GPUs from workers that ask for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    found = _find(address)
+    settings = _settings(found) if found else None
+    if found and settings is None:
+        if found.named:
+            raise SessionError(f"no Ray cluster can be joined at {found.source}: nothing of Ray's answers there")
+        note(f"No Ray answers at {found.address}, which {found.source} names: starting Ray on this machine")
+    joined = settings is not None
+    if not joined:
+        settings = authentication.settings_to_start()
     import ray  # which takes a second, and is not needed to know this module's error
 
+    with authentication.environment(settings):
+        try:
+            _connect(ray, found if joined else None, local_cpus)
+            nodes = sum(node["Alive"] for node in ray.nodes())
+            resources = ray.cluster_resources()
+            yield Session(joined, nodes, resources.get("CPU", 0), resources.get("GPU", 0))
+        finally:
+            with suppress(Exception):
+                ray.shutdown()
+
+
+def _find(address: str | None) -> Found | None:
+    """The cluster to join, if any. Raises `SessionError` where `auto` has none to find."""
+    if address == LOCAL:
+        return None
+    if address not in (None, AUTO):
+        return Found(address, f"cluster.address {address}", True)
+    variable = os.environ.get(ADDRESS_VARIABLE)
+    if variable == LOCAL and address is None:
+        return None
+    if variable and variable not in (AUTO, LOCAL):
+        return Found(variable, f"{ADDRESS_VARIABLE} {variable}", True)
+    file = _address_file()
+    with suppress(OSError, UnicodeDecodeError):
+        if current := file.read_text(encoding="utf-8").strip():
+            return Found(current, str(file), address == AUTO or variable == AUTO)
+    if address == AUTO or variable == AUTO:
+        raise SessionError(f"cluster.address is auto, and no Ray was started on this machine: {file} is not there")
+    return None
+
+
+def _address_file() -> Path:
+    """Where `ray start` writes the address of the cluster that it started or joined."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return Path(folder) / "ray" / "ray_current_cluster"
+
+
+def _settings(found: Found) -> dict[str, str] | None:
+    """The environment to join a cluster with; None where none answers."""
+    try:
+        place = urlsplit(found.address if "://" in found.address else f"//{found.address}")
+        if place.scheme not in ("", CLIENT) or place.hostname is None or place.port is None:
+            raise ValueError
+    except ValueError:
+        raise SessionError(f"{found.source}: give auto, local, host:port or ray://host:port") from None
+    host = f"[{place.hostname}]" if ":" in place.hostname else place.hostname
+    try:
+        return authentication.settings_for(f"{host}:{place.port}", client=place.scheme == CLIENT)
+    except RefusedError as error:
+        raise SessionError(f"the Ray cluster at {found.source} cannot be joined: {error}") from None
+
+
+def _connect(ray: object, found: Found | None, local_cpus: float) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    joined = address != LOCAL and _join(address, quiet)
-    if not joined:
+    if found is None:
         cpus = max(os.cpu_count() or 1, math.ceil(local_cpus))
         ray.init(address=LOCAL, num_cpus=cpus, include_dashboard=False, **quiet)
+        return
+    before = os.environ.pop(ADDRESS_VARIABLE, None)  # which Ray would prefer
     try:
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        resources = ray.cluster_resources()
-        yield Session(joined, nodes, resources.get("CPU", 0), resources.get("GPU", 0))
-    finally:
-        with suppress(Exception):
-            ray.shutdown()
-
-
-def _join(address: str | None, options: dict) -> bool:
-    """Whether a cluster was joined; False only where none was named and none is there."""
-    import ray
-
-    named = address or os.environ.get(ADDRESS_VARIABLE)
-    before = os.environ.get(ADDRESS_VARIABLE)
-    if address not in (None, "auto"):
-        _check_reachable(address)
-        os.environ.pop(ADDRESS_VARIABLE, None)  # which Ray would prefer
-    try:
-        ray.init(address=address or "auto", **options)
+        ray.init(address=found.address, **quiet)
     except Exception as error:
-        if named:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            setting = f"cluster.address {address}" if address else f"{ADDRESS_VARIABLE} {named}"
-            raise SessionError(f"no Ray cluster can be joined at {setting}: {reason}") from None
-        return False
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SessionError(f"no Ray cluster can be joined at {found.source}: {reason}") from None
     finally:
         if before is not None:
             os.environ[ADDRESS_VARIABLE] = before
-    return True
-
-
-def _check_reachable(address: str) -> None:
-    """Ask for a connection first: Ray would try for minutes."""
-    place = urlsplit(address if "://" in address else f"ray://{address}")
-    try:
-        if place.hostname is None or place.port is None:
-            raise SessionError(f"cluster.address is {address!r}; give auto, local, host:port or ray://host:port")
-        socket.create_connection((place.hostname, place.port), timeout=CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        raise SessionError(f"no Ray cluster can be joined at cluster.address {address}: {error}") from None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.authentication import HOW, RefusedError, find_token
 from flashu.config import preset_for
 from flashu.errors import InputError
 from jobs.config import RunConfig, check_no_credentials
@@ -22,17 +23,15 @@ def submit_run(
     """Submit `config` to the cluster whose dashboard is at `address`. Returns the job's exit code, or 0 at once.
 
     The config travels as settings of the command, so nothing is uploaded but `working_dir`, if given.
-    Raises `InputError` when the cluster cannot be reached, or a path means nothing there.
+    Raises `InputError` when the cluster cannot be reached or asks for another token, or a path means nothing there.
     """
-    from ray.job_submission import JobSubmissionClient
-
     _check_paths(config, working_dir)
     try:
-        client = JobSubmissionClient(address)
+        client = _client(address)
         command = shlex.join(["python", "-m", "jobs.generate", BASE, *settings_of(config)])
         runtime_env = {"working_dir": str(working_dir)} if working_dir else {}
         job = client.submit_job(entrypoint=command, runtime_env=runtime_env)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:  # of which `RefusedError` is one
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the job could not be submitted to {address}: {reason}") from None
     echo(f"Submitted {job}. Stop it with: ray job stop --address {address} {job}")
@@ -60,6 +59,27 @@ def settings_of(config: RunConfig) -> list[str]:
         for name, value in values.items()
         if value != defaults[section][name]
     ]
+
+
+def _client(address: str) -> Any:
+    """A client of the cluster's jobs, with this user's token if the cluster asks for one, and only then.
+
+    Raises `RefusedError` where it asks for one that is not here, and what Ray raises where it cannot be reached.
+    """
+    from ray import exceptions
+    from ray.job_submission import JobSubmissionClient
+
+    refused = getattr(exceptions, "AuthenticationError", ())  # which older Rays do not know
+    try:
+        return JobSubmissionClient(address)
+    except refused:
+        token = find_token()
+    if token is None:
+        raise RefusedError(f"the cluster asks for a token, and none was found: {HOW}")
+    try:
+        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token.value}"})
+    except refused:
+        raise RefusedError(f"the cluster refuses the token from {token.where}: {HOW}") from None
 
 
 def _check_paths(config: RunConfig, working_dir: Path | None) -> None:

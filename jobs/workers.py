@@ -41,7 +41,8 @@ def workers_for(
     Raises `SessionError` where no cluster can be joined, `InputError` where no worker will ever find a place.
     """
     options, cluster = pool_options(config), config.cluster
-    with session(cluster.address, local_cpus=(options.workers or 1) * options.cpus_per_worker) as where:
+    local_cpus = (options.workers or 1) * options.cpus_per_worker
+    with session(cluster.address, local_cpus=local_cpus, note=note) as where:
         note(str(where))
         if cluster.gpus_per_worker is None and where.gpus:
             options = replace(options, gpus_per_worker=1.0)

@@ -28,6 +28,15 @@ if [ $# -lt 1 ]; then
     exit 2
 fi
 
+# Whoever reaches Ray's port could run code as you, so Ray asks for a token: yours, if you have set RAY_AUTH_TOKEN or
+# RAY_AUTH_TOKEN_PATH, and else one that is made here for this job. It travels in the environment, which nobody else may
+# read, and stands on no command line and in no file. RAY_AUTH_MODE=disabled does without.
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+if [ "$RAY_AUTH_MODE" = token ] && [ -z "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ]; then
+    RAY_AUTH_TOKEN=$(od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n')
+    export RAY_AUTH_TOKEN
+fi
+
 gpus=${SLURM_GPUS_ON_NODE:-0}
 cpus=${SLURM_CPUS_PER_TASK:-1}
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -38,7 +47,7 @@ start=(--num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats --block)
 on_node() { # one step for each node: the loss of one ends no other; for the background only, as it does not return
     local node=$1
     shift
-    exec srun --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$node" "$@"
+    exec srun --export=ALL --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$node" "$@"
 }
 
 on_node "${nodes[0]}" ray start --head --node-ip-address="$head_ip" --port="${address##*:}" \
@@ -47,10 +56,13 @@ head=$!
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 for ((waited = 0; ; waited++)); do
-    if ray status --address "$address" >/dev/null 2>&1; then
+    if said=$(ray status --address "$address" 2>&1); then
         break
+    elif [[ $said == *InvalidAuthToken* || $said == *AuthenticationError* ]]; then
+        echo "slurm.sh: the Ray at $address has another token than this job: another job's, on the same port?" >&2
+        exit 1
     elif ! kill -0 $head 2>/dev/null || ((waited >= 120)); then
-        echo "slurm.sh: Ray did not start on ${nodes[0]} at $address" >&2
+        echo "slurm.sh: Ray did not start on ${nodes[0]} at $address; it last said: ${said##*$'\n'}" >&2
         exit 1
     fi
     sleep 1

@@ -1,0 +1,122 @@
+"""Whether a Ray cluster answers, whether it asks for a token, and which token this user has.
+
+Since 2.52 a Ray cluster can ask for a token, and newer ones do so unless told otherwise. Ray's own client goes by
+RAY_AUTH_MODE, which must agree with the cluster; where that is not set, and a cluster is named, it sends none, tries for
+half a minute, and says that it failed to connect. So the cluster is asked first, with one call that takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+DEFAULT_PATH = "~/.ray/auth_token"
+HOW = f"give the cluster's token in {TOKEN}, in a file named by {TOKEN_PATH}, or in {DEFAULT_PATH}"
+ASK_S = 5.0
+CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # of the GCS, which holds a cluster together
+CLIENT_INFO = "/ray.rpc.RayletDriver/ClusterInfo"  # of the server for ray:// addresses
+
+
+class Answer(enum.Enum):
+    WELCOME = enum.auto()
+    REFUSED = enum.auto()  # without a token, or with another than its own
+    NONE = enum.auto()  # nothing is there, or nothing of Ray's
+
+
+class RefusedError(RuntimeError):
+    """A cluster asks for a token that this user has not, said in a line."""
+
+
+@dataclass(frozen=True)
+class Token:
+    where: str
+    value: str = field(repr=False)
+
+
+def find_token() -> Token | None:
+    """The token that Ray would use here. Raises `RefusedError` where a file that was named cannot be read."""
+    if value := os.environ.get(TOKEN):
+        return Token(TOKEN, value.strip())
+    named = os.environ.get(TOKEN_PATH)
+    try:
+        file = Path(named or DEFAULT_PATH).expanduser()
+        value = file.read_text(encoding="utf-8").strip()
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
+        if named:
+            raise RefusedError(f"the token in {TOKEN_PATH} {named} cannot be read: {type(error).__name__}") from None
+        return None
+    return Token(str(file), value) if value else None
+
+
+def ask(place: str, token: Token | None, client: bool = False) -> Answer:
+    """What the cluster at `place`, host:port, answers to who has this token. `client`: it is a ray:// address."""
+    import grpc
+
+    sent = [("authorization", f"Bearer {token.value}")] if token else []
+    refusals = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
+    with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+        call = channel.unary_unary(CLIENT_INFO if client else CLUSTER_ID)
+        try:
+            call(b"", timeout=ASK_S, metadata=sent)
+        except grpc.RpcError as error:
+            if error.code() in refusals:
+                return Answer.REFUSED
+            # A Ray of another version may not know the call; who is let in finds that out.
+            return Answer.WELCOME if error.code() is grpc.StatusCode.UNIMPLEMENTED else Answer.NONE
+    return Answer.WELCOME
+
+
+def settings_for(place: str, client: bool = False) -> dict[str, str] | None:
+    """The environment that Ray needs to join the cluster at `place`; None where no Ray answers.
+
+    Raises `RefusedError` where it asks for a token that is not here.
+    """
+    answer = ask(place, None, client)
+    if answer is Answer.NONE:
+        return None
+    if answer is Answer.WELCOME:
+        return {MODE: "disabled"}
+    token = find_token()
+    if token is None:
+        raise RefusedError(f"it asks for a token, and none was found: {HOW}")
+    if ask(place, token, client) is not Answer.WELCOME:
+        raise RefusedError(f"it refuses the token from {token.where}: {HOW}")
+    return {MODE: "token", TOKEN: token.value}
+
+
+def settings_to_start() -> dict[str, str]:
+    """The environment for a Ray of one's own, which asks for a token that no one else knows, unless told otherwise.
+
+    Left to itself, Ray would write one to the user's home, where clusters started later would take it from.
+    """
+    if os.environ.get(MODE, "token") != "token":
+        return {}
+    return {MODE: "token", TOKEN: secrets.token_hex(32)}
+
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Have Ray see these variables, in this process and in those that it starts, for a while."""
+    before = {name: os.environ.get(name) for name in (MODE, TOKEN)}
+    _set(settings)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(settings: Mapping[str, str | None]) -> None:
+    for name, value in settings.items():
+        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+    raylet = sys.modules.get("ray._raylet")
+    if raylet:  # it has read them already
+        with suppress(AttributeError):  # Rays that know no tokens
+            raylet.Config.initialize("")
+            raylet.AuthenticationTokenLoader.instance().reset_cache()
