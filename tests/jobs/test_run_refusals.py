@@ -37,7 +37,7 @@ def refused(tmp_path):
     ("override", "told"),
     [
         ("sampling.num_image=2", "did you mean sampling.num_images?"),
-        ("sampling.seed=x", "sampling.seed: Value 'x'"),
+        ("sampling.seed=x", "sampling.seed is 'x'; it must be a whole number"),
         ("output.format=zip", "output.format is 'zip'; choose one of: parquet, webdataset, files"),
         ("output.image_format=gif", "output.image_format is 'gif'; choose one of: png, jpeg, webp"),
         ("output.quality=0", "output.quality is 0; it goes from 1 to 100"),
@@ -54,7 +54,7 @@ def refused(tmp_path):
         ("sampling.num_inference_steps=1", "1"),
         ("sampling.num_images=0", "sampling.num_images is 0; it must be a whole number, at least 1"),
         ("sampling.guidance_scale=-1", "sampling.guidance_scale is -1.0"),
-        ("sampling.guidance_scale=.nan", "sampling.guidance_scale is nan"),
+        ("sampling.guidance_scale=nan", "sampling.guidance_scale is nan"),
         ("cluster.workers=0", "cluster.workers is 0; it must be a whole number, at least 1"),
         ("cluster.workers=two", "cluster.workers is 'two'"),
         ("cluster.cpus_per_worker=0", "cluster.cpus_per_worker is 0.0; it must be a finite number, above 0"),
