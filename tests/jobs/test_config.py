@@ -164,9 +164,13 @@ HOSTILE = (
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_on_the_command_line_is_taken_as_it_stands(text):
-    for key in ("sampling.negative_prompt", "manifest.columns.prompt", "model.vae"):
-        config = read_config(None, [f"{key}={text}"])
-        assert text in (config.sampling.negative_prompt, config.manifest.columns.get("prompt"), config.model.vae)
+    keys = ("sampling.negative_prompt", "manifest.columns.prompt", "model.vae")
+    config = read_config(None, [f"{key}={text}" for key in keys])
+    assert (config.sampling.negative_prompt, config.manifest.columns, config.model.vae) == (
+        text,
+        {"prompt": text},
+        text,
+    )
 
 
 def test_quotes_around_a_text_are_yamls_and_null_is_a_word_in_quotes_only():
@@ -178,7 +182,9 @@ def test_quotes_around_a_text_are_yamls_and_null_is_a_word_in_quotes_only():
     assert read_config(None, ["sampling.negative_prompt= "]).sampling.negative_prompt == ""
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, "null", "~", "", " ", ' "', "\x00\x85\ud7ff"])
+@pytest.mark.parametrize(
+    "text", ["a, b: c", "[x", "no", "010", '"a" "b"', "'tis", "\n", "\x7f", "\x00\x85\ud7ff", "null", "~", "", " "]
+)
 def test_what_a_submitted_run_is_told_is_what_was_told(text):
     given = RunConfig()
     given.sampling.negative_prompt, given.model.tokenizer, given.manifest.columns = text, text, {"prompt": text}
