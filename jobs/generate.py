@@ -72,6 +72,8 @@ class GenerationJob:
         count, total = len(prepared.committed), self.manifest.num_shards
         note(f"{prepared.config.manifest.path}: {self.manifest.num_rows:,} prompts in {total:,} shards")
         note(f"{self.storage.url}: {count:,} shards committed" if count else f"{self.storage.url}: a new run")
+        for text in prepared.notes:
+            note(text)
         if count:
             self.statistics = collect_statistics(self.storage, prepared.committed)
         state, error, last = "complete", "", None

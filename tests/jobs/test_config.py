@@ -182,9 +182,10 @@ def test_quotes_around_a_text_are_yamls_and_null_is_a_word_in_quotes_only():
     assert read_config(None, ["sampling.negative_prompt= "]).sampling.negative_prompt == ""
 
 
-@pytest.mark.parametrize(
-    "text", ["a, b: c", "[x", "no", "010", '"a" "b"', "'tis", "\n", "\x7f", "\x00\x85\ud7ff", "null", "~", "", " "]
-)
+TOLD = ("a, b: c", "[x", "no", "010", '"a" "b"', "'tis", "\n", "\x7f", "\x00\x85\ud7ff", "null", "~", "", " ")
+
+
+@pytest.mark.parametrize("text", TOLD)
 def test_what_a_submitted_run_is_told_is_what_was_told(text):
     given = RunConfig()
     given.sampling.negative_prompt, given.model.tokenizer, given.manifest.columns = text, text, {"prompt": text}

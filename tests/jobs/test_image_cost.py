@@ -10,7 +10,7 @@ from cluster.storage import S3Options, StorageError, open_storage
 from flashu import FLASHU_PRESETS, InputError
 from flashu.acceleration.plan import make_plan
 from flashu.flops import count_image
-from flashu.models.checkpoint import EMBEDDED_FOLDER
+from flashu.models.checkpoint_files import EMBEDDED_FOLDER
 from flashu.models.geometry import PRESETS, VAE_PRESETS, VaeGeometry
 from flashu.patch import Acceleration
 from jobs.config import read_config
