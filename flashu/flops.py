@@ -35,6 +35,7 @@ from flashu.patch import Acceleration
 
 FAR = 4.0  # times the usual, from where a size or a number of steps is told to be unusual
 TYPICAL_TEXT_TOKENS = 30  # of a prompt
+MOST_TOKENS = 2**22  # of an image, whose cost is counted
 FRAME_TOKENS = 15  # bos, system, user, boi, by Qwen2.5's tokenizer
 ONCE = ("prefix", "VAE decode")  # parts that an image does not take at every step
 REPEATED_BLOCKS = (DecoderLayer, EncoderLayer, ModulatedAttentionBlock)
@@ -131,6 +132,9 @@ def unusual_cost(
         parts.append(f"{num_inference_steps:,} steps are {longer:,.0f} times the usual {NUM_INFERENCE_STEPS}")
     if not parts:
         return None
+    told = ", and ".join(parts)
+    if math.prod(token_grid) > MOST_TOKENS:
+        return UnusualCost(f"{told}: it takes more than is counted here", math.inf)
     steps = min(num_inference_steps, NUM_INFERENCE_STEPS)
     try:
         plan = plan_of(steps)
@@ -143,7 +147,7 @@ def unusual_cost(
         for grid in (config.native_grid, token_grid)
     )
     asked *= (num_inference_steps - 1) / (steps - 1)
-    text = f"{', and '.join(parts)}: about {asked / 1e12:,.4g} TFLOP an image"
+    text = f"{told}: about {asked / 1e12:,.4g} TFLOP an image"
     if asked > FAR * usual:
         text += f", {asked / usual:,.0f} times as many as usual"
     return UnusualCost(text, asked / 1e12)

@@ -73,6 +73,8 @@ def costly(config: RunConfig) -> list[str]:
         if size is None and steps <= FAR * NUM_INFERENCE_STEPS:
             return warnings
         model = _ModelFiles(config, Path(scratch))
+        if model.vae.z_dim != model.network.image_latent_dim:  # which is not the model's, then: that is on the nodes
+            return warnings
         grid = token_grid(size, model.network.native_grid)
         cost = unusual_cost(
             model.network, model.vae, lambda number: _plan(config, model.network, settings, number), steps, grid
