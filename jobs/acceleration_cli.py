@@ -301,11 +301,13 @@ def _read(file: Path) -> str:
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
+        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{folder} is a file, where a folder is needed") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}") from None

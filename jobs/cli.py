@@ -237,7 +237,7 @@ def convert(
     typer.echo(f"{destination}: {size / 1e9:.2f} GB. Use it with: flashu generate … --model {destination}")
 
 
-app.command()(run_cli.run)
+app.command(context_settings={"ignore_unknown_options": True})(run_cli.run)  # so that --section.key=value is answered
 app.command()(run_cli.submit)
 app.command()(run_cli.status)
 app.command()(run_cli.report)

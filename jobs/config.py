@@ -14,7 +14,7 @@ from typing import Any, Optional, TypeVar
 
 from flashu.config import preset_for
 from flashu.errors import InputError
-from jobs.config_text import check_overrides, merged, told_by_file, told_by_override
+from jobs.config_text import MANIFESTS, check_overrides, merged, told_by_file, told_by_override
 
 BUILT_IN = Path(__file__).parent / "configs"
 AUTO = "auto"
@@ -166,6 +166,8 @@ def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _find(config: str) -> Path:
+    if config.endswith(MANIFESTS):
+        raise InputError(f"{config} is no config; name one, and the manifest in it: default manifest.path={config}")
     built_in = {file.stem: file for file in sorted(BUILT_IN.glob("*.yaml"))}
     if Path(config).is_file():
         return Path(config)

@@ -30,6 +30,7 @@ COLUMNS = "manifest.columns"
 OFF_OF = ("flashu.preset", "model.compile")  # settings that have a word for off
 OFF = ("off", "no", "false")
 NULLS = ("null", "Null", "NULL", "~")
+MANIFESTS = (".parquet", ".pq")  # how their names end
 LONGEST = 80  # characters of a value that are shown
 
 
@@ -156,6 +157,8 @@ def check_overrides(overrides: Sequence[str], kind: type) -> None:
     settings = settings_of(kind)
     for index, override in enumerate(overrides):
         key, equals, _ = override.partition("=")
+        if key.startswith("-"):
+            raise InputError(f"{key} is no option; settings have no dashes before them, as in sampling.seed=1")
         if equals and key.strip():
             continue
         before = overrides[index - 1] if index else ""
@@ -164,6 +167,8 @@ def check_overrides(overrides: Sequence[str], kind: type) -> None:
         if equals or (index + 1 < len(overrides) and overrides[index + 1].startswith("=")):
             raise InputError("a setting is written without spaces around its =, as in sampling.seed=1")
         hint = "write section.key=value, as in sampling.seed=1"
+        if override.endswith(MANIFESTS):
+            hint = f"did you mean manifest.path={override}?"
         if _setting(before.partition("=")[0], settings):  # else its value may be a secret in a wrong place
             words = [before]
             for word in overrides[index:]:

@@ -12,7 +12,7 @@ from jobs.report import charts
 from jobs.report.collect import committed_columns
 from jobs.report.dataset_card import dataset_card
 from jobs.report.page import page
-from jobs.report.summary import summarise
+from jobs.report.summary import VERSION, summarise
 from jobs.report.thumbnails import thumbnails
 from jobs.report.wording import share
 from jobs.shard_set import ShardSet
@@ -58,9 +58,10 @@ def write_summary(
 def read_summary(storage: Storage) -> dict[str, Any] | None:
     """What summary.json holds, or None where there is none yet, or none that can be read."""
     try:
-        return json.loads(storage.get(SUMMARY))
+        summary = json.loads(storage.get(SUMMARY))
     except (NotFound, ValueError):
         return None
+    return summary if isinstance(summary, dict) and summary.get("version") == VERSION else None
 
 
 def render_page(storage: Storage, statistics: RunStatistics, summary: Mapping[str, Any]) -> str:

@@ -233,6 +233,11 @@ def test_nothing_is_filled_in_from_the_environment(monkeypatch, written, holder)
         ("sampling.seed= 5", "sampling.seed= and its value are written without a space between them"),
         ("sampling.seed = 5", "a setting is written without spaces around its ="),
         ("sampling.seed =5", "a setting is written without spaces around its ="),
+        (
+            "--sampling.seed=5",
+            "--sampling.seed is no option; settings have no dashes before them",
+        ),
+        ("sampling.seed=5 p.parquet", "'p.parquet' is no override; did you mean manifest.path=p.parquet?"),
         ("=5", "a setting is written without spaces around its ="),
         ("sampling.negative_prompt=a, b: c", "quote the whole: 'sampling.negative_prompt=a, b: c'"),
         ("sampling.negative_prompt=two words sampling.seed=5", "quote the whole: 'sampling.negative_prompt=two words'"),
@@ -255,6 +260,8 @@ def test_a_secret_that_the_shell_took_apart_is_not_repeated(words):
 def test_a_setting_before_the_config_is_told():
     with pytest.raises(InputError, match=r"the config comes before the settings, as in: default 'output\.path=a b'"):
         read_config("output.path=a b")
+    with pytest.raises(InputError, match=r"p\.parquet is no config; name one, and the manifest in it"):
+        read_config("p.parquet")
 
 
 @pytest.mark.parametrize("name", ["no-such.yaml", "no/such/folder", "."])
