@@ -1,11 +1,14 @@
 """`flashu status`: what it counts are the commits, and it reads only those that no summary has counted yet."""
 
+import io
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
 from cluster.storage import LocalStorage
+from jobs.progress import Progress, Standing
 from jobs.report import collect_statistics, write_summary
 from jobs.run_folder import metadata_key
 from jobs.shard_set import ShardSet
@@ -92,6 +95,19 @@ def test_a_summary_that_does_not_say_which_shards_it_has_counted_counts_if_it_ca
         run.put("summary.json", json.dumps(summary).encode())
         assert images_line(describe_run(run)).startswith("images     48, 2 prompts failed, ")
         assert len(run.opened) == read
+
+
+def test_a_log_says_what_changes_and_once_a_minute_that_nothing_does(monkeypatch):
+    now, log = [1000.0], io.StringIO()
+    monkeypatch.setattr("jobs.progress.time.monotonic", lambda: now[0])
+    progress = Progress(log)
+    waiting = Standing(0, 8, 0, 0, None, None, workers=2, starting=0)
+    begun = replace(waiting, images=1)
+    for second in range(200):
+        now[0] = 1000.0 + second
+        progress.show(begun if second >= 130 else waiting)
+    told = [line.partition(" ")[2] for line in log.getvalue().splitlines()]
+    assert told == [waiting.line] * 3 + [begun.line] * 2  # at 0, 60, 120, 135 and 195 seconds
 
 
 def test_a_set_of_shards_is_one_whatever_the_order():
