@@ -23,7 +23,7 @@ def describe_run(storage: Storage) -> str:
     failed = sum(1 for _ in shards_with(storage, FAILURES))
     images, failed_prompts, rate = _counts(storage, summary, committed)
     speed = f", {rate:.3g} images/s" if rate else ""
-    age = f" ({duration(time.time() - summary['written_at'])} ago)" if summary else ""
+    age = f" (last heard of {duration(time.time() - summary['written_at'])} ago)" if summary else ""
     share = 100 * len(committed) / planned
     lines = [
         f"{storage.url}: {_state(run, summary, len(committed))}",

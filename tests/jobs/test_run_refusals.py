@@ -69,6 +69,13 @@ def test_a_setting_that_cannot_be_used_is_refused(refused, override, told):
     refused(override, told=[told])
 
 
+def test_steps_that_do_not_fit_a_preset_are_told_with_what_to_change(refused):
+    told = (
+        "sampling.num_inference_steps is 10, and flashu.preset=embedded is made for 35: tau is 11; it counts full steps"
+    )
+    refused("flashu.preset=embedded", "sampling.num_inference_steps=10", told=[told, "as flashu.tau, or another"])
+
+
 def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(refused):
     for override in ("storage.aws_secret_access_key=hunter2", "storage.endpoint_url=http://me:hunter2@host"):
         assert "hunter2" not in refused(override, told=["credentials", "environment"]).err
