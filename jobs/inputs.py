@@ -139,12 +139,10 @@ class _Look:
             vae, tokenizer = model.vae, model.tokenizer
             if vae:
                 self.at("model.vae", vae, self.vae)
-            elif found and not (model.path.startswith(S3) and self._exists(model.path, RELEASED_VAE)):
+            elif found and not self._has_vae_in_s3(model.path):
                 beside = vae_beside(found[0])
-                if isinstance(beside, str):
-                    self.at("model.vae is not set, and the model has none beside it", beside, self.vae)
-                elif not model.path.startswith(S3):
-                    self.at("model.path", str(beside), self.vae)
+                name = "model.vae is not set, and the model has none beside it"
+                self.at(name if isinstance(beside, str) else "model.path", str(beside), self.vae)
             if tokenizer:
                 self.at("model.tokenizer", tokenizer, self.tokenizer)
             elif found:
@@ -225,6 +223,11 @@ class _Look:
             return
         what = f"holds none of {', '.join(names)}" if names else "is not there"
         raise InputError(f"{path} {what}")
+
+    def _has_vae_in_s3(self, path: str) -> bool:
+        """Whether there is one beside an s3:// model, of which `small_files` need not have a copy."""
+        names = (f"vae/{CONFIG}", RELEASED_VAE, *(f"vae/{name}" for name in (RELEASED_VAE, *WEIGHT_NAMES)))
+        return path.startswith(S3) and any(self._exists(path, name) for name in names)
 
     def _exists(self, path: str, name: str) -> bool:
         if path not in self.storages:  # which take a while to open

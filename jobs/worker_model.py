@@ -61,7 +61,8 @@ def flashu_settings(section: FlashUSection, num_inference_steps: int | None) -> 
             raise
         raise InputError(
             f"sampling.num_inference_steps is {num_inference_steps}, and flashu.preset={section.preset} is made for "
-            f"{preset.total_steps}: {error}. Set flashu.tau or flashu.schedule to fit, or another flashu.preset (few-steps, off)"
+            f"{preset.total_steps}: {error}. Set flashu.tau or flashu.schedule to fit, or another flashu.preset "
+            "(few-steps, off)"
         ) from None
 
 

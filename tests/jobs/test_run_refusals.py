@@ -73,7 +73,9 @@ def test_steps_that_do_not_fit_a_preset_are_told_with_what_to_change(refused):
     told = (
         "sampling.num_inference_steps is 10, and flashu.preset=embedded is made for 35: tau is 11; it counts full steps"
     )
-    refused("flashu.preset=embedded", "sampling.num_inference_steps=10", told=[told, "as flashu.tau, or another"])
+    refused(
+        "flashu.preset=embedded", "sampling.num_inference_steps=10", told=[told, "Set flashu.tau or flashu.schedule"]
+    )
 
 
 def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(refused):
