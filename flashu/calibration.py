@@ -17,6 +17,7 @@ from flashu.acceleration.wanda import UNDERSTANDING, ActivationNorms, WandaScore
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import geometry
+from flashu.models.checkpoint_files import tokenizer_beside
 from flashu.models.qwen2 import SimilaritySum
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import PromptTokenizer
@@ -97,8 +98,6 @@ def calibrate_understanding(
 
 
 def _tokenizer_of(model: Showo2Qwen2_5) -> PromptTokenizer:
-    from flashu.pipeline import tokenizer_beside
-
     return PromptTokenizer.from_pretrained(tokenizer_beside(model.source, model.config))
 
 

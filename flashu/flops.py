@@ -8,6 +8,7 @@ shapes are not dispatched again, but counted as often as they are called: that m
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from flashu import answering, sampler
 from flashu.acceleration import hybrid
 from flashu.acceleration.head_cache import Head, actions
-from flashu.acceleration.plan import Plan
-from flashu.config import FlashUConfig
+from flashu.acceleration.plan import Plan, make_plan
+from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock
-from flashu.models.geometry import PATCH_SIZE, Showo2Config, VaeGeometry
+from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
 from flashu.models.layers import rotary_frequencies, rotary_table
 from flashu.models.qwen2 import WHOLE, DecoderLayer, Variant
 from flashu.models.showo2 import Showo2Qwen2_5
@@ -32,6 +33,9 @@ from flashu.models.tokenizer import EncodedQuestion
 from flashu.models.wan_vae import WanImageVAE
 from flashu.patch import Acceleration
 
+FAR = 4.0  # times the usual, from where a size or a number of steps is told to be unusual
+TYPICAL_TEXT_TOKENS = 30  # of a prompt
+MOST_TOKENS = 2**22  # of an image, whose cost is counted
 FRAME_TOKENS = 15  # bos, system, user, boi, by Qwen2.5's tokenizer
 ONCE = ("prefix", "VAE decode")  # parts that an image does not take at every step
 REPEATED_BLOCKS = (DecoderLayer, EncoderLayer, ModulatedAttentionBlock)
@@ -89,6 +93,64 @@ def count_image(
         counter.watch_call(decoder, "decode", "VAE decode")
         decoder.decode(noise)
     return FlopCount([after - before for before, after in itertools.pairwise(marks)], counter.parts)
+
+
+@dataclass
+class UnusualCost:
+    """An image whose size or steps are far from the usual, and what it takes. As a text, a sentence without its dot."""
+
+    text: str
+    tflop: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def unusual_cost(
+    config: Showo2Config,
+    vae: VaeGeometry,
+    plan_of: Callable[[int], Plan],
+    num_inference_steps: int,
+    token_grid: tuple[int, int],
+) -> UnusualCost | None:
+    """What an image costs, where it has over `FAR` times as many pixels as the model's own, or as few, or takes over
+    `FAR` times the usual steps; None where it has not and does not.
+
+    plan_of: the plan of so many steps, raising `InputError` where there is none. Runs of more than the usual steps are
+    not counted out, which takes as long: they are taken to cost as much more.
+    """
+    pixels = math.prod(token_grid) / math.prod(config.native_grid)
+    longer = num_inference_steps / NUM_INFERENCE_STEPS
+    parts = []
+    if not 1 / FAR <= pixels <= FAR:
+        size, own = (
+            "x".join(str(side * PIXELS_PER_TOKEN) for side in grid[::-1]) for grid in (token_grid, config.native_grid)
+        )
+        share = f"{pixels:,.0f} times" if pixels > 1 else f"1/{1 / pixels:.0f} of"
+        parts.append(f"an image of {size} has {share} the pixels of {own}, which the model was made for")
+    if longer > FAR:
+        parts.append(f"{num_inference_steps:,} steps are {longer:,.0f} times the usual {NUM_INFERENCE_STEPS}")
+    if not parts:
+        return None
+    told = ", and ".join(parts)
+    if math.prod(token_grid) > MOST_TOKENS:
+        return UnusualCost(f"{told}: it takes more than is counted here", math.inf)
+    steps = min(num_inference_steps, NUM_INFERENCE_STEPS)
+    try:
+        plan = plan_of(steps)
+    except InputError:  # settings that fit no run as short as that
+        plan = make_plan(None, steps, GUIDANCE_SCALE)
+    usual, asked = (
+        count_image(
+            config, vae, plan, grid, 2 + min(TYPICAL_TEXT_TOKENS, config.max_text_tokens(math.prod(grid)))
+        ).total
+        for grid in (config.native_grid, token_grid)
+    )
+    asked *= (num_inference_steps - 1) / (steps - 1)
+    text = f"{told}: about {asked / 1e12:,.4g} TFLOP an image"
+    if asked > FAR * usual:
+        text += f", {asked / usual:,.0f} times as many as usual"
+    return UnusualCost(text, asked / 1e12)
 
 
 @torch.no_grad()

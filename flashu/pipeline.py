@@ -24,11 +24,12 @@ from flashu.acceleration.plan import Plan, make_plan
 from flashu.config import BATCH_SIZE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS
 from flashu.devices import FLOAT8, is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
-from flashu.models import blocks, checkpoint, geometry
-from flashu.models.geometry import PATCH_SIZE, Showo2Config
+from flashu.models import blocks, geometry
+from flashu.models.checkpoint_files import EMBEDDED, tokenizer_beside, vae_beside
+from flashu.models.geometry import PATCH_SIZE
 from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer, find_tokenizer
-from flashu.models.wan_vae import RELEASED_FILE, RELEASED_REPOSITORY, WanImageVAE
+from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer
+from flashu.models.wan_vae import WanImageVAE
 from flashu.patch import Acceleration
 from flashu.pending import Moment, PendingPictures, decode_beside
 
@@ -75,7 +76,7 @@ class TextToImagePipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_hub_id: str | Path = checkpoint.EMBEDDED,
+        path_or_hub_id: str | Path = EMBEDDED,
         *,
         vae: str | Path | None = None,
         tokenizer: str | Path | None = None,
@@ -114,7 +115,7 @@ class TextToImagePipeline:
         if not isinstance(tokenizer, PromptTokenizer):
             tokenizer = PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(model.source, model.config))
         if not isinstance(vae, WanImageVAE):
-            vae = WanImageVAE.from_pretrained(vae or _vae_beside(model), dtype=model.dtype, device=model.device)
+            vae = WanImageVAE.from_pretrained(vae or vae_beside(model.source), dtype=model.dtype, device=model.device)
         return cls(model, vae, tokenizer)
 
     def compile(self, mode: str = "auto") -> TextToImagePipeline:
@@ -376,20 +377,3 @@ def _out_of_memory_advice(images: int, token_grid: tuple[int, int], device: torc
     if images > 1:
         return f"{what}; try batch_size={images // 2} (--batch-size {images // 2})"
     return f"{what}; try a smaller size, dtype bfloat16, or a device with more memory"
-
-
-def tokenizer_beside(folder: Path | None, config: Showo2Config) -> str | Path:
-    """Where the tokenizer of a checkpoint is: in its folder, or with the LLM that its config names."""
-    name = config.llm_model_path
-    if folder is not None and find_tokenizer(folder):
-        return folder
-    if not name:
-        raise InputError("the model names no tokenizer; give one with tokenizer=")
-    local = Path(folder or ".") / name
-    return local if local.is_dir() else name
-
-
-def _vae_beside(model: Showo2Qwen2_5) -> str | Path:
-    """Where the VAE of a loaded model is: in its folder, or in the Wan 2.1 repository."""
-    folder = Path(model.source or ".")
-    return next((path for path in (folder / "vae", folder / RELEASED_FILE) if path.exists()), RELEASED_REPOSITORY)

@@ -225,7 +225,7 @@ def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2
     """In float32, whatever the device: what is measured here are small differences."""
     from flashu.devices import resolve_device
     from flashu.models import PromptTokenizer, Showo2Qwen2_5
-    from flashu.pipeline import tokenizer_beside
+    from flashu.models.checkpoint_files import tokenizer_beside
 
     network = Showo2Qwen2_5.from_pretrained(model, dtype="float32", device=resolve_device(device))
     return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network.source, network.config))
@@ -301,11 +301,13 @@ def _read(file: Path) -> str:
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
+        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{folder} is a file, where a folder is needed") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}") from None

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,8 @@ from manifests.errors import ManifestError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from flashu.pipeline import TextToImagePipeline
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -147,6 +150,7 @@ def generate(
     pipe = TextToImagePipeline.from_pretrained(model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device)
     if settings:
         apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
+    _warn_of_cost(pipe, steps, guidance, pixels)
     pictures = pipe.compile(compile_mode).stream(
         prompts,
         seeds=seed,
@@ -233,7 +237,7 @@ def convert(
     typer.echo(f"{destination}: {size / 1e9:.2f} GB. Use it with: flashu generate … --model {destination}")
 
 
-app.command()(run_cli.run)
+app.command(context_settings={"ignore_unknown_options": True})(run_cli.run)  # so that --section.key=value is answered
 app.command()(run_cli.submit)
 app.command()(run_cli.status)
 app.command()(run_cli.report)
@@ -268,6 +272,23 @@ def _output_files(output: str, count: int) -> list[Path]:
     taken = [int(file.stem) for file in path.iterdir() if file.stem.isdecimal()] if path.is_dir() else []
     first = max(taken, default=-1) + 1
     return [path / f"{first + index:05d}.png" for index in range(count)]
+
+
+def _warn_of_cost(
+    pipe: TextToImagePipeline, steps: int, guidance: float | None, pixels: int | tuple[int, int] | None
+) -> None:
+    """Say what an image takes, before it is made, where that is far from the usual."""
+    from flashu.acceleration.plan import make_plan
+    from flashu.flops import unusual_cost
+    from flashu.models.geometry import parse_size as token_grid
+
+    config, acceleration = pipe.model.config, pipe.model.acceleration
+    scale = config.guidance_scale if guidance is None else guidance
+    plan_of = acceleration.plan if acceleration else partial(make_plan, None)
+    grid = token_grid(pixels, config.native_grid)
+    cost = unusual_cost(config, pipe.vae.geometry, lambda number: plan_of(number, scale), steps, grid)
+    if cost:
+        warnings.warn(str(cost), stacklevel=2)
 
 
 def _save(picture: Image.Image, file: Path) -> None:

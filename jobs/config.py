@@ -1,19 +1,20 @@
 """What a run is told: the sections of a config file, as OmegaConf structured configs, and reading one.
 
-Settings are checked for their names and types here, for their meaning where they are used (`jobs.prepare`).
+Settings are checked for their names and types here and in `config_text`, for their meaning where they are used
+(`jobs.prepare`).
 """
 
 from __future__ import annotations
 
-import difflib
-import re
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 from flashu.config import preset_for
 from flashu.errors import InputError
+from jobs.config_text import MANIFESTS, check_overrides, merged, told_by_file, told_by_override
 
 BUILT_IN = Path(__file__).parent / "configs"
 AUTO = "auto"
@@ -132,17 +133,13 @@ def read_config(config: str | None, overrides: Sequence[str] = (), kind: type[Co
     """
     from omegaconf import OmegaConf
 
-    for override in overrides:
-        if "=" not in override:
-            raise InputError(f"{override!r} is no override; write section.key=value, as in sampling.seed=1")
-    merged = OmegaConf.structured(kind)
-    if config is not None:
-        file = _find(config)
-        merged = _merge(merged, lambda: OmegaConf.load(file), str(file))
-    for override in overrides:
-        key = override.partition("=")[0]  # the value is not repeated in errors: it may be a secret in a wrong place
-        merged = _merge(merged, lambda override=override: OmegaConf.from_dotlist([override]), key)
-    return OmegaConf.to_object(merged)
+    check_overrides(overrides, kind)
+    told = [told_by_file(_find(config), kind)] if config is not None else []
+    told += [told_by_override(override, kind) for override in overrides]
+    settings = OmegaConf.structured(kind)
+    for each in told:
+        settings = merged(settings, each, kind)
+    return OmegaConf.to_object(settings)
 
 
 def check_no_credentials(config: RunConfig) -> None:
@@ -169,63 +166,13 @@ def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _find(config: str) -> Path:
+    if config.endswith(MANIFESTS):
+        raise InputError(f"{config} is no config; name one, and the manifest in it: default manifest.path={config}")
     built_in = {file.stem: file for file in sorted(BUILT_IN.glob("*.yaml"))}
     if Path(config).is_file():
         return Path(config)
     if config in built_in:
         return built_in[config]
+    if "=" in config:
+        raise InputError(f"the config comes before the settings, as in: default {shlex.quote(config)}")
     raise InputError(f"there is no config {config}; give a YAML file, or one of: {', '.join(built_in)}")
-
-
-def _merge(config: Any, load: Any, source: str) -> Any:
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        loaded = load()
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} cannot be read: {_first_line(error)}") from None
-    sections = {entry.name: _names(entry.default_factory) for entry in fields(RunConfig)}
-    if not isinstance(loaded, DictConfig):
-        raise InputError(f"{source} must be a mapping of the sections {', '.join(sections)}")
-    for name in loaded:
-        if name in sections and not isinstance(loaded[name], DictConfig):
-            main = next((key for key in ("preset", "path") if key in sections[name]), None)
-            hint = f"; did you mean {name}.{main}?" if main else ""
-            raise InputError(f"{source}: {name} must be a mapping of {', '.join(sections[name])}{hint}")
-    for section, name in (("flashu", "preset"), ("model", "compile")):
-        if loaded.get(section, {}).get(name) is False:
-            loaded[section][name] = "off"  # which YAML takes for a truth value
-    try:
-        merged = OmegaConf.merge(config, loaded)
-        OmegaConf.to_object(merged)  # resolves ${…}
-        return merged
-    except ConfigKeyError as error:
-        known = OmegaConf.to_container(config)
-        raise InputError(f"{source}: {_unknown(error.full_key or str(error.key), known)}") from None
-    except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key and error.full_key != source else ""
-        raise InputError(f"{source}: {where}{_first_line(error)}") from None
-
-
-def _unknown(key: str, settings: dict[str, Any]) -> str:
-    if re.search("secret|token(?!i)|password|access_key|credential", key, re.IGNORECASE):  # but not a tokeniser
-        return f"there is no setting {key}; credentials come from the environment, never from a config"
-    known = [*dict.fromkeys([*(name for name, _ in _flat(settings)), *settings])]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    # A key in the wrong section is nearer by its last part.
-    near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]] or near
-    hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
-    return f"there is no setting {key}{hint}"
-
-
-def _names(of: Any) -> list[str]:
-    return [entry.name for entry in fields(of)]
-
-
-def _first_line(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is not None:
-        return f"line {mark.line + 1}: {error.problem}"
-    return " ".join(str(error).splitlines()[:1]) or type(error).__name__

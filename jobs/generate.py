@@ -20,6 +20,7 @@ from jobs.prepare import PreparedRun, prepare
 from jobs.progress import Progress, Standing, duration
 from jobs.report import SUMMARY_EVERY_S, collect_statistics, write_report, write_summary
 from jobs.run_folder import FAILURES, write_run
+from jobs.shard_set import ShardSet
 from jobs.statistics import RunStatistics
 from jobs.stop_signals import StopSignals
 from jobs.workers import workers_for
@@ -57,6 +58,7 @@ class GenerationJob:
         self.prepared, self.progress = prepared, progress
         self.storage, self.run_json, self.manifest = prepared.storage, prepared.run_json, prepared.manifest
         self.statistics = RunStatistics()
+        self.counted = ShardSet(prepared.committed)  # the shards that the statistics are of
         self.hopeless = ""
         self.images = 0  # of this start; the statistics are of the whole run
         self.raised = 0  # prompts of this start that failed for another reason than what their row says
@@ -70,6 +72,8 @@ class GenerationJob:
         count, total = len(prepared.committed), self.manifest.num_shards
         note(f"{prepared.config.manifest.path}: {self.manifest.num_rows:,} prompts in {total:,} shards")
         note(f"{self.storage.url}: {count:,} shards committed" if count else f"{self.storage.url}: a new run")
+        for text in prepared.notes:
+            note(text)
         if count:
             self.statistics = collect_statistics(self.storage, prepared.committed)
         state, error, last = "complete", "", None
@@ -97,7 +101,7 @@ class GenerationJob:
         """Write the report, and whether that went well: what is committed does not depend on it."""
         try:
             write_run(self.storage, self.run_json)
-            write_report(self.storage, self.statistics, self.run_json, state=state)
+            write_report(self.storage, self.statistics, self.run_json, state=state, counted=self.counted)
         except StorageError as error:
             self.progress.note(f"The report could not be written: {error}. `flashu report` writes it anew")
             return False
@@ -110,14 +114,18 @@ class GenerationJob:
         shards = (self.manifest.num_shards, prepared.committed)
         with workers_for(prepared.work, *shards, prepared.config, note, model and model["identity"]) as pool:
             with suppress(StorageError):  # which is retried where it matters
-                write_summary(self.storage, self.statistics, self.run_json, state="running")
+                self._write_summary()
             self.gauges = Gauges("flashu", self.storage.url, METRICS)
             return pool.run(self._watch, lambda: Stop.NOW if self.hopeless else signals.stop)
+
+    def _write_summary(self) -> None:
+        write_summary(self.storage, self.statistics, self.run_json, state="running", counted=self.counted)
 
     def _watch(self, snapshot: Snapshot) -> None:
         """Take in what the pool tells, and show it."""
         for report in snapshot.reports:
             self.statistics.merge(RunStatistics.from_json(report["statistics"]))
+            self.counted.add(report["shard"])
             self.images += report["images"]
             self.raised += report["raised"]
         if snapshot.identity and not self.run_json.get("model"):
@@ -134,7 +142,7 @@ class GenerationJob:
         if time.monotonic() >= self.next_summary:
             self.next_summary = time.monotonic() + SUMMARY_EVERY_S
             with suppress(StorageError):  # a later one, or the end, will do
-                write_summary(self.storage, self.statistics, self.run_json, state="running")
+                self._write_summary()
 
     def _show(self, snapshot: Snapshot) -> None:
         statistics = self.statistics

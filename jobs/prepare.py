@@ -27,7 +27,9 @@ from jobs.config import AUTO, ModelSection, RunConfig, check_no_credentials
 from jobs.encoding import ImageEncoder
 from jobs.formats import FORMATS
 from jobs.generation import GenerationWork
+from jobs.image_cost import costly
 from jobs.image_size import parse_size
+from jobs.inputs import check_inputs
 from jobs.run_folder import FAILURES, METADATA, read_run, shards_with, write_run
 from jobs.worker_model import flashu_settings
 from manifests import DEMO
@@ -44,6 +46,7 @@ class PreparedRun:
     run_json: dict[str, Any]
     committed: list[int]
     work: GenerationWork
+    notes: list[str]  # for whoever watches the run
 
 
 def prepare(config: RunConfig) -> PreparedRun:
@@ -56,9 +59,11 @@ def prepare(config: RunConfig) -> PreparedRun:
     if config.manifest.check_ids and not manifest.ids_checked:
         manifest.check_ids()
     storage = open_storage(config.output.path, s3)
+    earlier = read_run(storage)
+    committed = _committed(config, storage) if earlier else set()
+    notes = check_inputs(config) + costly(config) if len(committed) < manifest.num_shards else []
     storage.check()
     run = _describe(config, manifest)
-    earlier = read_run(storage)
     if earlier is None:
         if next(iter(storage.list(METADATA)), None):
             raise InputError(f"{storage.url} holds shards but no run.json; give another output.path")
@@ -68,12 +73,17 @@ def prepare(config: RunConfig) -> PreparedRun:
         _compare(earlier, run, storage.url)
         run |= {"created": earlier["created"], "model": earlier.get("model")}
     write_run(storage, run)
+    size = parse_size("sampling.size", config.sampling.size)
+    work = GenerationWork(_with_absolute_paths(config), manifest, settings, size, s3)
+    return PreparedRun(config, manifest, storage, run, sorted(committed), work, notes)
+
+
+def _committed(config: RunConfig, storage: Storage) -> set[int]:
+    """The shards that are not to be made."""
     committed = set(shards_with(storage, METADATA))
     if config.output.retry_failures:
         committed -= set(shards_with(storage, FAILURES))
-    size = parse_size("sampling.size", config.sampling.size)
-    work = GenerationWork(_with_absolute_paths(config), manifest, settings, size, s3)
-    return PreparedRun(config, manifest, storage, run, sorted(committed), work)
+    return committed
 
 
 def open_manifest(config: RunConfig) -> Manifest:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TextIO
 
 LOG_EVERY_S = 15.0
+LOG_AGAIN_S = 60.0  # where nothing has changed since
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Progress:
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
-        self.next_line = 0.0
-        self.last: Standing | None = None
+        self.next_line = self.next_same = 0.0
+        self.last: Standing | None = None  # that was written
 
     def __enter__(self) -> Progress:
         if self.live:
@@ -76,10 +77,10 @@ class Progress:
             self.rich.update(
                 self.task, description=standing.line, completed=standing.prompts, total=standing.total_prompts
             )
-        elif time.monotonic() >= self.next_line and standing != self.last:
-            self.next_line = time.monotonic() + LOG_EVERY_S
+        elif (now := time.monotonic()) >= (self.next_line if standing != self.last else self.next_same):
+            self.next_line, self.next_same = now + LOG_EVERY_S, now + LOG_AGAIN_S
+            self.last = standing
             self._write(standing.line)
-        self.last = standing
 
     def note(self, text: str) -> None:
         if self.live:

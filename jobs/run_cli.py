@@ -33,6 +33,9 @@ def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from jobs.config import read_config
 
     settings = read_config(config, overrides or ())
+    from jobs.inputs import check_at_once
+
+    check_at_once(settings)
     from jobs.generate import run_job
 
     sys.exit(run_job(settings))

@@ -54,7 +54,16 @@ def flashu_settings(section: FlashUSection, num_inference_steps: int | None) -> 
     values = {name: getattr(preset, name) for name in SETTINGS}
     if "schedule" in given:
         given["schedule"] = given["schedule"] or None
-    return FlashUConfig(**(values | given), num_inference_steps=num_inference_steps or preset.num_inference_steps)
+    try:
+        return FlashUConfig(**(values | given), num_inference_steps=num_inference_steps or preset.num_inference_steps)
+    except InputError as error:
+        if given or num_inference_steps is None:
+            raise
+        raise InputError(
+            f"sampling.num_inference_steps is {num_inference_steps}, and flashu.preset={section.preset} is made for "
+            f"{preset.total_steps}: {error}. Set flashu.tau or flashu.schedule to fit, or another flashu.preset "
+            "(few-steps, off)"
+        ) from None
 
 
 def load(

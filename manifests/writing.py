@@ -27,6 +27,7 @@ from manifests.files import look_at, open_filesystem, plainly, reason
 from manifests.footers import MARK
 from manifests.schema import REQUIRED
 
+OTHER_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".pq", ".gz")  # of files, where a folder would be made
 ROWS_PER_GROUP = 4096
 """Small, since a worker that reads a shard decodes whole row groups."""
 
@@ -46,6 +47,9 @@ class Destination:
         filesystem, path = open_filesystem(url, endpoint_url=endpoint_url, region=region)
         with plainly(url, "written"):
             found = look_at(filesystem, path).type
+            suffix = Path(path).suffix.lower()
+            if suffix in OTHER_SUFFIXES and found != fs.FileType.Directory:
+                raise ManifestError(f"{url}: a manifest is not written as {suffix}; name a .parquet file, or a folder")
             target = cls(url, filesystem, path, is_file=path.endswith(".parquet") and found != fs.FileType.Directory)
             if found == fs.FileType.File:
                 if not force:

@@ -1,7 +1,24 @@
-"""The networks. `from flashu.models import Showo2Qwen2_5` is the drop-in for the release's `from models import …`."""
+"""The networks. `from flashu.models import Showo2Qwen2_5` is the drop-in for the release's `from models import …`.
 
-from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import PromptTokenizer
-from flashu.models.wan_vae import WanImageVAE
+Names below are imported on first use, so that what needs no torch in this folder does not wait for it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashu.models.showo2 import Showo2Qwen2_5
+    from flashu.models.tokenizer import PromptTokenizer
+    from flashu.models.wan_vae import WanImageVAE
+
+_HOMES = {"PromptTokenizer": "tokenizer", "Showo2Qwen2_5": "showo2", "WanImageVAE": "wan_vae"}
 
 __all__ = ["PromptTokenizer", "Showo2Qwen2_5", "WanImageVAE"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flashu.models' has no attribute {name!r}")
+    return getattr(import_module(f"flashu.models.{_HOMES[name]}"), name)

@@ -228,7 +228,8 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{file} cannot be read as JSON: {reason}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} holds a JSON {type(data).__name__}, not an object")
     return data

@@ -12,9 +12,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from flashu.errors import CheckpointError
-from flashu.models import checkpoint
+from flashu.models.checkpoint_files import TOKENIZER, find_tokenizer, resolve_folder
 
-FILE = "tokenizer.json"
 ADDED_TOKENS = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # the order fixes their ids
 
 BOS, EOS = "<|im_start|>", "<|im_end|>"
@@ -101,11 +100,11 @@ class PromptTokenizer:
         Raises `CheckpointError` when there is none or it cannot be read.
         """
         file: Path | None = Path(path_or_hub_id)
-        if file.name != FILE:
-            folder = checkpoint.resolve_folder(path_or_hub_id, [FILE])
+        if file.name != TOKENIZER:
+            folder = resolve_folder(path_or_hub_id, [TOKENIZER])
             file = find_tokenizer(folder)
             if file is None:
-                raise CheckpointError(f"{folder} holds no {FILE}")
+                raise CheckpointError(f"{folder} holds no {TOKENIZER}")
         try:
             return cls(Tokenizer.from_file(str(file)))
         except CheckpointError as error:
@@ -117,12 +116,6 @@ class PromptTokenizer:
         """Write `tokenizer.json`, and a `tokenizer_config.json` with which transformers' AutoTokenizer reads it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / FILE))
+        self.tokenizer.save(str(folder / TOKENIZER))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": PAD}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def find_tokenizer(folder: Path) -> Path | None:
-    """A checkpoint folder's `tokenizer.json`, in it or in its `tokenizer/` subfolder."""
-    candidates = (folder / FILE, folder / "tokenizer" / FILE)
-    return next((file for file in candidates if file.exists()), None)

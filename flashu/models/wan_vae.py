@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from flashu.devices import resolve_device, resolve_dtype
 from flashu.errors import CheckpointError
 from flashu.models import checkpoint
+from flashu.models.checkpoint_files import EMBEDDED, EMBEDDED_FOLDER, RELEASED_VAE, resolve_folder, vae_files
 from flashu.models.geometry import VAE_STRIDE, VaeGeometry, read_json
-
-RELEASED_REPOSITORY = "Wan-AI/Wan2.1-T2V-14B"
-RELEASED_FILE = "Wan2.1_VAE.pth"
 
 
 class ChannelNorm(nn.Module):
@@ -206,21 +204,21 @@ class WanImageVAE(nn.Module):
         device = resolve_device(device)
         dtype = None if dtype is None else resolve_dtype(dtype, device)
         path = Path(path_or_hub_id).expanduser()
-        if str(path_or_hub_id) == checkpoint.EMBEDDED:
-            path = checkpoint.EMBEDDED_FOLDER / "vae"
+        if str(path_or_hub_id) == EMBEDDED:
+            path = EMBEDDED_FOLDER / "vae"
         elif not path.is_file():
             # Not "*.safetensors": the released repository also holds a video model of many gigabytes.
-            patterns = [RELEASED_FILE, "config.json", "model.safetensors*", "model-*.safetensors"]
-            path = checkpoint.resolve_folder(path_or_hub_id, patterns)
-        files = [path] if path.is_file() else _weight_files(path)
+            patterns = [RELEASED_VAE, "config.json", "model.safetensors*", "model-*.safetensors"]
+            path = resolve_folder(path_or_hub_id, patterns)
+        files = [path] if path.is_file() else vae_files(path)
         tensors = fold(checkpoint.read_tensors(files))
         config_file = files[0].parent / "config.json"
-        if path.is_dir() and config_file.exists() and files[0].name != RELEASED_FILE:
+        if path.is_dir() and config_file.exists() and files[0].name != RELEASED_VAE:
             config = read_json(config_file)
             if config.get("_class_name", cls.__name__) != cls.__name__:
                 raise CheckpointError(
                     f"{config_file} describes a {config['_class_name']!r}, not a {cls.__name__}; "
-                    f"give the released {RELEASED_FILE}, or a folder that flashu convert wrote"
+                    f"give the released {RELEASED_VAE}, or a folder that flashu convert wrote"
                 )
             geometry = VaeGeometry.from_dict(config, str(config_file))
         else:
@@ -271,11 +269,6 @@ def fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = value[:, :, -1].contiguous()
         folded[key] = value
     return folded
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    released = folder / RELEASED_FILE
-    return [released] if released.exists() else checkpoint.weight_files(folder)
 
 
 def _infer_geometry(tensors: Mapping[str, Tensor], where: Path) -> VaeGeometry:

@@ -28,9 +28,10 @@ from jobs.dpg.comparison import Arm, compare, format_comparison
 from jobs.dpg.page import write_comparison
 from jobs.dpg.questions import Item, read_questions
 from jobs.dpg.score import read_about, read_text, score_run, some
-from jobs.dpg.vqa import SELF, check_vqa
+from jobs.dpg.vqa import SELF, check_judge, check_vqa
 from jobs.generate import EXIT_INCOMPLETE, GenerationJob
 from jobs.image_cost import tflop_per_image
+from jobs.inputs import check_inputs, is_on_cluster
 from jobs.prepare import PreparedRun, check_settings, open_manifest, prepare
 from jobs.progress import Progress
 from jobs.report import collect_statistics
@@ -132,10 +133,13 @@ def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], 
     for arm in config.arms:
         check_settings(config.run_config(arm, config.manifest.path))
     s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
-    check_vqa(config.vqa, s3)
+    check_vqa(config.vqa, s3, is_on_cluster(config.cluster.address))
     questions = read_text(config.questions, s3)
     items = read_questions(questions, config.questions)
     storage = open_storage(config.output.path, s3)
+    if not any(storage.exists(f"{arm}/{RUN}") for arm in config.arms):  # else `prepare` knows whether it matters
+        check_inputs(config)
+        check_judge(config.vqa, config.model, config)
     storage.check()
     for arm in config.arms:
         read_about(open_storage(f"{storage.url}/{arm}", s3), config.vqa, questions)

@@ -19,7 +19,7 @@ from PIL import Image
 from flashu.devices import resolve_dtype
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
-from flashu.models.checkpoint import resolve_folder
+from flashu.models.checkpoint_files import resolve_folder
 from jobs.dpg.vqa import VqaModel, unusable
 
 PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin")

@@ -30,7 +30,8 @@ from jobs.config import RunConfig
 from jobs.dpg.answers import IMAGES_KEY, UNANSWERED_KEY, AnsweringWork, answers_key, images_digest
 from jobs.dpg.questions import Item, read_questions
 from jobs.dpg.scoring import BenchmarkScores
-from jobs.dpg.vqa import absolute_name, check_vqa, scores_folder, verdict
+from jobs.dpg.vqa import absolute_name, check_judge, check_vqa, scores_folder, verdict
+from jobs.inputs import is_on_cluster
 from jobs.prepare import absolute_paths
 from jobs.run_folder import METADATA, metadata_key, require_run, shards_with
 from jobs.stop_signals import StopSignals
@@ -111,7 +112,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     Raises `InputError`, `StorageError` or `SessionError` for what a user can mend, before any worker is started.
     """
     s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
-    check_vqa(vqa, s3)
+    check_vqa(vqa, s3, is_on_cluster(config.cluster.address))
     vqa = absolute_name(vqa)
     text = read_text(questions, s3)
     items = read_questions(text, questions)
@@ -134,6 +135,8 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     if len(done) < len(made):
         absolute = storage.url if "://" in storage.url else str(Path(storage.url).absolute())
         work = AnsweringWork(absolute, s3, run, absolute_paths(run["config"]["model"]), vqa, items, folder)
+        for warning in check_judge(vqa, work.model, config):
+            note(warning)
         not_to_do = done | (set(range(total)) - set(made))
         watch = _Watch(storage, folder, about, len(made) - len(done), note)
         with StopSignals(note) as signals:

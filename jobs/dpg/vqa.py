@@ -22,8 +22,9 @@ from cluster.work import describe
 from flashu.devices import is_device_error, is_out_of_memory, resolve_device
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
-from flashu.models.checkpoint import HUB_ID
-from jobs.config import FlashUSection, ModelSection
+from flashu.models.checkpoint_files import HUB_ID
+from jobs.config import FlashUSection, ModelSection, RunConfig
+from jobs.inputs import check_model, check_transformers
 from jobs.worker_model import load
 
 SELF, MPLUG, HF = "self", "mplug", "hf:"
@@ -118,10 +119,10 @@ def unusable(name: str, extra: str, error: Exception) -> Exception:
     return InputError(f"{name} cannot be used as a VQA model: {reason}")
 
 
-def check_vqa(name: str, s3: S3Options | None = None) -> None:
+def check_vqa(name: str, s3: S3Options | None = None, on_cluster: bool = False) -> None:
     """Raises `InputError`, `StorageError` for a VQA model that cannot be had, as far as can be told without loading it.
 
-    Without `s3`, what is in S3 is not looked at.
+    Without `s3`, what is in S3 is not looked at. On a cluster, the nodes may have a folder that is not here.
     """
     if name == SELF:
         return
@@ -141,9 +142,18 @@ def check_vqa(name: str, s3: S3Options | None = None) -> None:
     elif _local(path) is not None:
         if not (_local(path) / "config.json").is_file():
             raise InputError(f"{name} is no checkpoint of a model: it has no config.json")
+    elif on_cluster and os.path.isabs(path):
+        pass
     elif not HUB_ID.fullmatch(path) or path.startswith("."):
         raise InputError(f"{name}: there is no such folder, and a hub id is written OWNER/NAME")
     _require("transformers", name, "vqa")
+
+
+def check_judge(name: str, model: ModelSection, config: RunConfig) -> list[str]:
+    """As `check_vqa`, with a look at the hub too; `model` is that of the pictures. Returns warnings."""
+    if name == SELF:
+        return check_model(model, config)
+    return [] if name == MPLUG else check_transformers(name, name.removeprefix(HF), config)
 
 
 def _require(package: str, name: str, extra: str) -> None:

@@ -12,9 +12,10 @@ from jobs.report import charts
 from jobs.report.collect import committed_columns
 from jobs.report.dataset_card import dataset_card
 from jobs.report.page import page
-from jobs.report.summary import summarise
+from jobs.report.summary import VERSION, summarise
 from jobs.report.thumbnails import thumbnails
 from jobs.report.wording import share
+from jobs.shard_set import ShardSet
 from jobs.statistics import STAGES, RunStatistics
 
 SUMMARY_EVERY_S = 30.0  # while a run is going
@@ -22,29 +23,45 @@ SUMMARY, PAGE, CARD = "summary.json", "report.html", "README.md"
 MAX_WORKERS = 24  # shown one by one
 
 
-def write_report(storage: Storage, statistics: RunStatistics, run: Mapping[str, Any], *, state: str) -> None:
+def write_report(
+    storage: Storage,
+    statistics: RunStatistics,
+    run: Mapping[str, Any],
+    *,
+    state: str,
+    counted: ShardSet | None = None,
+) -> None:
     """Puts summary.json, report.html and README.md into the run's folder, in place of earlier ones.
 
     `run` is what run.json holds, and `state` a word for the page's title: running, complete, failed, stopped.
+    `counted` are the shards that the statistics are of, where that is known.
     """
-    summary = write_summary(storage, statistics, run, state=state)
+    summary = write_summary(storage, statistics, run, state=state, counted=counted)
     storage.put(PAGE, render_page(storage, statistics, summary).encode())
     storage.put(CARD, dataset_card(summary, committed_columns(storage)).encode())
 
 
-def write_summary(storage: Storage, statistics: RunStatistics, run: Mapping[str, Any], *, state: str) -> dict[str, Any]:
+def write_summary(
+    storage: Storage,
+    statistics: RunStatistics,
+    run: Mapping[str, Any],
+    *,
+    state: str,
+    counted: ShardSet | None = None,
+) -> dict[str, Any]:
     """Puts summary.json alone, which is quick. Returns what it holds."""
-    summary = summarise(statistics, run, state)
+    summary = summarise(statistics, run, state) | {"counted_shards": None if counted is None else counted.ranges}
     storage.put(SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
     return summary
 
 
 def read_summary(storage: Storage) -> dict[str, Any] | None:
-    """What summary.json holds, or None where there is none yet."""
+    """What summary.json holds, or None where there is none yet, or none that can be read."""
     try:
-        return json.loads(storage.get(SUMMARY))
-    except NotFound:
+        summary = json.loads(storage.get(SUMMARY))
+    except (NotFound, ValueError):
         return None
+    return summary if isinstance(summary, dict) and summary.get("version") == VERSION else None
 
 
 def render_page(storage: Storage, statistics: RunStatistics, summary: Mapping[str, Any]) -> str:

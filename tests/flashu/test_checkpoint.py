@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 
 from flashu import CheckpointError, InputError, Showo2Qwen2_5, TextToImagePipeline
-from flashu.models import WanImageVAE, checkpoint
+from flashu.models import WanImageVAE, checkpoint, checkpoint_files
 from flashu.models.geometry import PRESETS, LlmGeometry
 from flashu.models.random_weights import random_model
 from tests import fakes
@@ -224,7 +224,7 @@ def test_a_released_config_is_the_preset_of_its_name(tmp_path, preset, llm, hidd
     }
     file = tmp_path / "config.json"
     file.write_text(json.dumps(released))
-    assert checkpoint.read_config(file) == PRESETS[preset]
+    assert checkpoint_files.read_config(file) == PRESETS[preset]
 
 
 # ---------------------------------------------------------------------------------------------------- in memory

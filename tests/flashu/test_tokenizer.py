@@ -7,7 +7,7 @@ from shapes.vocabulary import build_tokenizer
 from tokenizers import Tokenizer
 
 from flashu import CheckpointError
-from flashu.models.checkpoint import EMBEDDED_FOLDER
+from flashu.models.checkpoint_files import EMBEDDED_FOLDER
 from flashu.models.geometry import PRESETS
 from flashu.models.tokenizer import ADDED_TOKENS, PromptTokenizer
 from tests import fakes

@@ -117,7 +117,7 @@ def test_analysis_from_scores_to_the_papers_figure(flashu, tmp_path):
         (["analyze", "activations", "--ratio", "1.5"], "skip_ratio is 1.5"),
         (["analyze", "obd", "--task", "understanding", "--pairs", "empty.jsonl"], "empty.jsonl holds no pairs"),
         (["analyze", "obd", "--task", "understanding", "--pairs", "cut.jsonl"], "cut.jsonl, line 1"),
-        (["calibrate", "-o", "prompts.txt/x.safetensors"], "prompts.txt cannot be made"),
+        (["calibrate", "-o", "prompts.txt/x.safetensors"], "prompts.txt is a file, where a folder is needed"),
         (["analyze", "obd", "--task", "dreaming"], "--task dreaming: there are generation, understanding"),
         (["analyze", "obd", "--task", "understanding", "--pairs", "prompts.txt"], "prompts.txt, line 1"),
         (["analyze", "compare", "prompts.txt", "prompts.txt"], "cannot be read as JSON"),

@@ -154,6 +154,14 @@ def test_size_is_a_side_or_width_by_height(generate, tmp_path, size, width, heig
     assert Image.open(tmp_path / "out.png").size == (width, height)
 
 
+def test_a_size_far_from_the_models_own_is_told_before_the_picture_is_made(generate, tmp_path):
+    outcome = generate("a red circle", "--size", "144", "-o", tmp_path / "out.png")
+    assert outcome.err.startswith(
+        "flashu: warning: an image of 144x144 has 5 times the pixels of 64x64, which the model was made for: about 0."
+    )
+    assert Image.open(tmp_path / "out.png").size == (144, 144)
+
+
 def test_several_prompts_fill_a_folder_in_order(generate, tmp_path):
     folder = tmp_path / "not" / "yet" / "there"
     outcome = generate("a red circle", "two blue squares", "a star", "--seed", 40, "--batch-size", 2, "-o", folder)

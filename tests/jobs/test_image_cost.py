@@ -10,11 +10,11 @@ from cluster.storage import S3Options, StorageError, open_storage
 from flashu import FLASHU_PRESETS, InputError
 from flashu.acceleration.plan import make_plan
 from flashu.flops import count_image
-from flashu.models.checkpoint import EMBEDDED_FOLDER
+from flashu.models.checkpoint_files import EMBEDDED_FOLDER
 from flashu.models.geometry import PRESETS, VAE_PRESETS, VaeGeometry
 from flashu.patch import Acceleration
 from jobs.config import read_config
-from jobs.image_cost import tflop_per_image
+from jobs.image_cost import MANY_IN_SHARD, costly, tflop_per_image
 
 NETWORK, VAE = PRESETS["embedded"], VAE_PRESETS["embedded"]
 PROMPTS = ["a red circle", "a blue square above a green circle"]  # 3 and 7 tokens, each between bos and boi
@@ -121,3 +121,42 @@ def test_files_that_cannot_be_had_are_told(model, tmp_path, bucket):
     s3 = (f"storage.endpoint_url={bucket.endpoint_url}", "storage.path_style=true")
     with pytest.raises(StorageError, match="nowhere"):
         cost(*OFF, *s3, f"model.path={nowhere}")
+
+
+def told(*overrides):
+    return costly(read_config("demo", overrides))
+
+
+def test_a_size_far_from_the_models_own_is_told_with_what_it_takes():
+    tflop = counted(grid=(64, 64), prefix=32)
+    [large] = told(*OFF, "sampling.size=1024")
+    assert large == (
+        "Warning: an image of 1024x1024 has 256 times the pixels of 64x64, which the model was made for: "
+        f"about {tflop:.4g} TFLOP an image, {tflop / counted(prefix=32):,.0f} times as many as usual"
+    )
+    [small] = told(*OFF, "sampling.size=32x16")
+    assert small.startswith("Warning: an image of 32x16 has 1/8 of the pixels of 64x64, which the model was made for: ")
+    assert "as many" not in small
+    [huge] = told(*OFF, "sampling.size=8192", "cluster.lease_timeout_s=90")
+    assert huge.endswith("A worker whose batch takes longer than cluster.lease_timeout_s=90 seconds is taken for hung")
+
+
+def test_a_usual_size_is_not_told():
+    for size in ("null", "64", "128", "32", "96x128"):
+        assert told(f"sampling.size={size}") == []
+
+
+def test_many_steps_and_large_shards_are_told():
+    [steps] = told("flashu.preset=off", "sampling.num_inference_steps=1000")
+    assert steps.startswith("Warning: 1,000 steps are 20 times the usual 50: about 0.")
+    assert steps.endswith(" TFLOP an image, 20 times as many as usual")
+    assert len(told("flashu.tau=300", "sampling.num_inference_steps=400")) == 1  # which fits no run of 50 steps
+    assert told("sampling.num_inference_steps=200") == []
+    [shard] = told(f"sampling.num_images={MANY_IN_SHARD}")
+    assert shard.startswith("Warning: a shard is 32,768 images, of 8 prompts, which its worker holds until it has made")
+    assert told(f"sampling.num_images={MANY_IN_SHARD // 8}") == []
+
+
+def test_of_a_model_that_cannot_be_seen_from_here_nothing_is_told():
+    for unseen in ("model.path=/no/model", "model.vae=/no/vae"):
+        assert told(unseen, "sampling.size=4096") == []

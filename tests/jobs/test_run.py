@@ -3,6 +3,7 @@
 Most runs share one Ray cluster on this machine; those that are stopped by signals are processes that start their own.
 """
 
+import json
 import os
 import re
 import shutil
@@ -193,6 +194,32 @@ def test_what_is_missing_is_made_again_alike_and_failures_are_tried_again_when_a
     kept, again = "metadata/shard-00001.parquet", "metadata/shard-00002.parquet"
     assert after[kept] == before[kept]
     assert after[again] != before[again]
+
+
+def test_what_the_driver_does_not_see_is_told_and_the_first_worker_decides(cluster, tmp_path):
+    """So is a size that takes far more than the model's own, before any worker starts."""
+    missing = "model.tokenizer: no such checkpoint folder: /no/words"
+    settings = (*QUICK, "sampling.size=512", "model.tokenizer=/no/words", cluster, f"output.path={tmp_path}")
+    outcome = flashu("run", "demo", *settings)
+    lines = [line.partition(" ")[2] for line in outcome.out.splitlines()]
+    [unseen] = [line for line in lines if line.startswith(f"Warning: {missing}")]
+    [large] = [line for line in lines if line.startswith("Warning: an image of 512x512 has 64 times the pixels")]
+    started = next(index for index, line in enumerate(lines) if line.startswith("Ray cluster"))
+    assert max(lines.index(unseen), lines.index(large)) < started
+    assert any("The run cannot go on: no such checkpoint folder: /no/words" in line for line in lines)
+    assert outcome.code == 1
+
+
+def test_a_complete_run_needs_no_model(hostile, tmp_path):
+    run = hostile.copied_to(tmp_path / "run")
+    described = json.loads((run.output / "run.json").read_text())
+    described["config"]["model"]["path"] = "/no/model"
+    (run.output / "run.json").write_text(json.dumps(described))
+    outcome = run.start("model.path=/no/model")
+    assert "3 shards committed" in outcome.out
+    assert outcome.code == 1  # of the prompt that failed
+    (run.output / "metadata" / "shard-00001.parquet").unlink()
+    assert_refused(run.start("model.path=/no/model", "cluster.address=local"), "model.path: no such checkpoint folder")
 
 
 def test_status_tells_where_a_run_stands(hostile, tmp_path):

@@ -37,7 +37,7 @@ def refused(tmp_path):
     ("override", "told"),
     [
         ("sampling.num_image=2", "did you mean sampling.num_images?"),
-        ("sampling.seed=x", "sampling.seed: Value 'x'"),
+        ("sampling.seed=x", "sampling.seed is 'x'; it must be a whole number"),
         ("output.format=zip", "output.format is 'zip'; choose one of: parquet, webdataset, files"),
         ("output.image_format=gif", "output.image_format is 'gif'; choose one of: png, jpeg, webp"),
         ("output.quality=0", "output.quality is 0; it goes from 1 to 100"),
@@ -54,7 +54,7 @@ def refused(tmp_path):
         ("sampling.num_inference_steps=1", "1"),
         ("sampling.num_images=0", "sampling.num_images is 0; it must be a whole number, at least 1"),
         ("sampling.guidance_scale=-1", "sampling.guidance_scale is -1.0"),
-        ("sampling.guidance_scale=.nan", "sampling.guidance_scale is nan"),
+        ("sampling.guidance_scale=nan", "sampling.guidance_scale is nan"),
         ("cluster.workers=0", "cluster.workers is 0; it must be a whole number, at least 1"),
         ("cluster.workers=two", "cluster.workers is 'two'"),
         ("cluster.cpus_per_worker=0", "cluster.cpus_per_worker is 0.0; it must be a finite number, above 0"),
@@ -67,6 +67,15 @@ def refused(tmp_path):
 )
 def test_a_setting_that_cannot_be_used_is_refused(refused, override, told):
     refused(override, told=[told])
+
+
+def test_steps_that_do_not_fit_a_preset_are_told_with_what_to_change(refused):
+    told = (
+        "sampling.num_inference_steps is 10, and flashu.preset=embedded is made for 35: tau is 11; it counts full steps"
+    )
+    refused(
+        "flashu.preset=embedded", "sampling.num_inference_steps=10", told=[told, "Set flashu.tau or flashu.schedule"]
+    )
 
 
 def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(refused):
@@ -115,7 +124,8 @@ def test_a_file_that_is_no_manifest_is_refused(refused, tmp_path, data, told):
 @pytest.mark.parametrize("output", ["run", "run/deeper"])
 def test_an_output_with_a_file_in_the_way_is_refused(refused, tmp_path, output):
     (tmp_path / "run").write_text("mine")
-    refused(f"output.path={tmp_path / output}", told=[f"cannot write {tmp_path / 'run'}", "is a file"])
+    told = [f"cannot read {tmp_path / output}/run.json", "a part of this path is a file"]
+    refused(f"output.path={tmp_path / output}", told=told)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

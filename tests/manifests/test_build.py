@@ -210,6 +210,14 @@ def test_a_destination_that_cannot_be_written_is_told(source, tmp_path):
             build([path], target)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".TXT", ".pq", ".json.gz"])
+def test_a_destination_that_looks_like_a_file_of_another_kind_is_no_folder(source, tmp_path, suffix):
+    path, target = source("a.txt", "a fox"), tmp_path / f"m{suffix}"
+    with pytest.raises(ManifestError, match=r"a manifest is not written as \.\w+; name a \.parquet file, or a folder"):
+        build([path], str(target))
+    assert not target.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
