@@ -1,8 +1,8 @@
 """Whether a Ray cluster answers, whether it asks for a token, and which token this user has.
 
 Since 2.52 a Ray cluster can ask for a token, and newer ones do so unless told otherwise. Ray's own client goes by
-RAY_AUTH_MODE, which must agree with the cluster; where that is not set, and a cluster is named, it sends none, tries for
-half a minute, and says that it failed to connect. So the cluster is asked first, with one call that takes milliseconds.
+RAY_AUTH_MODE, which must agree with the cluster. Where that is not set and a cluster is named it sends none, tries for
+half a minute, and says that it failed to connect. So the cluster is asked first, by a call that takes milliseconds.
 """
 
 from __future__ import annotations
