@@ -61,10 +61,8 @@ def session(
     # Ray warns at every start that a coming release will no longer hide GPUs from workers that ask for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     found = _find(address)
-    settings = _settings(found) if found else None
+    settings = _join_settings(found) if found else None
     if found and settings is None:
-        if found.named:
-            raise SessionError(f"no Ray cluster can be joined at {found.source}: nothing of Ray's answers there")
         note(f"No Ray answers at {found.address}, which {found.source} names: starting Ray on this machine")
     joined = settings is not None
     if not joined:
@@ -80,6 +78,12 @@ def session(
         finally:
             with suppress(Exception):
                 ray.shutdown()
+
+
+def check_address(address: str | None) -> None:
+    """See that a cluster that was named can be joined, before anything is done. Raises `SessionError` as `session`."""
+    if found := _find(address):
+        _join_settings(found)
 
 
 def _find(address: str | None) -> Found | None:
@@ -108,8 +112,8 @@ def _address_file() -> Path:
     return Path(folder) / "ray" / "ray_current_cluster"
 
 
-def _settings(found: Found) -> dict[str, str] | None:
-    """The environment to join a cluster with; None where none answers."""
+def _join_settings(found: Found) -> dict[str, str] | None:
+    """The environment to join a cluster with; None where none answers that was not named."""
     try:
         place = urlsplit(found.address if "://" in found.address else f"//{found.address}")
         if place.scheme not in ("", CLIENT) or place.hostname is None or place.port is None:
@@ -118,9 +122,12 @@ def _settings(found: Found) -> dict[str, str] | None:
         raise SessionError(f"{found.source}: give auto, local, host:port or ray://host:port") from None
     host = f"[{place.hostname}]" if ":" in place.hostname else place.hostname
     try:
-        return authentication.settings_for(f"{host}:{place.port}", client=place.scheme == CLIENT)
+        settings = authentication.settings_for(f"{host}:{place.port}", client=place.scheme == CLIENT)
     except RefusedError as error:
         raise SessionError(f"the Ray cluster at {found.source} cannot be joined: {error}") from None
+    if settings is None and found.named:
+        raise SessionError(f"no Ray cluster can be joined at {found.source}: nothing of Ray's answers there")
+    return settings
 
 
 def _connect(ray: object, found: Found | None, local_cpus: float) -> None:

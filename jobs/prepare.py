@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import flashu
+from cluster.session import check_address
 from cluster.storage import S3Options, Storage, open_storage
 from flashu import arguments
 from flashu.acceleration.plan import make_plan
@@ -61,7 +62,10 @@ def prepare(config: RunConfig) -> PreparedRun:
     storage = open_storage(config.output.path, s3)
     earlier = read_run(storage)
     committed = _committed(config, storage) if earlier else set()
-    notes = check_inputs(config) + costly(config) if len(committed) < manifest.num_shards else []
+    notes = []
+    if len(committed) < manifest.num_shards:
+        check_address(config.cluster.address)
+        notes = check_inputs(config) + costly(config)
     storage.check()
     run = _describe(config, manifest)
     if earlier is None:

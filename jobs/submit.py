@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,5 +100,7 @@ def _check_paths(config: RunConfig, working_dir: Path | None) -> None:
 
 
 async def _follow(client: Any, job: str, echo: Callable[[str], None]) -> None:
-    async for text in client.tail_job_logs(job):
-        echo(text.rstrip("\n"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of how Ray calls aiohttp
+        async for text in client.tail_job_logs(job):
+            echo(text.rstrip("\n"))

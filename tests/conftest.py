@@ -1,6 +1,7 @@
 """Options and fixtures that every test folder may use."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,7 @@ import pytest
 # The models here are tiny: threads waiting for each other cost more than they bring, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-STARTS_RAY = (
-    "test_benchmark.py", "test_chaos.py", "test_dpg.py", "test_pool.py", "test_run.py", "test_run_refusals.py",
-    "test_scheduler.py", "test_submit.py",
-)  # fmt: skip
+LONGEST = ("test_chaos.py", "test_benchmark.py", "test_run.py", "test_pool.py", "test_submit.py", "test_warm_up.py")
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -25,24 +23,29 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    """Each process of tests has a folder of its own for Ray, whose clusters are found by a file there."""
+    folder = tempfile.TemporaryDirectory(
+        prefix="ray", dir="/tmp", ignore_cleanup_errors=True
+    )  # sockets want short names
+    os.environ["RAY_TMPDIR"] = folder.name
+    config.add_cleanup(folder.cleanup)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Over several processes (`pytest -n 2`), the tests of a file stay together, as do all that start a Ray.
-
-    Ray's job server joins whichever Ray of the machine was started last.
-    """
+    """Over several processes (`pytest -n 2`), the tests of a file stay together, as what they share is made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file = nodeid.split("::")[0]
-            return "ray" if file.endswith(STARTS_RAY) else file
+            return nodeid.split("::")[0]
 
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in STARTS_RAY)  # first, as they take the longest
+    items.sort(key=lambda item: item.path.name not in LONGEST)  # first, so that no process is left with one at the end
 
 
 def pytest_generate_tests(metafunc):

@@ -29,7 +29,7 @@ from tests.s3_server import (  # noqa: F401 - fixtures
 )
 
 ROOT = Path(__file__).parents[2]
-PROMPTS, SHARD = 120, 4
+PROMPTS, SHARD = 100, 4
 SETTINGS = (
     "default",
     "flashu.preset=off",
@@ -183,9 +183,9 @@ def disturb(cluster, storage, proxy):
     for _ in range(2):
         wait_for(lambda: workers_of(cluster))
         os.kill(chance.choice(workers_of(cluster)), signal.SIGKILL)
-        time.sleep(3)
+        time.sleep(2)
     proxy.inject(INTERNAL_ERROR, UNAVAILABLE, DROP, LOSE_ANSWER, probability=0.5)
-    time.sleep(8)
+    time.sleep(6)
     proxy.heal()
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     cluster.add_node(num_cpus=1)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -19,7 +20,7 @@ from jobs.image_cost import MANY_IN_SHARD, costly, tflop_per_image
 NETWORK, VAE = PRESETS["embedded"], VAE_PRESETS["embedded"]
 PROMPTS = ["a red circle", "a blue square above a green circle"]  # 3 and 7 tokens, each between bos and boi
 PREFIX = 7
-STEPS = 6
+STEPS = 3
 OFF = ("flashu.preset=off", f"sampling.num_inference_steps={STEPS}")
 WIDE, NARROW = replace(NETWORK, image_latent_dim=16), replace(VaeGeometry(), dim=32)
 
@@ -28,6 +29,7 @@ def cost(*overrides, prompts=PROMPTS):
     return tflop_per_image(read_config(None, overrides), prompts)
 
 
+@cache
 def counted(network=NETWORK, vae=VAE, grid=(4, 4), prefix=PREFIX, guidance=NETWORK.guidance_scale):
     """Of the unaccelerated model, in TFLOP."""
     return count_image(network, vae, make_plan(None, STEPS, guidance), grid, prefix).total / 1e12

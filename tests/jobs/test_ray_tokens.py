@@ -1,0 +1,229 @@
+"""Clusters that ask for a token, as `ray start` makes them: who has it gets in by every way, others are told in a line.
+
+And clusters that are no more. Everything here is started as a user starts it, with a home of its own.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import assert_refused, flashu
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+QUICK = ("flashu.preset=off", "sampling.num_inference_steps=2", "manifest.limit=3", "cluster.workers=1")
+HOW = "in RAY_AUTH_TOKEN, in a file named by RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token"
+
+
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+class Started:
+    """A cluster of `ray start`, and processes that joined it."""
+
+    def __init__(self, folder, **settings):
+        self.address, self.dashboard = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "RAY_ADDRESS"))},
+            "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "NO_PROXY": "*", "OMP_NUM_THREADS": "1",
+            "HOME": str(folder), "RAY_TMPDIR": str(folder), **settings,
+        }  # fmt: skip
+        self.processes = []
+        port, dashboard = self.address.rpartition(":")[2], self.dashboard.rpartition(":")[2]
+        self.start("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=true",
+                   f"--dashboard-port={dashboard}")  # fmt: skip
+        self.wait_for(lambda: self.ray("job", "list", "--address", self.dashboard).returncode == 0)
+
+    def start(self, *arguments):
+        command = [BIN / "ray", "start", *arguments, "--num-cpus=1", "--disable-usage-stats", "--block",
+                   f"--dashboard-agent-listen-port={free_port()}"]  # fmt: skip
+        log = subprocess.DEVNULL
+        self.processes.append(
+            subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        )
+
+    def ray(self, *arguments, **settings):
+        command = [BIN / "ray", *map(str, arguments)]
+        environment = self.environment | settings
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+
+    def wait_for(self, condition):
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.5)
+
+    def end(self, number=signal.SIGTERM):
+        for process in reversed(self.processes):
+            os.killpg(process.pid, number)
+        for process in self.processes:
+            process.wait(60)
+        self.processes.clear()
+
+
+@pytest.fixture(scope="module")
+def token():
+    return secrets.token_hex(16)
+
+
+@pytest.fixture(scope="module")
+def cluster(token, tmp_path_factory):
+    folder = Path(os.environ["RAY_TMPDIR"]) / "token"
+    folder.mkdir()
+    started = Started(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    yield started
+    started.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def user(monkeypatch, tmp_path):
+    """Somebody with nothing set, and an empty home."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return monkeypatch
+
+
+def holds(folder, text):
+    return [file for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize("given", ["variable", "file", "home"])
+def test_a_token_is_found_where_ray_would_find_it(cluster, token, user, tmp_path, given):
+    if given == "variable":
+        user.setenv("RAY_AUTH_TOKEN", token)
+    else:
+        file = tmp_path / ("named" if given == "file" else ".ray/auth_token")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"{token}\n")
+    if given == "file":
+        user.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    before = dict(os.environ)
+    run = tmp_path / "run"
+    outcome = flashu("run", "demo", *QUICK, f"cluster.address={cluster.address}", f"output.path={run}")
+    assert outcome.code == 0, outcome
+    assert "Ray cluster of" in outcome.out
+    assert token not in outcome.out + outcome.err
+    assert holds(run, token) == []
+    assert {name: os.environ.get(name) for name in before} == before
+    assert os.environ.get("RAY_AUTH_MODE") is None
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_without_the_token_one_is_told_in_a_line(cluster, user, tmp_path, command):
+    place = (f"cluster.address={cluster.address}",) if command == "run" else ("--address", cluster.dashboard)
+    arguments = (command, "demo", *QUICK, f"output.path={tmp_path / 'run'}", *place)
+    assert_refused(flashu(*arguments), "asks for a token, and none was found", HOW)
+    user.setenv("RAY_AUTH_TOKEN", "wrong-token")
+    refused = flashu(*arguments)
+    assert_refused(refused, "refuses the token from RAY_AUTH_TOKEN", HOW)
+    assert "wrong-token" not in refused.err
+    user.delenv("RAY_AUTH_TOKEN")
+    user.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
+    assert_refused(flashu(*arguments), f"RAY_AUTH_TOKEN_PATH {tmp_path / 'nowhere'} cannot be read: FileNotFoundError")
+
+
+def test_jobs_run_on_a_cluster_that_another_node_has_joined(cluster, token, user, tmp_path):
+    """By `flashu submit`, which finds the token, and by Ray's own command, which is told to send it."""
+    cluster.start(f"--address={cluster.address}")
+    cluster.wait_for(lambda: "2.0 CPU" in cluster.ray("status", "--address", cluster.address).stdout)
+    user.setenv("RAY_AUTH_TOKEN", token)
+    outputs = [tmp_path / name for name in ("submitted", "ray-job")]
+    around = (*QUICK, "cluster.address=null")  # the job's own
+    done = flashu("submit", "demo", *around, f"output.path={outputs[0]}", "--address", cluster.dashboard)
+    assert done.code == 0, done
+    assert "Ray cluster of 2 nodes" in done.out, done.out
+    assert done.err == ""
+    job = cluster.ray("job", "submit", "--address", cluster.dashboard, "--", "flashu", "run", "demo", *around,
+                      f"output.path={outputs[1]}")  # fmt: skip
+    assert job.returncode == 0, job.stdout + job.stderr
+    for output in outputs:
+        summary = json.loads((output / "summary.json").read_text())
+        assert summary["images"] > 0
+        assert holds(output, token) == []
+    assert token not in done.out + job.stdout + job.stderr
+
+
+def test_no_token_stands_on_a_command_line(cluster, token):
+    lines = [file.read_bytes() for file in readable(Path("/proc").glob("[0-9]*/cmdline"))]
+    assert len(lines) > 5
+    assert not [line for line in lines if token.encode() in line]
+
+
+def readable(files):
+    for file in files:
+        try:
+            file.read_bytes()
+        except OSError:
+            continue
+        yield file
+
+
+SLURM = {
+    "scontrol": 'if [ "$1" = show ]; then printf "one\\ntwo\\n"; fi',
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "hostname": "echo 127.0.0.1",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [None, "disabled"])
+def test_slurms_script_runs_with_a_token_of_its_own_and_without(user, tmp_path, mode):
+    """Slurm's commands start local processes; Ray, its nodes and the run are real."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, body in SLURM.items():
+        (commands / name).write_text(f"#!/bin/bash\n{body}\n")
+        (commands / name).chmod(0o755)
+    folder = Path(os.environ["RAY_TMPDIR"]) / f"s{mode}"
+    folder.mkdir()
+    environment = {
+        **os.environ, "PATH": f"{commands}:{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "RAY_TMPDIR": str(folder), "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NODELIST": "x",
+        "SLURM_CPUS_PER_TASK": "1",
+    } | ({"RAY_AUTH_MODE": mode} if mode else {})  # fmt: skip
+    command = ["bash", ROOT / "cluster/deploy/slurm.sh", "demo", *QUICK, f"output.path={tmp_path / 'run'}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "complete" in done.stdout
+    said = done.stdout + done.stderr
+    assert bool(re.search("Token authentication is enabled", said)) == (mode is None) or mode is None
+    assert not list(tmp_path.rglob("auth_token")), "it is in no file"
+
+
+@pytest.mark.slow
+def test_of_a_cluster_that_was_killed_it_is_said_and_ray_is_started_here(user, tmp_path):
+    folder = Path(os.environ["RAY_TMPDIR"]) / "dead"
+    folder.mkdir()
+    user.setenv("RAY_TMPDIR", str(folder))
+    settings = (f"--port={free_port()}", "--num-cpus=1", "--include-dashboard=false", "--disable-usage-stats")
+    subprocess.run((BIN / "ray", "start", "--head", *settings), check=True, capture_output=True)
+    for file in readable(Path("/proc").glob("[0-9]*/cmdline")):
+        if str(folder).encode() in file.read_bytes():
+            os.kill(int(file.parent.name), signal.SIGKILL)
+    file = folder / "ray" / "ray_current_cluster"
+    address = file.read_text()  # as Ray names this host
+    begun = time.monotonic()
+    outcome = flashu("run", "demo", *QUICK, "cluster.address=null", f"output.path={tmp_path / 'run'}")
+    assert outcome.code == 0, outcome
+    assert f"No Ray answers at {address}, which {file} names: starting Ray on this machine" in outcome.out
+    assert "Ray on this machine" in outcome.out
+    assert time.monotonic() - begun < 100
+    for named in ("auto", address):
+        refused = flashu("run", "demo", *QUICK, f"cluster.address={named}", f"output.path={tmp_path / named[:4]}")
+        assert_refused(refused, "no Ray cluster can be joined at", "nothing of Ray's answers there")
+    assert not (tmp_path / ".ray").exists(), "a Ray of one's own leaves no token behind"
+    shutil.rmtree(folder, ignore_errors=True)
