@@ -178,4 +178,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     result = {"speed": speed, "flashu": flashu, "flop": flop}[options.what](options)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

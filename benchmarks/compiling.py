@@ -123,7 +123,7 @@ def main() -> None:
         for worker in ("second",) if options.trace_only else ("first", "second"):
             command = [sys.executable, __file__, *sys.argv[1:], "--work", worker]
             environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"}
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+            done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", env=environment, check=False)
             if done.returncode:
                 sys.exit(done.returncode)
             workers[worker] = json.loads(done.stdout.splitlines()[-1])
@@ -136,7 +136,7 @@ def main() -> None:
             "words": workers["second"].pop("words"),
         }
         result = {**describe(options.device), **settings, "prompts": prompts, "workers": workers}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def parse_options() -> argparse.Namespace:

@@ -209,7 +209,7 @@ def main() -> None:
         keys = ("preset", "flashu", "joined", "steps", "repeats", "guidance", "prefix", "size")
         settings = {key: getattr(options, key) for key in keys}
         result = {**describe(device), **settings, "dtype": str(dtype).removeprefix("torch."), "runs": runs}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

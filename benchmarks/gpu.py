@@ -93,7 +93,7 @@ def main() -> None:
         result.update(entries(series, result["ceilings"]), took_s=time.monotonic() - started)
         if options.json:
             partial = options.json.with_name(f".{options.json.name}.partial")
-            partial.write_text(json.dumps(result, indent=2) + "\n")
+            partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
             os.replace(partial, options.json)
 
     attempts.on_change = save

@@ -353,7 +353,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=1.0, help="of --check, in points (default 1.0)")
     options = parser.parse_args()
     try:
-        committed = json.loads(options.check.read_text()) if options.check else None
+        committed = json.loads(options.check.read_text(encoding="utf-8")) if options.check else None
         counts = chosen(options, committed)
         pipe = TextToImagePipeline.from_pretrained(options.model, dtype=options.dtype, device=options.device)
         bench = Bench(pipe, options.batch_size)
@@ -378,7 +378,7 @@ def main() -> None:
         result["settings"].append(entry)
         print(table_row(entry), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if options.figure:
         draw_curve(result, options.figure)
     if committed:

@@ -93,4 +93,4 @@ if __name__ == "__main__":
     parser.add_argument("result", type=Path)
     parser.add_argument("figure", type=Path)
     options = parser.parse_args()
-    draw_curve(json.loads(options.result.read_text()), options.figure)
+    draw_curve(json.loads(options.result.read_text(encoding="utf-8")), options.figure)

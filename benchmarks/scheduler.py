@@ -326,7 +326,7 @@ def peak_mib() -> float:
     """The most memory this process has had. Not from `getrusage` on Linux, which counts the parent's as well."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
@@ -444,7 +444,7 @@ def main() -> None:
             result |= {name: chosen.pop(name)(scale) for name in ON_RAY if name in chosen}
     result |= {name: measure(scale) for name, measure in chosen.items()}
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

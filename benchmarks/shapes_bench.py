@@ -17,5 +17,5 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--output", type=Path, default=DESTINATION, help="default: the file in the repository")
     options = parser.parse_args()
     benchmark = items()
-    options.output.write_text(to_csv(benchmark))
+    options.output.write_text(to_csv(benchmark), encoding="utf-8")
     print(f"{len(benchmark)} prompts, {sum(len(i.propositions) for i in benchmark)} questions in {options.output}")

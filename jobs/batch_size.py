@@ -105,13 +105,15 @@ def remembered(folder: Path, kind: Mapping[str, Any], available: float, measure:
     file = folder / f"{name_of(kind)}.json"
     with lock_if_possible(file):
         with suppress(OSError, ValueError, TypeError, KeyError):  # none there, or not one of ours
-            knee = Knee(**json.loads(file.read_text())["knee"])
+            knee = Knee(**json.loads(file.read_text(encoding="utf-8"))["knee"])
             if knee.holds_for(available):
                 return knee
         knee = measure()
         with suppress(OSError):
             partial = file.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps({"kind": kind, "knee": asdict(knee)}, indent=2, default=str) + "\n")
+            partial.write_text(
+                json.dumps({"kind": kind, "knee": asdict(knee)}, indent=2, default=str) + "\n", encoding="utf-8"
+            )
             partial.replace(file)
         return knee
 

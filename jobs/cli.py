@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -309,6 +310,7 @@ def main() -> None:
     """Run the command; what a user can mend is told in one line, without a traceback."""
     warnings.showwarning = lambda message, *_: typer.echo(f"flashu: warning: {message}", err=True)
     try:
+        _check_letters()
         app()
     except (InputError, ManifestError, StorageError, SessionError, OutOfMemoryError) as error:
         typer.echo(f"flashu: {error}", err=True)
@@ -320,6 +322,17 @@ def main() -> None:
             raise
         typer.echo("flashu: out of memory; try a smaller model or size, or a device with more", err=True)
         sys.exit(1)
+
+
+def _check_letters() -> None:
+    """Let a terminal show letters that it has not as escapes. Raises `InputError` for arguments that are no text."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # what stands in for them in a notebook, or a test
+            stream.reconfigure(errors="backslashreplace")
+    for argument in sys.argv[1:]:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that Python could not read
+            shown = argument.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"{shown} is no text in this terminal's encoding; rename the file, or set a UTF-8 locale")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ SETTINGS = [
 
 def main() -> int:
     files = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py") if is_numeric(file))
-    flags = Path("/proc/cpuinfo").read_text().split()
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     print(f"{len(files)} files\n\n{'setting':<28}{'passed':>8}{'failed':>8}{'seconds':>9}", flush=True)
     all_well = True
     for setting in SETTINGS:

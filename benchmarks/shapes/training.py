@@ -127,7 +127,7 @@ class Training:
     def _report(self, line: dict[str, float]) -> None:
         if rank() == 0:
             print(json.dumps(line), flush=True)
-            with self.log_file.open("a") as log:
+            with self.log_file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:

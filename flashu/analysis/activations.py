@@ -40,7 +40,7 @@ class Activations:
     skip_ratio: float
 
     def save(self, file: str | Path) -> None:
-        Path(file).write_text(json.dumps(vars(self)) + "\n")
+        Path(file).write_text(json.dumps(vars(self)) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

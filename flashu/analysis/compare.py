@@ -44,4 +44,4 @@ def compare(generation: ObdScores, understanding: ObdScores) -> list[LayerShares
 
 def save(shares: list[LayerShares], file: str | Path) -> None:
     """Write the shares as JSON, a list with one object per layer."""
-    Path(file).write_text(json.dumps([vars(layer) for layer in shares], indent=2) + "\n")
+    Path(file).write_text(json.dumps([vars(layer) for layer in shares], indent=2) + "\n", encoding="utf-8")

@@ -37,7 +37,7 @@ class ObdScores:
     fingerprint: str
 
     def save(self, file: str | Path) -> None:
-        Path(file).write_text(json.dumps(vars(self)) + "\n")
+        Path(file).write_text(json.dumps(vars(self)) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, file: str | Path) -> ObdScores:

@@ -185,7 +185,7 @@ def save_weights(tensors: dict[str, Tensor], folder: Path, config: dict) -> None
     from huggingface_hub import save_torch_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     # What is a view of more (see `Joined`) is copied, as files are written from whole blocks of memory.
     whole = {
         name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.to("cpu", copy=True)

@@ -226,7 +226,7 @@ def read_llm_geometry(config_file: Path) -> LlmGeometry:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises `CheckpointError` when it is not one."""
     try:
-        data = json.loads(file.read_text())
+        data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{file} cannot be read as JSON: {reason}") from None

@@ -28,7 +28,8 @@ FIELDS = {
     "submitterConfig managedBy deletionStrategy entrypoint runtimeEnvYAML jobId submissionMode entrypointResources "
     "entrypointNumCpus entrypointNumGpus ttlSecondsAfterFinished shutdownAfterJobFinishes suspend",
     "RayClusterSpec": "headGroupSpec workerGroupSpecs rayVersion enableInTreeAutoscaling autoscalerOptions "
-    "headServiceAnnotations suspend managedBy gcsFaultToleranceOptions",
+    "headServiceAnnotations suspend managedBy gcsFaultToleranceOptions authOptions",
+    "AuthOptions": "mode enableK8sTokenAuth secretName",
     "AutoscalerOptions": "resources image imagePullPolicy env envFrom volumeMounts securityContext idleTimeoutSeconds "
     "upscalingMode version",
     "HeadGroupSpec": "serviceType headService enableIngress rayStartParams template",
@@ -76,6 +77,7 @@ def test_the_rayjob_has_only_fields_that_kuberay_knows(rayjob_documents):
     assert not unknown("RayJobSpec", job["spec"])
     assert not unknown("RayClusterSpec", cluster)
     assert not unknown("AutoscalerOptions", cluster["autoscalerOptions"])
+    assert not unknown("AuthOptions", cluster["authOptions"])
     groups = [("HeadGroupSpec", cluster["headGroupSpec"])]
     groups += [("WorkerGroupSpec", group) for group in cluster["workerGroupSpecs"]]
     for kind, group in groups:
@@ -110,6 +112,14 @@ def test_the_rayjobs_config_is_one_that_flashu_reads(rayjob_documents, tmp_path)
     group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert config.cluster.workers == group["maxReplicas"]
     assert config.cluster.gpus_per_worker == 1
+
+
+def test_every_way_to_start_ray_asks_for_a_token(rayjob_documents, launcher):
+    """What they do for it is run in tests/jobs/test_ray_tokens.py, as far as it can be here."""
+    assert rayjob_documents[1]["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert any("RAY_AUTH_MODE=token" in option for option in launcher["docker"]["run_options"])
+    assert launcher["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+    assert "RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}" in (DEPLOY / "slurm.sh").read_text()
 
 
 def test_every_setting_that_the_files_override_exists():

@@ -285,7 +285,7 @@ def anonymous_peak(loader, folder):
 
 
 def anonymous_bytes(pid):
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines())
     return int(fields["RssAnon"].removesuffix("kB")) * 1024
 
 

@@ -23,7 +23,7 @@ class ChaosWork(GenerationWork):
         return identity
 
     def process(self, lease, inputs, running):
-        with open(os.environ["CHAOS_LOG"], "a") as log:
+        with open(os.environ["CHAOS_LOG"], "a", encoding="utf-8") as log:
             log.write(f"{time.time()} {lease.shard}\n")
         return super().process(lease, inputs, running)
 
