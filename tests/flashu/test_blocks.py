@@ -26,12 +26,12 @@ def graphs():
 
 @pytest.mark.slow
 def test_compiled_by_inductor_a_trajectory_is_the_same_to_rounding():
-    """Pruned, measuring, and with layers that each image skips for itself."""
+    """Pruned, measuring, and with layers skipped. Of one image: what more of them add is not compiled otherwise."""
     golden = GoldenModel(GOLDEN / "tiny")
-    settings = replace(SETTINGS, tau=0, num_inference_steps=6)
+    settings = replace(SETTINGS, tau=0, num_inference_steps=4)
     apply_flashu_patch(golden.model, settings, scores=golden.scores())
     plan = golden.model.acceleration.plan(settings.total_steps, 5.0)
-    noise, rows = golden.expected["noise"], golden.sampler_rows(range(len(golden.rows)))
+    noise, rows = golden.expected["noise"][:1], golden.sampler_rows([0])
     points, before = sampler.time_grid(plan.num_inference_steps), graphs()
     *_, plain = sampler.trajectory(golden.model, noise, rows, points, plan)
     *_, fast = sampler.trajectory(golden.model, noise, rows, points, plan, Blocks.through(torch.compile))
