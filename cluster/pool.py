@@ -19,7 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.queue import WAIT, ShardQueue, Silence
 from cluster.stop import Stop
-from cluster.work import Lease, ShardWork, describe
+from cluster.tracebacks import Traceback, describe
+from cluster.work import Lease, ShardWork
 from cluster.worker import Ended, Worker
 
 POLL_S = 0.5
@@ -60,6 +61,7 @@ class Snapshot:
     starting: int  # workers being set up
     silent: list[Silence]
     fatal: str  # why no more leases are given out
+    tracebacks: list[Traceback] = field(default_factory=list)  # since the last snapshot, the last of each kind
     lost: list[str] = field(default_factory=list)  # workers lost since the last snapshot, and why
 
 
@@ -83,17 +85,26 @@ class QueueActor:
         self.reports: list[dict] = []
         self.arrivals: dict[str, float] = {}  # workers being set up, since when
         self.nodes: dict[str, str] = {}
+        self.logs: dict[str, str] = {}
+        self.tracebacks: dict[str, Traceback] = {}
         self.members: set[str] = set()  # workers that are set up
         self.gone: set[str] = set()
         self.cut_off: set[str] = set()  # workers that could not read or write, since the last commit
         self._changed = asyncio.Event()
 
-    async def arrived(self, worker: str, node: str) -> None:
+    async def arrived(self, worker: str, node: str, own_log: str) -> None:
         self.arrivals[worker] = time.monotonic()
         self.nodes[worker] = node
+        self.logs[worker] = own_log
 
     async def node_of(self, worker: str) -> str | None:
         return self.nodes.get(worker)
+
+    async def log_of(self, worker: str) -> str:
+        return self.logs.get(worker, "")
+
+    async def told(self, traceback: Traceback) -> None:
+        self.tracebacks[traceback.kind] = traceback
 
     async def ready(self, worker: str, identity: str) -> str:
         """ "" if this worker is like the others, else why it is not."""
@@ -167,6 +178,7 @@ class QueueActor:
 
     async def snapshot(self, start_timeout_s: float) -> Snapshot:
         reports, self.reports = self.reports, []
+        tracebacks, self.tracebacks = self.tracebacks, {}
         now = time.monotonic()
         starting = [Silence(name, None, now - since) for name, since in self.arrivals.items()]
         return Snapshot(
@@ -180,6 +192,7 @@ class QueueActor:
             starting=len(self.arrivals),
             silent=self.queue.silent() + [worker for worker in starting if worker.seconds > start_timeout_s],
             fatal=self.fatal,
+            tracebacks=list(tracebacks.values()),
         )
 
     def _tell(self) -> None:
@@ -244,6 +257,10 @@ class WorkerPool:
             if snapshot.fatal:
                 raise PoolError(snapshot.fatal)
             return snapshot
+        except PoolError:
+            with suppress(RayError):
+                watch(self._snapshot())  # with what was told of it
+            raise
         except RayError as error:
             raise PoolError(f"the shard queue died; run the same command again to go on ({describe(error)})") from None
         finally:
@@ -276,21 +293,25 @@ class WorkerPool:
                 self.members[name].life = self.members[name].actor.ended.remote()
                 continue
             except RayActorError as error:
-                self._lose(name, _why(error), blame=self._node_lives(name))
+                own_log = ray.get(self.queue.log_of.remote(name))
+                self._lose(name, _why(error), blame=self._node_lives(name), own_log=own_log)
                 continue
             except RayError as error:
-                self._lose(name, str(error))
+                self._lose(name, describe(getattr(error, "cause", None) or error))
                 continue
             if ended.hopeless and not snapshot.ready:  # where others run, it is that node's trouble
                 raise PoolError(ended.error)
             self._lose(name, ended.error, blame=False)  # it has told of its leases itself
 
-    def _lose(self, name: str, error: str, *, blame: bool = True) -> None:
+    def _lose(self, name: str, error: str, *, blame: bool = True, own_log: str = "") -> None:
+        """`own_log` is where there may be more to read, of a worker that could not tell."""
         member = self.members.pop(name)
         ray.get(self.queue.worker_lost.remote(name, error, blame))
         ray.kill(member.actor)
         if not error:
             return
+        if own_log:
+            error += f" (its log: {own_log})"
         self.lost.append(f"{name}: {error}")
         if name not in self.ever_ready:
             self.failed_starts += 1

@@ -19,11 +19,6 @@ class WorkerBrokenError(RuntimeError):
     """This process cannot go on, as after a CUDA error: it is replaced, and its lease goes back to the queue."""
 
 
-def describe(error: BaseException) -> str:
-    """An error in a line, for lists of failures."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:1000]
-
-
 @dataclass(frozen=True)
 class Lease:
     """A shard in a worker's hands."""

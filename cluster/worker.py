@@ -22,7 +22,8 @@ import ray
 from ray.actor import ActorHandle
 
 from cluster.storage import StorageError
-from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
+from cluster.tracebacks import describe, own_log, traceback_of
+from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError
 
 BACKOFF_S = (1.0, 30.0)  # first and longest wait between tries to read or write
 BEAT_S = 1.0
@@ -48,7 +49,11 @@ class Worker:
         self.end = Ended()
 
     def run(self) -> Ended:
-        self.end = self._run()
+        try:
+            self.end = self._run()
+        except Exception as error:
+            self._tell("work", error)
+            raise
         return self.end
 
     def ended(self) -> Ended:
@@ -57,13 +62,13 @@ class Worker:
 
     def _run(self) -> Ended:
         name = self.place.worker
-        ray.get(self.queue.arrived.remote(name, ray.get_runtime_context().get_node_id()))
+        ray.get(self.queue.arrived.remote(name, ray.get_runtime_context().get_node_id(), own_log()))
         try:
             identity = self.work.setup(self.place)
         except SetupError as error:
             return Ended(str(error), hopeless=True)
         except Exception as error:
-            log.exception("setting up failed")
+            self._tell("set-up", error)
             return Ended(describe(error))
         if refusal := ray.get(self.queue.ready.remote(name, identity)):
             return Ended(refusal, hopeless=True)
@@ -179,8 +184,14 @@ class Worker:
             done.set()
 
     def _fail(self, lease: Lease, error: Exception) -> None:
-        log.error("shard %d failed", lease.shard, exc_info=error)
+        self._tell("shard", error, f" {lease.shard}")
         ray.get(self.queue.failed.remote(lease.id, describe(error)))
+
+    def _tell(self, doing: str, error: Exception, what: str = "") -> None:
+        """Of an error in full: to the driver, and this process's own log."""
+        told = traceback_of(error, doing, what, self.place.worker)
+        log.error(told.text)
+        ray.get(self.queue.told.remote(told))
 
     def _without_storage(self, error: str) -> None:
         """Storage failed for too long. Where it is this node's trouble alone, other workers go on."""

@@ -23,6 +23,7 @@ from jobs.run_folder import FAILURES, write_run
 from jobs.shard_set import ShardSet
 from jobs.statistics import RunStatistics
 from jobs.stop_signals import StopSignals
+from jobs.tracebacks import Tracebacks
 from jobs.workers import workers_for
 
 EXIT_INCOMPLETE = 1  # some prompts have no images; 2 is for input that cannot be used
@@ -66,6 +67,7 @@ class GenerationJob:
         self.next_summary = time.monotonic() + SUMMARY_EVERY_S
         self.state = "running"  # then complete (if with failures), stopped or failed
         self.gauges: Gauges | None = None
+        self.tracebacks = Tracebacks(self.storage)
 
     def run(self) -> int:
         prepared, note = self.prepared, self.progress.note
@@ -132,8 +134,9 @@ class GenerationJob:
             self.run_json["model"] = {"identity": snapshot.identity}
             with suppress(StorageError):  # it is written again with the report
                 write_run(self.storage, self.run_json)
+        self.tracebacks.keep(snapshot.tracebacks)
         for lost in snapshot.lost:
-            self.progress.note(f"Lost {lost}")
+            self.progress.note(f"Lost {self.tracebacks.beside(lost)}")
         self.workers_lost += len(snapshot.lost)
         self._show(snapshot)
         if self.raised >= HOPELESS and not self.images:
@@ -180,11 +183,11 @@ class GenerationJob:
             note(f"… and {statistics.failed_prompts - SHOWN_FAILURES:,} more, in {self.storage.url}/{FAILURES}")
         for shard, why in list(abandoned.items())[:SHOWN_FAILURES]:
             rows = self.manifest.rows(shard)
-            note(f"Left out: shard {shard} (rows {rows.start} to {rows.stop - 1}): {why}")
+            note(f"Left out: shard {shard} (rows {rows.start} to {rows.stop - 1}): {self.tracebacks.beside(why)}")
         if unknown:
             note(f"Of {unknown:,} prompts nothing is known: some metadata could not be read, or ids are there twice")
         if error:
-            note(f"The run cannot go on: {error}")
+            note(f"The run cannot go on: {self.tracebacks.beside(error)}")
         if state in ("failed", "stopped"):
             note("What is committed stays. Run the same command again to go on.")
         took = f" in {duration(statistics.active_s)}" if statistics.active_s else ""

@@ -23,7 +23,8 @@ import flashu
 from cluster.checkpoint_cache import local_copy
 from cluster.node_cache import cache_folder
 from cluster.storage import S3Options, StorageError, open_storage
-from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
+from cluster.tracebacks import describe
+from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError
 from flashu.acceleration.guidance_schedule import is_guided
 from flashu.config import FlashUConfig
 from flashu.devices import is_device_error, is_out_of_memory

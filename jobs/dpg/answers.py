@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from cluster.storage import S3Options, StorageError, open_storage
-from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError, describe
+from cluster.tracebacks import describe
+from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError
 from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError
 from jobs.config import ModelSection

@@ -35,6 +35,7 @@ from jobs.inputs import is_on_cluster
 from jobs.prepare import absolute_paths
 from jobs.run_folder import METADATA, metadata_key, require_run, shards_with
 from jobs.stop_signals import StopSignals
+from jobs.tracebacks import Tracebacks
 from jobs.workers import workers_for
 
 ABOUT, SCORES = "about.json", "scores.json"
@@ -170,13 +171,15 @@ class _Watch:
     def __init__(self, storage: Storage, folder: str, about: dict[str, Any], shards: int, note: Note):
         self.storage, self.folder, self.about, self.shards, self.note = storage, folder, about, shards, note
         self.left_out: set[int] = set()
+        self.tracebacks = Tracebacks(storage)
 
     def __call__(self, snapshot: Snapshot) -> None:
+        self.tracebacks.keep(snapshot.tracebacks)
         for lost in snapshot.lost:
-            self.note(f"Lost {lost}")
+            self.note(f"Lost {self.tracebacks.beside(lost)}")
         for shard in snapshot.abandoned.keys() - self.left_out:
             self.left_out.add(shard)
-            self.note(f"Left out: shard {shard}: {snapshot.abandoned[shard]}")
+            self.note(f"Left out: shard {shard}: {self.tracebacks.beside(snapshot.abandoned[shard])}")
         if snapshot.identity and self.about["identity"] is None:
             self.about["identity"] = snapshot.identity
             with suppress(StorageError):  # it is written again at the end

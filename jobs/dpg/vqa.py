@@ -18,7 +18,7 @@ from PIL import Image
 
 from cluster.checkpoint_cache import local_copy
 from cluster.storage import S3Options, Storage, open_storage
-from cluster.work import describe
+from cluster.tracebacks import describe
 from flashu.devices import is_device_error, is_out_of_memory, resolve_device
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint

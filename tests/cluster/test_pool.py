@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import time
 import uuid
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
@@ -105,11 +108,12 @@ class Outcome:
 
     def __init__(self, folder):
         self.storage = open_storage(folder)
-        self.reports, self.lost, self.last = [], [], None
+        self.reports, self.lost, self.tracebacks, self.last = [], [], [], None
 
     def watch(self, snapshot):
         self.reports += snapshot.reports
         self.lost += snapshot.lost
+        self.tracebacks += snapshot.tracebacks
         self.last = snapshot
 
     @property
@@ -155,6 +159,10 @@ def test_workers_killed_in_the_middle_of_a_shard_cost_nothing_but_time(folder):
     outcome = run(KilledOnce(folder), 8)
     assert_whole(outcome, 8)
     assert len(outcome.lost) == 2
+    for lost in outcome.lost:  # which can tell nothing itself
+        host, path = re.search(r"\(its log: ([^:]+):(/.*)\)$", lost).groups()
+        assert host == socket.gethostname()
+        assert Path(path).exists()
     assert outcome.times_processed[1] == outcome.times_processed[4] == 2
 
 
@@ -220,6 +228,12 @@ def test_a_shard_that_always_raises_is_abandoned_and_one_that_could_not_be_read_
     assert outcome.last.abandoned.keys() == {1}
     assert "these inputs make no sense" in outcome.last.abandoned[1]
     assert outcome.lost == []
+    kinds = {told.kind: told for told in outcome.tracebacks}
+    assert sorted(kind.rpartition("-")[0] for kind in kinds) == ["shard-OSError", "shard-ValueError"]
+    told = next(told for told in kinds.values() if "ValueError" in told.kind)
+    assert told.line == outcome.last.abandoned[1]
+    assert 'raise ValueError("these inputs make no sense")' in told.text
+    assert "  worker-0000  shard 1\n" in told.text
 
 
 # ---------------------------------------------------------------------------------------------- workers never set up
@@ -243,8 +257,10 @@ class SetupRaises(Numbers):
 
 def test_a_setup_that_keeps_failing_ends_the_run_after_some_tries(folder, monkeypatch):
     monkeypatch.setattr("cluster.pool.FAILED_STARTS", 2)  # there are seconds between them
+    outcome = Outcome(folder)
     with pytest.raises(PoolError, match=r"no worker can be set up(.|\n)*the download was cut short"):
-        run(SetupRaises(folder), 4, replace(OPTIONS, workers=1))
+        run(SetupRaises(folder), 4, replace(OPTIONS, workers=1), outcome=outcome)
+    assert {told.line for told in outcome.tracebacks} == {"OSError: the download was cut short"}
     assert len(list(open_storage(folder).list("starts/"))) == 2
 
 

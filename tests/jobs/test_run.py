@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.generation import GenerationWork
 from jobs.records import ATTEMPT
 from tests.command import Outcome, assert_refused, contents, flashu, names
 
@@ -208,6 +209,32 @@ def test_what_the_driver_does_not_see_is_told_and_the_first_worker_decides(clust
     assert max(lines.index(unseen), lines.index(large)) < started
     assert any("The run cannot go on: no such checkpoint folder: /no/words" in line for line in lines)
     assert outcome.code == 1
+
+
+class CannotSetUp(GenerationWork):
+    def setup(self, place):
+        secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+        raise RuntimeError(f"no kernel image for s3://user:pass@host/ with {secret}")
+
+
+def test_a_model_that_raises_on_a_worker_leaves_its_traceback_in_the_runs_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.prepare.GenerationWork", CannotSetUp)
+    monkeypatch.setattr("cluster.pool.FAILED_STARTS", 1)  # there are seconds between them
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    output = tmp_path / "run"
+    settings = ("default", *QUICK, "manifest.path=demo", "manifest.limit=2", "cluster.workers=1")
+    outcome = flashu("run", *settings, "cluster.address=local", f"output.path={output}")
+    assert outcome.code == 1
+    line = "RuntimeError: no kernel image for s3://***@host/ with ***"
+    (file,) = (output / "logs").iterdir()
+    for told in ("Lost worker-0000: ", "The run cannot go on: no worker can be set up; the last one: "):
+        assert f"{told}{line} (traceback: {file})" in outcome.out, outcome.out
+    text = file.read_text(encoding="utf-8")
+    assert 'raise RuntimeError(f"no kernel image for' in text
+    assert re.search(r"worker-000\d  set-up", text)
+    assert not [value for value in SECRETS.values() if value in text + outcome.out]
+    assert "failed" in flashu("status", output).out
 
 
 def test_a_complete_run_needs_no_model(hostile, tmp_path):
