@@ -60,16 +60,19 @@ def ask(place: str, token: Token | None, client: bool = False) -> Answer:
     import grpc
 
     sent = [("authorization", f"Bearer {token.value}")] if token else []
-    refusals = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
+    code = grpc.StatusCode
+    answers = {
+        code.UNAUTHENTICATED: Answer.REFUSED,
+        code.PERMISSION_DENIED: Answer.REFUSED,
+        code.UNAVAILABLE: Answer.NONE,
+        code.DEADLINE_EXCEEDED: Answer.NONE,
+    }
     with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.unary_unary(CLIENT_INFO if client else CLUSTER_ID)
         try:
             call(b"", timeout=ASK_S, metadata=sent)
         except grpc.RpcError as error:
-            if error.code() in refusals:
-                return Answer.REFUSED
-            # A Ray of another version may not know the call; who is let in finds that out.
-            return Answer.WELCOME if error.code() is grpc.StatusCode.UNIMPLEMENTED else Answer.NONE
+            return answers.get(error.code(), Answer.WELCOME)  # a Ray of another version may not know the call
     return Answer.WELCOME
 
 
