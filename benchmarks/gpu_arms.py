@@ -97,7 +97,8 @@ class Ours:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 self.pipe = TextToImagePipeline(model, self.vae, self.bench.tokenizer).compile(self.compile_mode)
-            self.why_uncompiled = "; ".join(str(warning.message) for warning in caught) or None
+            said = [str(warning.message) for warning in caught]
+            self.why_uncompiled = next((text for text in said if "uncompiled" in text), None)
             self.compiled = self.pipe.blocks.compiled
             self._entered = stack.pop_all()
         return self

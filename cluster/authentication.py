@@ -18,8 +18,9 @@ from pathlib import Path
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 DEFAULT_PATH = "~/.ray/auth_token"
+TLS = "RAY_USE_TLS"
 HOW = f"give the cluster's token in {TOKEN}, in a file named by {TOKEN_PATH}, or in {DEFAULT_PATH}"
-ASK_S = 5.0
+ASK_S, TRIES = 4.0, 2
 CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # of the GCS, which holds a cluster together
 CLIENT_INFO = "/ray.rpc.RayletDriver/ClusterInfo"  # of the server for ray:// addresses
 
@@ -27,7 +28,7 @@ CLIENT_INFO = "/ray.rpc.RayletDriver/ClusterInfo"  # of the server for ray:// ad
 class Answer(enum.Enum):
     WELCOME = enum.auto()
     REFUSED = enum.auto()  # without a token, or with another than its own
-    NONE = enum.auto()  # nothing is there, or nothing of Ray's
+    NONE = enum.auto()  # nothing answers
 
 
 class RefusedError(RuntimeError):
@@ -42,8 +43,8 @@ class Token:
 
 def find_token() -> Token | None:
     """The token that Ray would use here. Raises `RefusedError` where a file that was named cannot be read."""
-    if value := os.environ.get(TOKEN):
-        return Token(TOKEN, value.strip())
+    if value := os.environ.get(TOKEN, "").strip():
+        return _checked(Token(TOKEN, value))
     named = os.environ.get(TOKEN_PATH)
     try:
         file = Path(named or DEFAULT_PATH).expanduser()
@@ -52,7 +53,13 @@ def find_token() -> Token | None:
         if named:
             raise RefusedError(f"the token in {TOKEN_PATH} {named} cannot be read: {type(error).__name__}") from None
         return None
-    return Token(str(file), value) if value else None
+    return _checked(Token(str(file), value)) if value else None
+
+
+def _checked(token: Token) -> Token:
+    if not all("!" <= letter <= "~" for letter in token.value):
+        raise RefusedError(f"what is in {token.where} is no token: one line of letters and digits is")
+    return token
 
 
 def ask(place: str, token: Token | None, client: bool = False) -> Answer:
@@ -65,22 +72,28 @@ def ask(place: str, token: Token | None, client: bool = False) -> Answer:
         code.UNAUTHENTICATED: Answer.REFUSED,
         code.PERMISSION_DENIED: Answer.REFUSED,
         code.UNAVAILABLE: Answer.NONE,
-        code.DEADLINE_EXCEEDED: Answer.NONE,
     }
     with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.unary_unary(CLIENT_INFO if client else CLUSTER_ID)
-        try:
-            call(b"", timeout=ASK_S, metadata=sent)
-        except grpc.RpcError as error:
-            return answers.get(error.code(), Answer.WELCOME)  # a Ray of another version may not know the call
-    return Answer.WELCOME
+        for _ in range(TRIES):
+            try:
+                call(b"", timeout=ASK_S, metadata=sent)
+            except grpc.RpcError as error:
+                if error.code() is not code.DEADLINE_EXCEEDED:  # it may be busy
+                    return answers.get(error.code(), Answer.WELCOME)  # a Ray of another version may not know the call
+            else:
+                return Answer.WELCOME
+    return Answer.NONE
 
 
 def settings_for(place: str, client: bool = False) -> dict[str, str] | None:
     """The environment that Ray needs to join the cluster at `place`; None where no Ray answers.
 
+    Where Ray is told to use TLS, it is not asked, and Ray goes by its own variables.
     Raises `RefusedError` where it asks for a token that is not here.
     """
+    if os.environ.get(TLS, "0").lower() not in ("", "0", "false"):
+        return {}
     answer = ask(place, None, client)
     if answer is Answer.NONE:
         return None
@@ -89,8 +102,11 @@ def settings_for(place: str, client: bool = False) -> dict[str, str] | None:
     token = find_token()
     if token is None:
         raise RefusedError(f"it asks for a token, and none was found: {HOW}")
-    if ask(place, token, client) is not Answer.WELCOME:
+    answer = ask(place, token, client)
+    if answer is Answer.REFUSED:
         raise RefusedError(f"it refuses the token from {token.where}: {HOW}")
+    if answer is Answer.NONE:
+        return None
     return {MODE: "token", TOKEN: token.value}
 
 

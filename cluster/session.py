@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -97,18 +98,32 @@ def _find(address: str | None) -> Found | None:
         return None
     if variable and variable not in (AUTO, LOCAL):
         return Found(variable, f"{ADDRESS_VARIABLE} {variable}", True)
-    file = _address_file()
+    named, file = AUTO in (address, variable), _address_file()
     with suppress(OSError, UnicodeDecodeError):
-        if current := file.read_text(encoding="utf-8").strip():
-            return Found(current, str(file), address == AUTO or variable == AUTO)
-    if address == AUTO or variable == AUTO:
-        raise SessionError(f"cluster.address is auto, and no Ray was started on this machine: {file} is not there")
+        # Another user's file is not to lead a run, and this user's token, elsewhere.
+        mine = named or file.stat().st_uid == os.getuid()
+        if mine and (current := file.read_text(encoding="utf-8").strip()):
+            return Found(current, str(file), named)
+    if not named:
+        return None
+    if running := _running():
+        return Found(running, "cluster.address auto", True)
+    raise SessionError(f"cluster.address is auto, and no Ray was started on this machine: {file} is not there")
+
+
+def _running() -> str | None:
+    """The address of the one cluster of which a process runs on this machine, wherever its files are."""
+    with suppress(Exception):  # nothing of it is public
+        from ray._private.services import find_gcs_addresses
+
+        (address,) = find_gcs_addresses()
+        return address
     return None
 
 
 def _address_file() -> Path:
     """Where `ray start` writes the address of the cluster that it started or joined."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    folder = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
     return Path(folder) / "ray" / "ray_current_cluster"
 
 
@@ -126,7 +141,7 @@ def _join_settings(found: Found) -> dict[str, str] | None:
     except RefusedError as error:
         raise SessionError(f"the Ray cluster at {found.source} cannot be joined: {error}") from None
     if settings is None and found.named:
-        raise SessionError(f"no Ray cluster can be joined at {found.source}: nothing of Ray's answers there")
+        raise SessionError(f"no Ray cluster can be joined at {found.source}: nothing answers there")
     return settings
 
 

@@ -20,9 +20,11 @@ SECRETS = [
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), HIDDEN),
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}\b"), HIDDEN),
     (re.compile(r"(?i)(x-amz-(?:signature|credential|security-token)=)[^&\s'\"]+"), rf"\1{HIDDEN}"),
-    (re.compile(r"(?i)\b((?:bearer|basic) )[\w+/=.~-]{8,}"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)([?&](?:\w*(?:signature|token|policy)|sig|key-pair-id)=)[^&\s'\"]+"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)(\bbearer |authorization['\"]?[:=]\s*['\"]?basic )[\w+/=.~-]{8,}"), rf"\1{HIDDEN}"),
     (re.compile(r"(\w://)[^/\s@'\"]+@"), rf"\1{HIDDEN}@"),
-    (re.compile(rf"(?i)(\w*(?:{SECRET_NAME.pattern})\w*['\"]?\s*[:=]\s*)(['\"])[^'\"]+\2"), rf"\1\2{HIDDEN}\2"),
+    (re.compile(rf"(?i)(\w*(?:{SECRET_NAME.pattern})\w*['\"]?\s*[:=]\s*b?)(['\"])[^'\"]+\2"), rf"\1\2{HIDDEN}\2"),
+    (re.compile(rf"(?i)(\b\w*(?:{SECRET_NAME.pattern})\w*\s*=\s*)[\w+/.~-]{{8,}}(?![\w(.])"), rf"\1{HIDDEN}"),
 ]
 
 
@@ -35,7 +37,9 @@ class Traceback:
 
 def traceback_of(error: BaseException, doing: str, what: str, worker: str) -> Traceback:
     """Of an error that was just caught: `doing`, in a word, `what`."""
-    whole = "".join(traceback.format_exception(error))
+    whole, line = "".join(traceback.format_exception(error)), describe(error)
+    while error.__cause__ is not None:
+        error = error.__cause__
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     name = type(error).__name__
@@ -43,12 +47,12 @@ def traceback_of(error: BaseException, doing: str, what: str, worker: str) -> Tr
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     head = f"{now}  {worker}  {doing}{what}\nThe worker's own log is at {own_log() or 'no file'}\n\n"
     kind = f"{doing}-{re.sub('[^A-Za-z0-9]', '_', name)[:60]}-{number}"
-    return Traceback(kind, describe(error), scrubbed(head + whole))
+    return Traceback(kind, line, scrubbed(head + whole))
 
 
 def describe(error: BaseException) -> str:
     """An error in a line, for lists of failures."""
-    return scrubbed(" ".join(f"{type(error).__name__}: {error}".split())[:1000])
+    return scrubbed(" ".join(f"{type(error).__name__}: {error}".split()))[:1000]
 
 
 def own_log() -> str:

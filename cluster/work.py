@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.tracebacks import Traceback
+
 
 class SetupError(RuntimeError):
     """No worker can be set up, and trying again will not help: the run stops with this text."""
@@ -37,6 +39,7 @@ class Place:
     worker: str
     node: str
     gpus: float
+    tell: Callable[[Traceback], None] = lambda told: None  # of an item's error, which costs no more than the item
 
 
 @dataclass(frozen=True)

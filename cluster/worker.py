@@ -22,7 +22,7 @@ import ray
 from ray.actor import ActorHandle
 
 from cluster.storage import StorageError
-from cluster.tracebacks import describe, own_log, traceback_of
+from cluster.tracebacks import Traceback, describe, own_log, scrubbed, traceback_of
 from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError
 
 BACKOFF_S = (1.0, 30.0)  # first and longest wait between tries to read or write
@@ -45,14 +45,14 @@ class Worker:
 
     def __init__(self, work: ShardWork, queue: ActorHandle, name: str, gpus: float, storage_patience_s: float):
         self.work, self.queue, self.storage_patience_s = work, queue, storage_patience_s
-        self.place = Place(name, socket.gethostname(), gpus)
+        self.place = Place(name, socket.gethostname(), gpus, self._tell)
         self.end = Ended()
 
     def run(self) -> Ended:
         try:
             self.end = self._run()
         except Exception as error:
-            self._tell("work", error)
+            self._tell(traceback_of(error, "work", "", self.place.worker))
             raise
         return self.end
 
@@ -66,9 +66,9 @@ class Worker:
         try:
             identity = self.work.setup(self.place)
         except SetupError as error:
-            return Ended(str(error), hopeless=True)
+            return Ended(scrubbed(str(error)), hopeless=True)
         except Exception as error:
-            self._tell("set-up", error)
+            self._tell(traceback_of(error, "set-up", "", name))
             return Ended(describe(error))
         if refusal := ray.get(self.queue.ready.remote(name, identity)):
             return Ended(refusal, hopeless=True)
@@ -184,12 +184,11 @@ class Worker:
             done.set()
 
     def _fail(self, lease: Lease, error: Exception) -> None:
-        self._tell("shard", error, f" {lease.shard}")
+        self._tell(traceback_of(error, "shard", f" {lease.shard}", self.place.worker))
         ray.get(self.queue.failed.remote(lease.id, describe(error)))
 
-    def _tell(self, doing: str, error: Exception, what: str = "") -> None:
+    def _tell(self, told: Traceback) -> None:
         """Of an error in full: to the driver, and this process's own log."""
-        told = traceback_of(error, doing, what, self.place.worker)
         log.error(told.text)
         ray.get(self.queue.told.remote(told))
 

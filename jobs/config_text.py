@@ -1,14 +1,14 @@
 """From text to settings: a YAML file, or `section.key=value` of a command line, read as what each setting is.
 
 YAML guesses types: `no` is a truth value to it, `010` is eight, `a: b` a mapping, and what follows ` #` is lost. Here
-the setting has the type, and nothing is guessed: a text is taken as it stands, a number is what Python reads as one.
+the setting has the type, and nothing is guessed: a text is taken as it stands, but for spaces around it, and a number
+is what Python reads as one. Settings of several types (a size, a schedule) are YAML.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from cluster.tracebacks import SECRET_NAME, scrubbed
 from flashu.errors import InputError
 
 SCALARS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -176,7 +177,7 @@ def check_overrides(overrides: Sequence[str], kind: type) -> None:
                     break
                 words.append(word)
             hint += f"; if it belongs to the setting before, quote the whole: {shlex.quote(' '.join(words))}"
-        raise InputError(f"{override!r} is no override; {hint}")
+        raise InputError(f"{scrubbed(repr(override))} is no override; {hint}")
 
 
 def told_by_override(override: str, kind: type) -> Told:
@@ -206,7 +207,7 @@ def told_by_override(override: str, kind: type) -> Told:
         except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
             example = f", as in {shlex.quote(f'{key}={EXAMPLES[key]}')}" if key in EXAMPLES else ""
             raise InputError(
-                f"{key} is {shown(text)}, which cannot be read as YAML ({_problem(error)}); "
+                f"{key} is {scrubbed(shown(text))}, which cannot be read as YAML ({_problem(error)}); "
                 f"give a complete value{example}"
             ) from None
     values: Any = value
@@ -332,7 +333,7 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _unknown(key: str, settings: Mapping[str, Setting], sections: Mapping[str, Any]) -> str:
-    if re.search("secret|token(?!i)|password|access_key|credential", key, re.IGNORECASE):  # but not a tokeniser
+    if SECRET_NAME.search(key):
         return f"there is no setting {key}; credentials come from the environment, never from a config"
     known = [*settings, *sections]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

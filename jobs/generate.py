@@ -178,7 +178,7 @@ class GenerationJob:
         statistics, note = self.statistics, self.progress.note
         for failure in statistics.failures[:SHOWN_FAILURES]:
             prompt_id = json.dumps(failure["prompt_id"], ensure_ascii=False)
-            note(f"Failed: row {failure['row']}, {prompt_id}: {failure['error']}")
+            note(f"Failed: row {failure['row']}, {prompt_id}: {self.tracebacks.beside(failure['error'])}")
         if statistics.failed_prompts > SHOWN_FAILURES:
             note(f"… and {statistics.failed_prompts - SHOWN_FAILURES:,} more, in {self.storage.url}/{FAILURES}")
         for shard, why in list(abandoned.items())[:SHOWN_FAILURES]:

@@ -23,7 +23,7 @@ import flashu
 from cluster.checkpoint_cache import local_copy
 from cluster.node_cache import cache_folder
 from cluster.storage import S3Options, StorageError, open_storage
-from cluster.tracebacks import describe
+from cluster.tracebacks import Traceback, describe, traceback_of
 from cluster.work import Lease, Place, SetupError, ShardWork, Times, WorkerBrokenError
 from flashu.acceleration.guidance_schedule import is_guided
 from flashu.config import FlashUConfig
@@ -111,6 +111,7 @@ class GenerationWork(ShardWork):
     def setup(self, place: Place) -> str:
         config = self.config
         self.place = place
+        self.raised: Traceback | None = None  # by the last batch that could not be made
         self.storage = open_storage(config.output.path, self.s3)
         self.encoder = ImageEncoder(config.output.image_format, config.output.quality)
         self.encoders = ThreadPoolExecutor(ENCODERS, "encoder")
@@ -282,6 +283,8 @@ class GenerationWork(ShardWork):
         if error and is_out_of_memory(error):
             raise WorkerBrokenError(str(error))
         if error:
+            if self.raised and not isinstance(error, InputError):
+                self.place.tell(self.raised)
             results.failures[item] = describe(error)
             results.made = [made for made in results.made if made.request.item != item]
 
@@ -293,6 +296,7 @@ class GenerationWork(ShardWork):
         except WorkerBrokenError:
             raise
         except Exception as error:
+            self.raised = traceback_of(error, "prompt", "", self.place.worker)
             return error.with_traceback(None)  # which would hold on to the batch's tensors
         return None
 
@@ -409,7 +413,7 @@ def _device_that_may_fail() -> Iterator[None]:
         yield
     except Exception as error:
         if is_device_error(error):
-            raise WorkerBrokenError(describe(error)) from None
+            raise WorkerBrokenError(describe(error)) from error
         raise
 
 

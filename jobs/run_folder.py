@@ -7,7 +7,7 @@ failures/shard-00042.parquet   prompts given up on, with the error
 scores.safetensors             what FlashU prunes by, if the run measured it itself
 scores/self/                   what `flashu dpg score` found, by the VQA model of that name
 summary.json, report.html      the run in figures; README.md is a dataset card
-logs/                          tracebacks of workers' errors, the last of each kind (`jobs.tracebacks`)
+logs/                          tracebacks of workers' errors, one of each kind (`jobs.tracebacks`)
 """
 
 from __future__ import annotations

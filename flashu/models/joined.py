@@ -32,8 +32,11 @@ class Joined(nn.Module):
 
     @torch.no_grad()
     def join(self) -> None:
-        """Lay the weights behind each other."""
+        """Lay the weights behind each other; not where something else stands in a layer's place."""
         linears = self._linears()
+        if any(map(_is_other, linears)):
+            self._whole = None
+            return
         self._sizes = [linear.out_features for linear in linears]
         weight = _lay([linear.weight for linear in linears])
         self._whole = weight, None if linears[0].bias is None else _lay([linear.bias for linear in linears])
@@ -94,7 +97,7 @@ def _is_other(linear: nn.Module) -> bool:
 
 
 def _is_watched(linear: nn.Module) -> bool:
-    return bool(linear._forward_hooks or linear._forward_pre_hooks)
+    return bool(linear._forward_hooks or linear._forward_pre_hooks or "forward" in linear.__dict__)
 
 
 def _lay(parameters: list[nn.Parameter]) -> Tensor:

@@ -119,7 +119,7 @@ class AnsweringWork(ShardWork):
             said = self.vqa.answer([asked.picture for asked in batch], [asked.question.text for asked in batch])
         except Exception as raised:
             if is_device_error(raised):
-                raise WorkerBrokenError(describe(raised)) from None
+                raise WorkerBrokenError(describe(raised)) from raised
             if not is_out_of_memory(raised):
                 raise
             error = describe(raised)  # not the exception, whose traceback would hold on to the batch's tensors

@@ -27,6 +27,9 @@ def environment(monkeypatch):
         ("https://b.net/k?X-Amz-Signature=abc123&X-Amz-Expires=60", "https://b.net/k?X-Amz-Signature=***&X-Amz-Expires=60"),
         ("{'aws_secret_access_key': 'wJalrX', 'region': 'eu'}", "{'aws_secret_access_key': '***', 'region': 'eu'}"),
         ("Authorization: Bearer eyJhbGciOiJI.x", "Authorization: Bearer ***"),
+        ("password=hunter3hunter3, aws_secret_access_key = wJalrXUtnFEMI", "password=***, aws_secret_access_key = ***"),
+        ("https://c/f?Policy=a&Signature=x-y&Key-Pair-Id=K", "https://c/f?Policy=***&Signature=***&Key-Pair-Id=***"),
+        ("a basic attention block, token = find_token(place)", "a basic attention block, token = find_token(place)"),
         ("AKIAABCDEFGHIJKLMNOP and hf_abcdefghijklmnopqrst", "*** and ***"),
         ("http://me:pw@host:9000/bucket", "http://***@host:9000/bucket"),
         ("/home/me/token-file, tokenizer='word'", "/home/me/token-file, tokenizer='word'"),
@@ -43,6 +46,11 @@ def raised(text):
         raise LookupError(text)
     except LookupError as error:
         return error
+
+
+def test_a_secret_is_hidden_also_where_a_line_is_cut(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hunterhunterhunter12345")
+    assert "hunter" not in describe(ValueError("x" * 970 + " hunterhunterhunter12345"))
 
 
 @pytest.mark.usefixtures("environment")

@@ -190,6 +190,10 @@ def test_what_watches_a_layer_sees_it_and_what_stands_for_it_runs(pipe, joined):
         expected = plain.mlp.down_proj(torch.nn.functional.silu(plain.mlp.gate_proj(x)) * plain.mlp.up_proj(x).tanh())
         assert relative_error(layer.mlp(x), expected) < SUM
     joined.model.to(torch.float64).to(torch.float32)
+    twin = copy.deepcopy(joined.model)
+    twin.join()
+    with torch.no_grad():
+        assert relative_error(twin.showo.model.layers[0].mlp(x), expected) < SUM
 
 
 @pytest.mark.parametrize("compiled", [False, True])

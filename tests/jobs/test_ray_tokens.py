@@ -130,6 +130,8 @@ def test_without_the_token_one_is_told_in_a_line(cluster, user, tmp_path, comman
     refused = flashu(*arguments)
     assert_refused(refused, "refuses the token from RAY_AUTH_TOKEN", HOW)
     assert "wrong-token" not in refused.err
+    user.setenv("RAY_AUTH_TOKEN", "two\nlines")
+    assert_refused(flashu(*arguments), "what is in RAY_AUTH_TOKEN is no token")
     user.delenv("RAY_AUTH_TOKEN")
     user.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
     assert_refused(flashu(*arguments), f"RAY_AUTH_TOKEN_PATH {tmp_path / 'nowhere'} cannot be read: FileNotFoundError")
@@ -224,6 +226,6 @@ def test_of_a_cluster_that_was_killed_it_is_said_and_ray_is_started_here(user, t
     assert time.monotonic() - begun < 100
     for named in ("auto", address):
         refused = flashu("run", "demo", *QUICK, f"cluster.address={named}", f"output.path={tmp_path / named[:4]}")
-        assert_refused(refused, "no Ray cluster can be joined at", "nothing of Ray's answers there")
+        assert_refused(refused, "no Ray cluster can be joined at", "nothing answers there")
     assert not (tmp_path / ".ray").exists(), "a Ray of one's own leaves no token behind"
     shutil.rmtree(folder, ignore_errors=True)

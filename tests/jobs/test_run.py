@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.batch_maker import BatchMaker
 from jobs.generation import GenerationWork
 from jobs.records import ATTEMPT
 from tests.command import Outcome, assert_refused, contents, flashu, names
@@ -209,6 +210,36 @@ def test_what_the_driver_does_not_see_is_told_and_the_first_worker_decides(clust
     assert max(lines.index(unseen), lines.index(large)) < started
     assert any("The run cannot go on: no such checkpoint folder: /no/words" in line for line in lines)
     assert outcome.code == 1
+
+
+class Raises(BatchMaker):
+    def submit(self, prompts, *settings):
+        if any("cat" in prompt for prompt in prompts):
+            raise ArithmeticError("no cats")
+        return super().submit(prompts, *settings)
+
+
+class RaisesAtWork(GenerationWork):
+    def setup(self, place):
+        identity = super().setup(place)
+        self.maker = Raises(**vars(self.maker))
+        return identity
+
+
+def test_a_prompt_that_raises_leaves_its_traceback_and_the_run_is_read_as_any(cluster, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr("jobs.prepare.GenerationWork", RaisesAtWork)
+    pq.write_table(pa.table({"prompt_id": ["a", "b"], "prompt": ["a cat", "a dog"]}), tmp_path / "m.parquet")
+    output = tmp_path / "run"
+    settings = (*QUICK, f"manifest.path={tmp_path / 'm.parquet'}", "cluster.workers=1", cluster)
+    outcome = flashu("run", "default", *settings, f"output.path={output}")
+    assert outcome.code == 1
+    (file,) = (output / "logs").iterdir()
+    assert f'Failed: row 0, "a": ArithmeticError: no cats (traceback: {file})' in outcome.out
+    assert 'raise ArithmeticError("no cats")' in file.read_text(encoding="utf-8")
+    assert len(datasets.load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))) == 1
+    assert "complete" in flashu("status", output).out
 
 
 class CannotSetUp(GenerationWork):
