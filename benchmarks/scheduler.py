@@ -94,7 +94,7 @@ class Scale:
 
 
 QUICK = Scale(
-    loads=(Load(4, 10, 0.2, spread=0.2),),
+    loads=(Load(2, 10, 0.2, spread=0.2),),
     callers=2,
     actor_leases=200,
     leases=5_000,

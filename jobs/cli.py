@@ -332,7 +332,7 @@ def _check_letters() -> None:
     for argument in sys.argv[1:]:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that Python could not read
             shown = argument.encode("utf-8", "backslashreplace").decode()
-            raise InputError(f"{shown} is no text in this terminal's encoding; rename the file, or set a UTF-8 locale")
+            raise InputError(f"{shown} is no text in this terminal's encoding; set its locale, or rename the file")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from tests.s3_server import (  # noqa: F401 - fixtures
 )
 
 ROOT = Path(__file__).parents[2]
-PROMPTS, SHARD = 100, 4
+PROMPTS, SHARD = 80, 4
 SETTINGS = (
     "default",
     "flashu.preset=off",
@@ -38,7 +38,7 @@ SETTINGS = (
     "sampling.batch_size=2",
     f"manifest.shard_size={SHARD}",
     "cluster.workers=2",
-    "cluster.lease_timeout_s=10",
+    "cluster.lease_timeout_s=8",
     "storage.path_style=true",
 )
 RAISES, HANGS = 17, 8  # rows

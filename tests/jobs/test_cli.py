@@ -404,7 +404,7 @@ def test_a_picture_that_cannot_be_written_is_named(flashu, tmp_path):
 
 def test_a_prompt_that_is_no_text_is_refused(flashu, tmp_path):
     undecodable = b"caf\xe9".decode(errors="surrogateescape")  # how Python passes on such a byte of a command line
-    assert_refused(flashu("generate", undecodable, *QUICK, "-o", tmp_path / "out.png"), "prompts")
+    assert_refused(flashu("generate", undecodable, *QUICK, "-o", tmp_path / "out.png"), r"caf\udce9 is no text")
 
 
 @pytest.mark.parametrize("size", ["160000000", "16000000000"])

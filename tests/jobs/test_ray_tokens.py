@@ -3,7 +3,6 @@
 And clusters that are no more. Everything here is started as a user starts it, with a home of its own.
 """
 
-import json
 import os
 import secrets
 import shutil
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster import authentication
+from cluster.session import check_address
 from tests.command import assert_refused, flashu
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,13 @@ def test_a_token_is_found_where_ray_would_find_it(cluster, token, user, tmp_path
         file.write_text(f"{token}\n")
     if given == "file":
         user.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    check_address(cluster.address)
+    assert authentication.find_token().value == token
+
+
+def test_a_run_joins_with_the_token_and_shows_it_nowhere(cluster, token, user, tmp_path):
+    """The jobs of `flashu submit` and `ray job submit` are in test_submit.py."""
+    user.setenv("RAY_AUTH_TOKEN", token)
     before = dict(os.environ)
     run = tmp_path / "run"
     outcome = flashu("run", "demo", *QUICK, f"cluster.address={cluster.address}", f"output.path={run}")
@@ -137,25 +145,9 @@ def test_without_the_token_one_is_told_in_a_line(cluster, user, tmp_path, comman
     assert_refused(flashu(*arguments), f"RAY_AUTH_TOKEN_PATH {tmp_path / 'nowhere'} cannot be read: FileNotFoundError")
 
 
-def test_jobs_run_on_a_cluster_that_another_node_has_joined(cluster, token, user, tmp_path):
-    """By `flashu submit`, which finds the token, and by Ray's own command, which is told to send it."""
+def test_a_node_joins_with_the_token(cluster):
     cluster.start(f"--address={cluster.address}")
     cluster.wait_for(lambda: "2.0 CPU" in cluster.ray("status", "--address", cluster.address).stdout)
-    user.setenv("RAY_AUTH_TOKEN", token)
-    outputs = [tmp_path / name for name in ("submitted", "ray-job")]
-    around = (*QUICK, "cluster.address=null")  # the job's own
-    done = flashu("submit", "demo", *around, f"output.path={outputs[0]}", "--address", cluster.dashboard)
-    assert done.code == 0, done
-    assert "Ray cluster of 2 nodes" in done.out, done.out
-    assert "warning" not in done.err
-    job = cluster.ray("job", "submit", "--address", cluster.dashboard, "--", "flashu", "run", "demo", *around,
-                      f"output.path={outputs[1]}")  # fmt: skip
-    assert job.returncode == 0, job.stdout + job.stderr
-    for output in outputs:
-        summary = json.loads((output / "summary.json").read_text())
-        assert summary["images"] > 0
-        assert holds(output, token) == []
-    assert token not in done.out + job.stdout + job.stderr
 
 
 def test_no_token_stands_on_a_command_line(cluster, token):

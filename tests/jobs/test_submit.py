@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.authentication import MODE, TOKEN, environment
 from flashu.errors import InputError
 from jobs.config import RunConfig, read_config
 from jobs.submit import settings_of, submit_run
@@ -36,12 +37,13 @@ def dashboard(s3_environment, monkeypatch):  # noqa: F811
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     port = free_port()
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-    cluster = Cluster(initialize_head=True, head_node_args=head | {"dashboard_agent_listen_port": free_port()})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, dashboard_agent_listen_port=free_port())
-    wait_for_agents(f"http://127.0.0.1:{port}")
-    yield f"http://127.0.0.1:{port}"
-    cluster.shutdown()
+    with environment({MODE: "token", TOKEN: "only-for-this-test"}):  # which it asks for
+        cluster = Cluster(initialize_head=True, head_node_args=head | {"dashboard_agent_listen_port": free_port()})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, dashboard_agent_listen_port=free_port())
+        wait_for_agents(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
+        cluster.shutdown()
 
 
 def free_port():
@@ -85,16 +87,18 @@ def read_metadata(bucket, stem):  # noqa: F811
 
 @pytest.mark.slow
 def test_a_run_submitted_to_a_cluster_writes_the_same_images_to_s3_and_to_disk(dashboard, manifest, bucket, tmp_path):  # noqa: F811
-    def call(*command, cwd=tmp_path):
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+    def call(*command, without=()):
+        environment = {name: value for name, value in os.environ.items() if name not in without}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "only-for-this-test" not in done.stdout + done.stderr
         return done.stdout
 
     output = f"{bucket.url}/runs/first"
     s3 = (f"storage.endpoint_url={bucket.endpoint_url}", "storage.path_style=true")
     text = call(
         BIN / "flashu", "submit", "default", *QUICK, *s3, f"manifest.path={manifest}", f"output.path={output}",
-        "--address", dashboard,
+        "--address", dashboard, without=[MODE],
     )  # fmt: skip
     assert "complete: 13 images, 0 failed prompts" in text, "the job's log is followed to its end"
     assert "Ray cluster of 3 nodes" in text
