@@ -72,6 +72,8 @@ def test_readme_shows_the_speeds_of_the_committed_gpu_result():
         "ours, FlashU": "ours-flashu",
         "ours, FlashU, uncompiled": "ours-flashu-uncompiled",
         "ours, `few-steps`": "ours-few-steps",
+        "ours, FlashU, 24 prompts of as many lengths, each once": "ours-flashu-natural",
+        "ours, FlashU, these prompts, without cuDNN's attention": "ours-flashu-natural-no-cudnn",
     }
     readme = (BENCHMARKS.parent / "README.md").read_text().replace("**", "")
     for name, arm in rows.items():
