@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def count_image(
     if not 2 <= prefix_tokens <= limit + 2:
         raise InputError(f"a prefix of {prefix_tokens} tokens: bos and boi are 2, and at most {limit + 2} fit")
     with torch.device("meta"):
-        model, decoder = Showo2Qwen2_5(config).bfloat16(), WanImageVAE(vae).bfloat16()
+        model = Showo2Qwen2_5(config).bfloat16()
     prefixes, suffixes = [[0] * prefix_tokens], [[0] * (4 + limit - prefix_tokens)]
     if plan.guided:
         prefixes.append([0, 0])
@@ -90,9 +91,16 @@ def count_image(
         points = sampler.time_grid(plan.num_inference_steps)
         for _ in sampler.trajectory(model, noise, sampler.Rows(prefixes, suffixes, token_grid), points, plan):
             marks.append(counter.total())
-        counter.watch_call(decoder, "decode", "VAE decode")
-        decoder.decode(noise)
-    return FlopCount([after - before for before, after in itertools.pairwise(marks)], counter.parts)
+    parts = {**counter.parts, "VAE decode": _decoding(vae, tuple(noise.shape))}
+    return FlopCount([after - before for before, after in itertools.pairwise(marks)], parts)
+
+
+@cache
+def _decoding(vae: VaeGeometry, shape: tuple[int, ...]) -> int:
+    """FLOP of decoding latents of that shape."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        WanImageVAE(vae).bfloat16().decode(torch.empty(shape))
+    return counter.get_total_flops()
 
 
 @dataclass
