@@ -21,8 +21,8 @@ DEFAULT_PATH = "~/.ray/auth_token"
 TLS = "RAY_USE_TLS"
 HOW = f"give the cluster's token in {TOKEN}, in a file named by {TOKEN_PATH}, or in {DEFAULT_PATH}"
 ASK_S, TRIES = 4.0, 2
-CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # of the GCS, which holds a cluster together
-CLIENT_INFO = "/ray.rpc.RayletDriver/ClusterInfo"  # of the server for ray:// addresses
+CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId", b""  # of the GCS, which holds a cluster together
+PING = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06"  # of the server for ray:// addresses: type = PING
 
 
 class Answer(enum.Enum):
@@ -74,10 +74,11 @@ def ask(place: str, token: Token | None, client: bool = False) -> Answer:
         code.UNAVAILABLE: Answer.NONE,
     }
     with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
-        call = channel.unary_unary(CLIENT_INFO if client else CLUSTER_ID)
+        method, request = PING if client else CLUSTER_ID
+        call = channel.unary_unary(method)
         for _ in range(TRIES):
             try:
-                call(b"", timeout=ASK_S, metadata=sent)
+                call(request, timeout=ASK_S, metadata=sent)
             except grpc.RpcError as error:
                 if error.code() is not code.DEADLINE_EXCEEDED:  # it may be busy
                     return answers.get(error.code(), Answer.WELCOME)  # a Ray of another version may not know the call

@@ -83,7 +83,7 @@ def test_numbers_are_those_of_the_other_layout(latents):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_pixels_are_those_of_every_image_by_itself(latents, dtype):
     vae = random_model(WanImageVAE, VAE_PRESETS["embedded"], 0, dtype)
     pixels = vae.decode_pixels(latents)

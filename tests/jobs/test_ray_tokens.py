@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cluster import authentication
-from cluster.session import check_address
+from cluster.session import SessionError, check_address
 from tests.command import assert_refused, flashu
 
 ROOT = Path(__file__).parents[2]
@@ -41,11 +41,13 @@ class Started:
             "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "NO_PROXY": "*", "OMP_NUM_THREADS": "1",
             "HOME": str(folder), "RAY_TMPDIR": str(folder), **settings,
         }  # fmt: skip
-        self.processes = []
+        self.processes, self.client = [], f"ray://127.0.0.1:{free_port()}"
         port, dashboard = self.address.rpartition(":")[2], self.dashboard.rpartition(":")[2]
         self.start("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=true",
+                   f"--ray-client-server-port={self.client.rpartition(':')[2]}",
                    f"--dashboard-port={dashboard}")  # fmt: skip
         self.wait_for(lambda: self.ray("job", "list", "--address", self.dashboard).returncode == 0)
+        self.wait_for(self.takes_clients)
 
     def start(self, *arguments):
         command = [BIN / "ray", "start", *arguments, "--num-cpus=1", "--disable-usage-stats", "--block",
@@ -54,6 +56,10 @@ class Started:
         self.processes.append(
             subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         )
+
+    def takes_clients(self):
+        with socket.socket() as opened:
+            return opened.connect_ex(("127.0.0.1", int(self.client.rpartition(":")[2]))) == 0
 
     def ray(self, *arguments, **settings):
         command = [BIN / "ray", *map(str, arguments)]
@@ -111,7 +117,8 @@ def test_a_token_is_found_where_ray_would_find_it(cluster, token, user, tmp_path
         file.write_text(f"{token}\n")
     if given == "file":
         user.setenv("RAY_AUTH_TOKEN_PATH", str(file))
-    check_address(cluster.address)
+    for address in (cluster.address, cluster.client):
+        check_address(address)
     assert authentication.find_token().value == token
 
 
@@ -134,6 +141,8 @@ def test_without_the_token_one_is_told_in_a_line(cluster, user, tmp_path, comman
     place = (f"cluster.address={cluster.address}",) if command == "run" else ("--address", cluster.dashboard)
     arguments = (command, "demo", *QUICK, f"output.path={tmp_path / 'run'}", *place)
     assert_refused(flashu(*arguments), "asks for a token, and none was found", HOW)
+    with pytest.raises(SessionError, match="asks for a token, and none was found"):
+        check_address(cluster.client)
     user.setenv("RAY_AUTH_TOKEN", "wrong-token")
     refused = flashu(*arguments)
     assert_refused(refused, "refuses the token from RAY_AUTH_TOKEN", HOW)
