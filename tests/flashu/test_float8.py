@@ -153,9 +153,17 @@ def test_pictures_stay_close_to_those_of_bfloat16(whole, pictures):
     assert 35 < psnr(pictures, whole(PROMPTS, **SETTINGS)) < 70
 
 
+def test_a_position_does_not_depend_on_what_shares_its_batch(mlp):
+    x = torch.randn(2, 5, 192)
+    in_float8 = Float8Mlp(mlp, CPU)
+    together = in_float8(torch.cat((x, 1000 * x)))[:2]
+    assert relative_error(together, in_float8(x)) < SUM
+
+
 def test_a_picture_does_not_depend_on_its_batch(pipe, pictures):
+    """But for products of another size, which round otherwise: by as much as float8 itself does, at the worst."""
     (alone,) = pipe(PROMPTS[1], seeds=1, num_inference_steps=10)
-    assert psnr([alone], pictures[1:]) > 45
+    assert psnr([alone], pictures[1:]) > 35
 
 
 def test_answers_stay_close_to_those_of_bfloat16(pipe, whole, pictures):
