@@ -40,6 +40,9 @@ class Token:
     where: str
     value: str = field(repr=False)
 
+    def refused(self) -> RefusedError:
+        return RefusedError(f"it refuses the token from {self.where}: {HOW}")
+
 
 def find_token() -> Token | None:
     """The token that Ray would use here. Raises `RefusedError` where a file that was named cannot be read."""
@@ -54,6 +57,14 @@ def find_token() -> Token | None:
             raise RefusedError(f"the token in {TOKEN_PATH} {named} cannot be read: {type(error).__name__}") from None
         return None
     return _checked(Token(str(file), value)) if value else None
+
+
+def needed_token() -> Token:
+    """As `find_token`, of a cluster that asks for one. Raises `RefusedError` also where there is none."""
+    token = find_token()
+    if token is None:
+        raise RefusedError(f"it asks for a token, and none was found: {HOW}")
+    return token
 
 
 def _checked(token: Token) -> Token:
@@ -100,15 +111,11 @@ def settings_for(place: str, client: bool = False) -> dict[str, str] | None:
         return None
     if answer is Answer.WELCOME:
         return {MODE: "disabled"}
-    token = find_token()
-    if token is None:
-        raise RefusedError(f"it asks for a token, and none was found: {HOW}")
+    token = needed_token()
     answer = ask(place, token, client)
     if answer is Answer.REFUSED:
-        raise RefusedError(f"it refuses the token from {token.where}: {HOW}")
-    if answer is Answer.NONE:
-        return None
-    return {MODE: "token", TOKEN: token.value}
+        raise token.refused()
+    return None if answer is Answer.NONE else {MODE: "token", TOKEN: token.value}
 
 
 def settings_to_start() -> dict[str, str]:
@@ -134,7 +141,10 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 def _set(settings: Mapping[str, str | None]) -> None:
     for name, value in settings.items():
-        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     raylet = sys.modules.get("ray._raylet")
     if raylet:  # it has read them already
         with suppress(AttributeError):  # Rays that know no tokens

@@ -84,8 +84,7 @@ class QueueActor:
         self.fatal = ""
         self.reports: list[dict] = []
         self.arrivals: dict[str, float] = {}  # workers being set up, since when
-        self.nodes: dict[str, str] = {}
-        self.logs: dict[str, str] = {}
+        self.whereabouts: dict[str, tuple[str, str]] = {}  # workers' nodes and own logs
         self.tracebacks: dict[str, Traceback] = {}
         self.members: set[str] = set()  # workers that are set up
         self.gone: set[str] = set()
@@ -94,14 +93,11 @@ class QueueActor:
 
     async def arrived(self, worker: str, node: str, own_log: str) -> None:
         self.arrivals[worker] = time.monotonic()
-        self.nodes[worker] = node
-        self.logs[worker] = own_log
+        self.whereabouts[worker] = (node, own_log)
 
-    async def node_of(self, worker: str) -> str | None:
-        return self.nodes.get(worker)
-
-    async def log_of(self, worker: str) -> str:
-        return self.logs.get(worker, "")
+    async def whereabouts_of(self, worker: str) -> tuple[str, str]:
+        """Its node and its own log, each "" for one that has not arrived."""
+        return self.whereabouts.get(worker, ("", ""))
 
     async def told(self, traceback: Traceback) -> None:
         self.tracebacks[traceback.kind] = traceback
@@ -293,8 +289,8 @@ class WorkerPool:
                 self.members[name].life = self.members[name].actor.ended.remote()
                 continue
             except RayActorError as error:
-                own_log = ray.get(self.queue.log_of.remote(name))
-                self._lose(name, _why(error), blame=self._node_lives(name), own_log=own_log)
+                node, own_log = ray.get(self.queue.whereabouts_of.remote(name))
+                self._lose(name, _why(error), blame=not node or _lives(node), own_log=own_log)
                 continue
             except RayError as error:
                 self._lose(name, describe(getattr(error, "cause", None) or error))
@@ -351,9 +347,9 @@ class WorkerPool:
         else:
             time.sleep(POLL_S)
 
-    def _node_lives(self, name: str) -> bool:
-        node = ray.get(self.queue.node_of.remote(name))
-        return node is None or any(known["NodeID"] == node and known["Alive"] for known in ray.nodes())
+
+def _lives(node: str) -> bool:
+    return any(known["NodeID"] == node and known["Alive"] for known in ray.nodes())
 
 
 def capacity(options: PoolOptions) -> int:

@@ -10,9 +10,8 @@ import traceback
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-SECRET_NAME = re.compile(
-    "secret|token(?!i)|passw|credential|api_?key|access_?key|private_?key", re.IGNORECASE
-)  # not a tokenizer
+# But not a tokenizer.
+SECRET_NAME = re.compile("secret|token(?!i)|passw|credential|api_?key|access_?key|private_?key", re.IGNORECASE)
 NO_SECRET_NAME = re.compile("_(path|file|dir|mode)$", re.IGNORECASE)  # such as RAY_AUTH_TOKEN_PATH
 SHORTEST = 8  # letters of a secret; what is shorter may be part of any word
 HIDDEN = "***"

@@ -111,7 +111,7 @@ class GenerationWork(ShardWork):
     def setup(self, place: Place) -> str:
         config = self.config
         self.place = place
-        self.raised: Traceback | None = None  # by the last batch that could not be made
+        self.last_traceback: Traceback | None = None  # by the last batch that could not be made
         self.storage = open_storage(config.output.path, self.s3)
         self.encoder = ImageEncoder(config.output.image_format, config.output.quality)
         self.encoders = ThreadPoolExecutor(ENCODERS, "encoder")
@@ -283,8 +283,8 @@ class GenerationWork(ShardWork):
         if error and is_out_of_memory(error):
             raise WorkerBrokenError(str(error))
         if error:
-            if self.raised and not isinstance(error, InputError):
-                self.place.tell(self.raised)
+            if self.last_traceback and not isinstance(error, InputError):
+                self.place.tell(self.last_traceback)
             results.failures[item] = describe(error)
             results.made = [made for made in results.made if made.request.item != item]
 
@@ -296,7 +296,7 @@ class GenerationWork(ShardWork):
         except WorkerBrokenError:
             raise
         except Exception as error:
-            self.raised = traceback_of(error, "prompt", "", self.place.worker)
+            self.last_traceback = traceback_of(error, "prompt", "", self.place.worker)
             return error.with_traceback(None)  # which would hold on to the batch's tensors
         return None
 

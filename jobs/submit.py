@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.authentication import HOW, RefusedError, find_token
+from cluster.authentication import needed_token
 from flashu.config import preset_for
 from flashu.errors import InputError
 from jobs.config import RunConfig, check_no_credentials
@@ -74,13 +74,11 @@ def _client(address: str) -> Any:
     try:
         return JobSubmissionClient(address)
     except refused:
-        token = find_token()
-    if token is None:
-        raise RefusedError(f"the cluster asks for a token, and none was found: {HOW}")
+        token = needed_token()
     try:
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token.value}"})
     except refused:
-        raise RefusedError(f"the cluster refuses the token from {token.where}: {HOW}") from None
+        raise token.refused() from None
 
 
 def _check_paths(config: RunConfig, working_dir: Path | None) -> None:

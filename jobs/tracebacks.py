@@ -1,4 +1,4 @@
-"""A late traceback of each kind of error that workers ran into, kept in the run's folder."""
+"""One traceback of each kind of error that workers ran into, kept in the run's folder."""
 
 from __future__ import annotations
 
