@@ -377,8 +377,8 @@ def main() -> None:
         entry = rounded(bench.measure(name, prompts[:count]))
         result["settings"].append(entry)
         print(table_row(entry), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if options.figure:
         draw_curve(result, options.figure)
     if committed:

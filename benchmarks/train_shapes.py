@@ -14,7 +14,8 @@ import argparse
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from shapes.captions import DESCRIBE, plain_caption, question, training_caption
 from shapes.render import render
-from shapes.scenes import LATTICE, Scene, random_scene
+from shapes.scenes import Scene, random_scene
 from shapes.training import STATE, Training, check_processes, in_processes, processes, rank
 from shapes.vocabulary import build_tokenizer
 from torch import Tensor
@@ -51,27 +52,51 @@ STEPS, LR = 8000, 2e-3
 NOISES = 4  # of each picture a step: its caption's keys and values are made once for all of them
 DROPPED = 0.1  # share of captions left out, for classifier-free guidance
 TIME_SHIFT = 3.0  # as in sampling: logit-normal training times lean towards the noise, where the scene is decided
-ASKED = 12  # of a step's pictures are asked about
+ASKED = 3 / 8  # of a step's pictures are asked about
 TURNS = 4  # questions about a picture, one after the other
 ANSWER_WEIGHT = 0.25
 SHARES = (1, 2, 4)  # numbers of processes that every batch can be cut into
 
 
-def scenes_of_step(
-    part: str, step: int, options: argparse.Namespace, lattice: int | None = LATTICE
-) -> tuple[list[Scene], Tensor, random.Random]:
-    """This process's share of a step's scenes, their pictures, and what goes on from their seed."""
-    rng = random.Random(f"{part} {options.seed} {step} {rank()}")
-    torch.manual_seed(rng.getrandbits(63))
-    scenes = [random_scene(rng, lattice) for _ in range(options.batch_size // processes())]
-    return scenes, pictures_of(scenes, options), rng
+@dataclass
+class Batch:
+    """This process's share of a step: what can be made of it without the network."""
+
+    seed: int  # of the noise
+    pixels: np.ndarray  # (scenes, side, side, 3), uint8
+    captions: Sequence[Sequence[int]] = ()  # their tokens, from bos to boi
+    conversations: Sequence[tuple[EncodedQuestion, list[int]]] = ()  # about the first pictures
 
 
-def pictures_of(scenes: Sequence[Scene], options: argparse.Namespace) -> Tensor:
+def vae_batch(seed: int, scenes: int, number: int, step: int) -> Batch:
+    """The share of process `number`, so many `scenes`; things may be anywhere."""
+    rng = random.Random(f"vae {seed} {step} {number}")
+    noise = rng.getrandbits(63)
+    return Batch(noise, pixels_of([random_scene(rng, lattice=None) for _ in range(scenes)]))
+
+
+def model_batch(tokenizer: PromptTokenizer, seed: int, scenes: int, number: int, step: int) -> Batch:
+    """The share of process `number`, so many `scenes`, some of them with questions."""
+    rng = random.Random(f"model {seed} {step} {number}")
+    noise = rng.getrandbits(63)
+    drawn = [random_scene(rng) for _ in range(scenes)]
+    captions = ["" if rng.random() < DROPPED else training_caption(scene, rng) for scene in drawn]
+    return Batch(
+        noise,
+        pixels_of(drawn),
+        [tokenizer.encode_prompt(caption, CONFIG.max_prompt_tokens).prefix for caption in captions],
+        [conversation(tokenizer, scene, rng) for scene in drawn[: round(ASKED * scenes)]],
+    )
+
+
+def pixels_of(scenes: Sequence[Scene]) -> np.ndarray:
+    return np.stack([np.asarray(render(scene, SIDE)) for scene in scenes])
+
+
+def pictures_of(pixels: np.ndarray, options: argparse.Namespace) -> Tensor:
     """(scenes, 3, side, side) in [-1, 1]."""
-    pixels = torch.from_numpy(np.stack([np.asarray(render(scene, SIDE)) for scene in scenes]))
-    pictures = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pictures.to(options.device, memory_format=torch.channels_last)
+    pictures = torch.from_numpy(pixels).to(options.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pictures.contiguous(memory_format=torch.channels_last)
 
 
 # -------------------------------------------------------------------------------------------------------------- VAE
@@ -86,11 +111,14 @@ def new_vae(options: argparse.Namespace) -> WanImageVAE:
 def train_vae(options: argparse.Namespace) -> None:
     vae, steps = new_vae(options), options.steps or VAE_STEPS
 
-    def losses(step: int) -> dict[str, Tensor]:
-        _, pictures, _ = scenes_of_step("vae", step, options, lattice=None)  # it may draw anything anywhere
+    training = Training(vae, steps, options.lr or VAE_LR, options.out / "vae")
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        torch.manual_seed(batch.seed)
+        pictures = pictures_of(batch.pixels, options)
         mean = vae.encode(pictures)[0]
         spread = mean.float().std(dim=(0, 2, 3), keepdim=True)
-        risen = min(max(2 * step / steps - 1, 0) * 1.5, 1)  # from the middle on, until five sixths
+        risen = min(max(2 * training.step / steps - 1, 0) * 1.5, 1)  # from the middle on, until five sixths
         noise = LATENT_NOISE_AT_FIRST + risen * (LATENT_NOISE - LATENT_NOISE_AT_FIRST)
         latents = mean + noise * spread * torch.randn_like(mean)
         error = vae.decoder(vae.conv2(latents.bfloat16())).float() - pictures
@@ -99,7 +127,7 @@ def train_vae(options: argparse.Namespace) -> None:
         scale = SCALE_WEIGHT * mean.float().square().mean()
         return {"l1": error.abs().mean(), "l2": error.square().mean(), "scale": scale}
 
-    Training(vae, steps, VAE_LR, options.out / "vae").run(losses)
+    training.run(partial(vae_batch, options.seed, options.batch_size // processes(), rank()), losses, options.loaders)
 
 
 @torch.no_grad()
@@ -111,7 +139,7 @@ def trained_vae(options: argparse.Namespace) -> WanImageVAE:
     vae = new_vae(options).requires_grad_(False)
     vae.load_state_dict(torch.load(options.out / "vae" / STATE, weights_only=True)["average"])
     rng = random.Random(f"statistics {options.seed}")
-    pictures = pictures_of([random_scene(rng) for _ in range(options.statistics)], options)
+    pictures = pictures_of(pixels_of([random_scene(rng) for _ in range(options.statistics)]), options)
     latents = torch.cat([vae.encode(batch)[0] for batch in pictures.split(BATCH)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     channels = vae.geometry.z_dim
@@ -159,10 +187,9 @@ def repeated(prefix: Prefix, times: int) -> Prefix:
     )
 
 
-def flow_loss(model: Showo2Qwen2_5, tokenizer: PromptTokenizer, latents: Tensor, captions: Sequence[str]) -> Tensor:
+def flow_loss(model: Showo2Qwen2_5, latents: Tensor, captions: Sequence[Sequence[int]]) -> Tensor:
     """Flow matching: the squared error of the velocity from noise (time 0) to latent (time 1)."""
-    prefixes = [tokenizer.encode_prompt(caption, CONFIG.max_prompt_tokens).prefix for caption in captions]
-    prefix = repeated(model.encode_prefix(prefixes, CONFIG.native_grid), NOISES)
+    prefix = repeated(model.encode_prefix(captions, CONFIG.native_grid), NOISES)
     clean = latents.repeat_interleave(NOISES, dim=0)
     noise = torch.randn_like(clean)
     t = torch.randn(len(clean), device=clean.device).sigmoid()
@@ -193,10 +220,10 @@ def conversation(tokenizer: PromptTokenizer, scene: Scene, rng: random.Random) -
 
 
 def answer_loss(
-    model: Showo2Qwen2_5, tokenizer: PromptTokenizer, latents: Tensor, scenes: Sequence[Scene], rng: random.Random
+    model: Showo2Qwen2_5, latents: Tensor, conversations: Sequence[tuple[EncodedQuestion, list[int]]]
 ) -> Tensor:
     """Next-token prediction: the cross-entropy of answers to questions about clean latents."""
-    asked, answers = zip(*(conversation(tokenizer, scene, rng) for scene in scenes), strict=True)
+    asked, answers = zip(*conversations, strict=True)
     hidden = prefill(model, lay_out(model, latents, asked))
     longest = max(len(row.after) for row in asked)
     rows = torch.tensor([row for row, places in enumerate(answers) for _ in places], device=hidden.device)
@@ -210,20 +237,22 @@ def train_model(options: argparse.Namespace) -> None:
     vae, model = trained_vae(options), new_model(options)
     tokenizer = build_tokenizer(CONFIG.llm_vocab_size, options.seed)
 
-    def losses(step: int) -> dict[str, Tensor]:
-        scenes, pictures, rng = scenes_of_step("model", step, options)
-        captions = ["" if rng.random() < DROPPED else training_caption(scene, rng) for scene in scenes]
-        with torch.no_grad():
-            latents = vae.encode(pictures)[0]
-        asked = ASKED // processes()
-        # The fused attention kernels are slow to differentiate in bfloat16 on a CPU, and rows are short.
-        with sdpa_kernel(SDPBackend.MATH):
-            return {
-                "flow": flow_loss(model, tokenizer, latents, captions),
-                "answer": ANSWER_WEIGHT * answer_loss(model, tokenizer, latents[:asked], scenes[:asked], rng),
-            }
+    # The fused attention kernels are slow to differentiate in bfloat16 on a CPU, and rows are short.
+    fused = [SDPBackend.EFFICIENT_ATTENTION] if options.device.type == "cuda" else []
 
-    Training(model, options.steps or STEPS, LR, options.out / "model").run(losses)
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        torch.manual_seed(batch.seed)
+        with torch.no_grad():
+            latents = vae.encode(pictures_of(batch.pixels, options))[0]
+        with sdpa_kernel([*fused, SDPBackend.MATH]):
+            flow = flow_loss(model, latents, batch.captions)
+            answers = answer_loss(model, latents[: len(batch.conversations)], batch.conversations)
+        return {"flow": flow, "answer": ANSWER_WEIGHT * answers}
+
+    batches = partial(model_batch, tokenizer, options.seed, options.batch_size // processes(), rank())
+    Training(model, options.steps or STEPS, options.lr or LR, options.out / "model").run(
+        batches, losses, options.loaders
+    )
 
 
 def export(options: argparse.Namespace) -> None:
@@ -241,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("part", choices=("vae", "model", "export"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, help=f"at its highest (default: {VAE_LR} of the VAE, {LR} of the model)")
     parser.add_argument("--batch-size", type=int, default=BATCH, help="scenes of a step (default %(default)s)")
     parser.add_argument(
         "--statistics", type=int, default=512, help="pictures that latents are measured on (default %(default)s)"
@@ -249,6 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--processes", type=int, choices=SHARES, help="that share a batch (default: two on a CPU, one on a GPU)"
     )
+    parser.add_argument(
+        "--loaders", type=int, help="processes that draw batches (default: on a GPU all cores but two, on a CPU none)"
+    )
     parser.add_argument("--out", type=Path, default=Path("shapes-training"))
     parser.add_argument("--to", type=Path, default=Path("flashu/embedded"), help="where `export` writes")
     options = parser.parse_args(arguments)
@@ -256,6 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.part == "export":
         export(options)
         return
+    if options.loaders is None:
+        options.loaders = 0 if options.device.type == "cpu" else max((os.cpu_count() or 1) - 2, 0)
     count = options.processes or (2 if options.device.type == "cpu" and (os.cpu_count() or 1) > 1 else 1)
     if options.batch_size < count or options.batch_size % count:
         parser.error(f"--batch-size is {options.batch_size}; it must be a multiple of the {count} processes")

@@ -1,7 +1,7 @@
 """What both trainings share: seeded steps that resume, a warm-up and cosine schedule, averaged weights, a log.
 
 On a CPU, two processes with a share of every batch each are a little faster than one with two threads: at these sizes
-threads mostly wait for each other.
+threads mostly wait for each other. On a GPU one process trains, and others draw the batches for it.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ import copy
 import json
 import math
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
+from torch.utils.data import DataLoader, Dataset
 
 WARM_UP = 100  # steps
 EMA_DECAY = 0.998
 REPORT_EVERY, SAVE_EVERY = 25, 250  # steps
 STATE = "state.pt"
 
-LossesOf = Callable[[int], dict[str, Tensor]]
+BatchOf = Callable[[int], Any]
+LossesOf = Callable[[Any], dict[str, Tensor]]
 
 
 def in_processes(count: int, work: Callable[..., None], *arguments: object) -> None:
@@ -56,6 +58,20 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+class _Batches(Dataset):
+    """Batches by the number of their step."""
+
+    def __init__(self, batch_of: BatchOf):
+        self.batch_of = batch_of
+
+    def __getitem__(self, step: int) -> Any:
+        return self.batch_of(step)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 class Training:
     """Trains `model` for a number of steps; its averaged copy is what is kept.
 
@@ -78,20 +94,27 @@ class Training:
         if self.state_file.exists():
             self._load()
 
-    def run(self, losses_of: LossesOf) -> None:
-        """`losses_of(step)` gives the weighted losses of a step by name; their sum is what is minimised."""
-        recent: dict[str, list[float]] = {}
+    def run(self, batch_of: BatchOf, losses_of: LossesOf, loaders: int = 0) -> None:
+        """`losses_of(batch_of(step))` gives a step's weighted losses by name; their sum is what is minimised.
+
+        Batches are made by so many processes beside this one; 0: by this one, between steps.
+        """
+        steps = range(self.step, self.steps)
+        batches = DataLoader(_Batches(batch_of), None, sampler=steps, num_workers=loaders, collate_fn=_as_it_is)
+        recent: dict[str, list[Tensor]] = {}
         start = time.perf_counter()
-        while self.step < self.steps:
-            losses = losses_of(self.step)
+        for batch in batches:
+            losses = losses_of(batch)
             self._update(sum(losses.values()))
             self.step += 1
             for name, loss in losses.items():
-                recent.setdefault(name, []).append(float(loss.detach()))
+                recent.setdefault(name, []).append(
+                    loss.detach()
+                )  # and not read yet, for which a GPU would have to stop
             if self.step % REPORT_EVERY == 0 or self.step == self.steps:
+                means = {name: round(torch.stack(values).mean().item(), 5) for name, values in recent.items()}
                 now = time.perf_counter()
                 self.seconds, start = self.seconds + now - start, now
-                means = {name: round(statistics.mean(values), 5) for name, values in recent.items()}
                 self._report({"step": self.step, "seconds": round(self.seconds, 1), **means})
                 recent = {}
             if self.step % SAVE_EVERY == 0 or self.step == self.steps:

@@ -83,6 +83,12 @@ def joined(new_model):
     return new_joined_model
 
 
+def test_batches_that_other_processes_draw_train_the_same(trained, tmp_path):
+    train("vae", tmp_path, "--steps", 2, "--loaders", 2)
+    drawn, here = (state(out, "vae")["weights"] for out in (tmp_path, trained[1]))
+    assert all(torch.equal(value, drawn[name]) for name, value in here.items())
+
+
 def test_another_number_of_processes_is_refused(trained, capsys):
     with pytest.raises(SystemExit, match="2"):
         train("model", trained[0], processes=1)
