@@ -1,8 +1,8 @@
 """Counting the operations of one image, row by row of its plan and part by part of the network, and of answers.
 
 The real sampler runs on PyTorch's `meta` device under its FLOP counter, so the count is of what a generation
-dispatches; no weights and no GPU are needed. A multiply-add counts as two. Blocks that are called again with the same
-shapes are not dispatched again, but counted as often as they are called: that makes it a matter of seconds.
+dispatches; no weights and no GPU are needed. A multiply-add counts as two. Parts that are called again with the same
+shapes are not dispatched again, but counted as often as they are called: that makes it a matter of a second.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def format_plan(plan: Plan, costs: list[int]) -> str:
 
 
 class _Counter:
-    """PyTorch's FLOP counter, with repeated blocks remembered, and the growth within chosen calls by part."""
+    """PyTorch's FLOP counter, with what every step repeats remembered, and the growth within chosen calls by part."""
 
     def __init__(self, model: nn.Module):
         self.parts: dict[str, int] = {}
@@ -266,6 +266,9 @@ class _Counter:
                 module.forward = self._remember(type(module), module.forward)
                 if isinstance(module, ModulatedAttentionBlock):
                     module.forward_prefix = self._remember("prefix", module.forward_prefix)
+        embedders = (model.image_embedder_und, model.image_embedder_gen, model.fusion_proj)
+        for module in (*embedders, model.showo.model.norm, model.diff_proj, model.diffusion_head_b):
+            module.forward = self._remember(module, module.forward)
 
     def __enter__(self) -> _Counter:
         self._counter.__enter__()

@@ -259,6 +259,10 @@ def s3_server():
 @pytest.fixture
 def s3_environment(monkeypatch, tmp_path_factory):
     """None of the user's own AWS settings, no HTTP proxy on the way; processes that a test starts inherit it."""
+    set_s3_environment(monkeypatch, tmp_path_factory)
+
+
+def set_s3_environment(monkeypatch, tmp_path_factory):
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", *PROXIES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -74,14 +74,15 @@ def test_table_and_figure_show_the_settings(measured):
 
 def test_check_repeats_a_result_and_names_what_differs(measured, tmp_path):
     result = json.loads(measured[0].read_text())
-    tampered = next(entry for entry in result["settings"] if entry["name"] == "paper")
+    result["settings"] = [entry for entry in result["settings"] if entry["name"].startswith("stock")]
+    tampered = next(entry for entry in result["settings"] if entry["name"] == "stock-8")
     tampered["oracle"]["all"] += 5
     file = tmp_path / "tampered.json"
     file.write_text(json.dumps(result))
     done = run("--check", file)
     assert done.returncode == 1
-    assert "paper: oracle score" in done.stderr
-    assert "stock" not in done.stderr, "the others are repeated"
+    assert "stock-8: oracle score" in done.stderr
+    assert "stock-50" not in done.stderr, "the other is repeated"
 
 
 def test_unknown_setting_is_told_without_a_traceback():

@@ -10,7 +10,7 @@ from quality_measures import answers_right
 
 from flashu import TextToImagePipeline
 
-PROMPTS = 60
+PROMPTS = 30
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def bench():
     return Bench(TextToImagePipeline.from_pretrained("embedded", device="cpu"), batch_size=60)
 
 
-FLOORS = [("stock-50", 88, 72), ("embedded", 86, 70), ("few-steps", 88, 72)]  # single things, all sorts
+FLOORS = [("stock-50", 90, 74), ("embedded", 90, 74), ("few-steps", 90, 74)]  # single things, all sorts
 
 
 @pytest.mark.parametrize(("setting", "single", "all_sorts"), FLOORS)

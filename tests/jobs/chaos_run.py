@@ -1,8 +1,8 @@
 """`flashu run` with a model that misbehaves on command: what the chaos test starts, as a user starts the real one.
 
-Prompts that hold RAISES make their batch raise, always. Those that hold HANGS never return, once: until the file named
-in CHAOS_HUNG exists. Every start of a shard is a line in the file named in CHAOS_LOG, and a batch takes CHAOS_SECONDS
-more, so that there is time for things to go wrong.
+What goes wrong is in the folder that CHAOS names, where workers find it whenever they started: prompts that hold RAISES
+make their batch raise, always; those that hold HANGS never return, once, until there is a file `hung`; every start of a
+shard is a line in `starts`; and a batch takes as many seconds more as `seconds` says, so that there is time for it.
 """
 
 import os
@@ -15,6 +15,8 @@ from jobs.batch_maker import BatchMaker
 from jobs.cli import main
 from jobs.generation import GenerationWork
 
+CHAOS = Path(os.environ["CHAOS"])
+
 
 class ChaosWork(GenerationWork):
     def setup(self, place):
@@ -23,18 +25,18 @@ class ChaosWork(GenerationWork):
         return identity
 
     def process(self, lease, inputs, running):
-        with open(os.environ["CHAOS_LOG"], "a", encoding="utf-8") as log:
+        with (CHAOS / "starts").open("a", encoding="utf-8") as log:
             log.write(f"{time.time()} {lease.shard}\n")
         return super().process(lease, inputs, running)
 
 
 class ChaosMaker(BatchMaker):
     def submit(self, prompts, *settings):
-        time.sleep(float(os.environ["CHAOS_SECONDS"]))
+        time.sleep(float((CHAOS / "seconds").read_text()))
         if any("RAISES" in prompt for prompt in prompts):
             raise ArithmeticError("this prompt cannot be drawn")
         if any("HANGS" in prompt for prompt in prompts):
-            hung = Path(os.environ["CHAOS_HUNG"])
+            hung = CHAOS / "hung"
             if not hung.exists():
                 hung.touch()
                 time.sleep(3600)

@@ -2,14 +2,16 @@
 
 import pytest
 
-from tests.s3_server import bucket, s3_environment, s3_server  # noqa: F401 - fixtures
+from tests.s3_server import bucket, s3_environment, s3_server, set_s3_environment  # noqa: F401 - fixtures
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """The setting that joins a Ray cluster of two CPUs."""
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """The setting that joins a Ray cluster of two CPUs, whose workers may use the S3 server."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    with pytest.MonkeyPatch.context() as patch:
+        set_s3_environment(patch, tmp_path_factory)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield f"cluster.address={cluster.address}"
     cluster.shutdown()

@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("place", "locale", "layout"), CASES)
-def test_a_run_in_many_scripts_is_complete_and_every_reader_reads_it(folder, place, locale, layout, bucket):
+def test_a_run_in_many_scripts_is_complete_and_every_reader_reads_it(folder, place, locale, layout, bucket, cluster):
     import datasets
 
     environment, s3 = LOCALES[locale], S3Options(bucket.endpoint_url, path_style=True)
@@ -53,7 +53,8 @@ def test_a_run_in_many_scripts_is_complete_and_every_reader_reads_it(folder, pla
     output = folder / f"out {locale} ü" if place == "disk" else f"{bucket.url}/{NAMES[1]}/{NAMES[4]} {locale}"
     settings = () if place == "disk" else (f"storage.endpoint_url={bucket.endpoint_url}", "storage.path_style=true")
     run = ("run", "default", *QUICK, *settings, f"manifest.path={manifest}", f"output.path={output}",
-           f"output.format={layout}", f"sampling.negative_prompt={NAMES[0]}", "cluster.address=local")  # fmt: skip
+           f"output.format={layout}", f"sampling.negative_prompt={NAMES[0]}",
+           "cluster.address=local" if locale == "C" else cluster)  # fmt: skip
     done = command(environment, *run)
     assert done.returncode == 0, done.stdout + done.stderr
     assert flashu(*run).code == 0, "it goes on, with nothing left to do"

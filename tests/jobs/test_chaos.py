@@ -129,24 +129,27 @@ def test_a_run_that_loses_everything_ends_with_the_images_of_a_quiet_one(
     manifest, fault_proxy, bucket, tmp_path, monkeypatch  # noqa: F811
 ):  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    # A quiet run, on this machine and its disk. No prompt hangs in it; the one that raises does.
-    quiet, quiet_starts = open_storage(str(tmp_path / "quiet")), tmp_path / "quiet-starts"
-    monkeypatch.setenv("CHAOS_LOG", str(quiet_starts))
-    monkeypatch.setenv("CHAOS_HUNG", str(manifest))
-    monkeypatch.setenv("CHAOS_SECONDS", "0")
-    assert start(manifest, quiet.url, tmp_path / "quiet.log", "cluster.address=local").wait(300) == 1
-    expected = images_of(quiet)
-    assert len(expected) == PROMPTS + PROMPTS // 10 - 1
-    assert set(starts(quiet_starts).values()) == {1}
-
-    # The same on a cluster and over S3, with everything that can go wrong.
-    events, log, hung = tmp_path / "starts", tmp_path / "run.log", tmp_path / "hung"
-    monkeypatch.setenv("CHAOS_LOG", str(events))
-    monkeypatch.setenv("CHAOS_HUNG", str(hung))
-    monkeypatch.setenv("CHAOS_SECONDS", "0.6")
-    storage = open_storage(f"{bucket.url}/run", S3Options(bucket.endpoint_url, path_style=True))
+    chaos = tmp_path / "chaos"
+    chaos.mkdir()
+    monkeypatch.setenv("CHAOS", str(chaos))
+    events, hung = chaos / "starts", chaos / "hung"
     with ray_cluster() as cluster:
-        more = (f"cluster.address={cluster.address}", f"storage.endpoint_url={fault_proxy.endpoint_url}")
+        # A quiet run, to this machine's disk. No prompt hangs in it; the one that raises does.
+        (chaos / "seconds").write_text("0")
+        hung.touch()
+        place, quiet = f"cluster.address={cluster.address}", open_storage(str(tmp_path / "quiet"))
+        assert start(manifest, quiet.url, tmp_path / "quiet.log", place).wait(300) == 1
+        expected = images_of(quiet)
+        assert len(expected) == PROMPTS + PROMPTS // 10 - 1
+        assert set(starts(events).values()) == {1}
+
+        # The same over S3, with everything that can go wrong.
+        (chaos / "seconds").write_text("0.6")
+        hung.unlink()
+        events.unlink()
+        log = tmp_path / "run.log"
+        storage = open_storage(f"{bucket.url}/run", S3Options(bucket.endpoint_url, path_style=True))
+        more = (place, f"storage.endpoint_url={fault_proxy.endpoint_url}")
         driver = start(manifest, storage.url, log, *more)
         wait_for(lambda: "no sign of life" in log.read_text())
         assert hung.exists()

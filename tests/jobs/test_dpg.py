@@ -45,7 +45,7 @@ def own_run(run, tmp_path):
 @pytest.fixture
 def score(run, cluster):
     def score(of=run, questions=run.parent / "questions.csv", vqa="self"):
-        return flashu("dpg", "score", of, cluster, "--questions", questions, "--vqa", vqa)
+        return flashu("dpg", "score", of, cluster, "cluster.workers=1", "--questions", questions, "--vqa", vqa)
 
     return score
 
@@ -169,7 +169,10 @@ def test_a_model_of_transformers_answers_and_what_is_neither_yes_nor_no_is_told(
     assert [example["answer"] for example in found["examples_of_neither"]] == ["maybe"]
 
 
-def test_a_vqa_model_that_workers_cannot_use_or_that_has_changed_is_told_in_a_line(own_run, score, tmp_path):
+def test_a_vqa_model_that_workers_cannot_use_or_that_has_changed_is_told_in_a_line(
+    own_run, score, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("cluster.pool.FAILED_STARTS", 1)  # there are seconds between them
     folder = make_vilt(tmp_path / "vilt", sure_of="yes")
     (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     outcome = score(own_run, vqa=f"hf:{folder}")

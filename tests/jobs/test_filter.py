@@ -43,7 +43,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def large_run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "large", 10_000, per_shard=64, side=32)
+    return make_run(tmp_path_factory.mktemp("runs") / "large", 6_000, per_shard=64, side=32)
 
 
 def rows_of(storage):
@@ -100,7 +100,7 @@ def without_place(rows):
 
 
 @pytest.mark.slow
-def test_ten_thousand_images_are_chosen_as_by_hand(large_run, tmp_path):
+def test_thousands_of_images_are_chosen_as_by_hand(large_run, tmp_path):
     outcome = flashu("filter", large_run.url, tmp_path / "copy", *ASKED)
     rows, copy = rows_of(large_run), LocalStorage(tmp_path / "copy")
     kept, dropped = by_hand(rows)
@@ -109,7 +109,7 @@ def test_ten_thousand_images_are_chosen_as_by_hand(large_run, tmp_path):
     assert without_place(rows_of(copy)) == without_place(kept)
     originals = images_of(large_run)
     assert images_of(copy) == {name: originals[name] for name, _ in without_place(kept)}
-    told = f"kept {len(kept):,} of 10,000 images in {copy.url}; dropped {dropped['where']:,} by --where"
+    told = f"kept {len(kept):,} of 6,000 images in {copy.url}; dropped {dropped['where']:,} by --where"
     assert outcome.out.startswith(told), outcome.out
     entry = read_run(copy)["filter"]
     assert (entry["dropped"], entry["chosen"]) == (dropped, len(kept))
@@ -328,7 +328,7 @@ def test_many_hashes_take_tens_of_bytes_each_and_no_minutes():
         import resource, time
         import numpy as np
         from jobs.filtering.near_duplicates import NearDuplicateFinder
-        hashes = np.random.default_rng(0).integers(0, 2**64, 200_000, np.uint64)
+        hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, np.uint64)
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         finder = NearDuplicateFinder()
         for at in range(0, len(hashes), 64):
@@ -337,7 +337,7 @@ def test_many_hashes_take_tens_of_bytes_each_and_no_minutes():
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     kilobytes, seconds = map(float, done.stdout.split())
-    assert kilobytes * 1024 < 90 * 200_000, "a million take 42 bytes each; blocks set aside weigh more here"
+    assert kilobytes * 1024 < 90 * 100_000, "a million take 42 bytes each; blocks set aside weigh more here"
     assert seconds < 30
 
 
@@ -489,8 +489,8 @@ def test_memory_does_not_grow_with_the_number_of_images(large_run, tmp_path):
         assert process.returncode == 0
         peaks.append(usage.ru_maxrss)  # kB
     images = sum(len(data) for data in images_of(large_run).values())
-    assert images > 25e6
-    assert peaks[1] - peaks[0] < 10_000, peaks
+    assert images > 15e6
+    assert peaks[1] - peaks[0] < 8_000, peaks
 
 
 # --------------------------------------------------------------------------------------------- images that are missing

@@ -31,6 +31,11 @@ def free_port():
         return opened.getsockname()[1]
 
 
+def answers(address):
+    with socket.socket() as opened:
+        return opened.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0
+
+
 class Started:
     """A cluster of `ray start`, and processes that joined it."""
 
@@ -46,8 +51,8 @@ class Started:
         self.start("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=true",
                    f"--ray-client-server-port={self.client.rpartition(':')[2]}",
                    f"--dashboard-port={dashboard}")  # fmt: skip
+        self.wait_for(lambda: answers(self.dashboard) and answers(self.client))
         self.wait_for(lambda: self.ray("job", "list", "--address", self.dashboard).returncode == 0)
-        self.wait_for(self.takes_clients)
 
     def start(self, *arguments):
         command = [BIN / "ray", "start", *arguments, "--num-cpus=1", "--disable-usage-stats", "--block",
@@ -56,10 +61,6 @@ class Started:
         self.processes.append(
             subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         )
-
-    def takes_clients(self):
-        with socket.socket() as opened:
-            return opened.connect_ex(("127.0.0.1", int(self.client.rpartition(":")[2]))) == 0
 
     def ray(self, *arguments, **settings):
         command = [BIN / "ray", *map(str, arguments)]

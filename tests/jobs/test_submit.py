@@ -107,7 +107,7 @@ def test_a_run_submitted_to_a_cluster_writes_the_same_images_to_s3_and_to_disk(d
     config.write_text(json.dumps({"manifest": {"path": "prompts.parquet"}, "output": {"path": str(tmp_path / "run")}}))
     call(
         BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ".", "--",
-        "flashu", "run", "config.yaml", *QUICK,
+        "flashu", "run", "config.yaml", *QUICK, "cluster.workers=1",
     )  # fmt: skip
 
     local = datasets.load_dataset(str(tmp_path / "run"), split="train", cache_dir=str(tmp_path / "cache"))
