@@ -8,6 +8,8 @@ import pytest
 
 # The models here are tiny: threads waiting for each other cost more than they bring, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Over a hundred processes that tests start import the same modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 LONGEST = ("test_chaos.py", "test_benchmark.py", "test_run.py", "test_pool.py", "test_submit.py", "test_warm_up.py")
 GOLDEN = Path(__file__).parent / "golden"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,14 +22,11 @@ def state(out, part):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Two steps of the VAE, in two pieces and in one; of the model one step, and from there a second, each by two
-    processes."""
+    """Two steps of the VAE, in two pieces and in one; and two of the model, by two processes."""
     pieces, whole = tmp_path_factory.mktemp("pieces"), tmp_path_factory.mktemp("whole")
     train("vae", pieces, "--steps", 1)
     train("vae", pieces, "--steps", 2)
     train("vae", whole, "--steps", 2)
-    train("model", pieces, "--steps", 1, processes=2)
-    shutil.copytree(pieces / "model", whole / "model")
     train("model", pieces, "--steps", 2, processes=2)
     return pieces, whole
 
@@ -41,18 +39,12 @@ def test_training_goes_on_as_if_it_had_not_stopped(trained):
             assert torch.equal(value, pieces[part][name]), name
 
 
-def test_one_seed_trains_one_model_and_another_step_changes_it(trained):
-    two, one = (state(out, "model")["weights"] for out in trained)
-    name = "showo.model.layers.0.mlp.up_proj.weight"
-    assert not torch.equal(two[name], one[name])
-    assert (two[name] - one[name]).abs().max() < 1e-3, "one step from the same place, at the start of the warm-up"
-
-
-def test_every_matrix_moves_whichever_process_owns_it(trained):
-    after_two, after_one = (state(out, "model")["weights"] for out in trained)
-    names = [name for name in after_one if name.endswith("_proj.weight")]
-    assert len(names) > 70
-    assert not [name for name in names if torch.equal(after_two[name], after_one[name])]
+def test_every_matrix_moves_a_little_whichever_process_owns_it(trained):
+    options = SimpleNamespace(seed=0, device=torch.device("cpu"))
+    before, after = train_shapes.new_model(options).state_dict(), state(trained[0], "model")["weights"]
+    moved = {name: (after[name] - before[name]).abs().max() for name in after if name.endswith("_proj.weight")}
+    assert len(moved) > 70
+    assert all(0 < change < 1e-3 for change in moved.values()), "two steps, at the start of the warm-up"
 
 
 def test_joined_layers_learn_as_others_do_also_after_going_on(trained, tmp_path, monkeypatch):

@@ -32,7 +32,6 @@ print(peak_memory_gib(cpu))
 def test_patched_model_takes_at_most_2_percent_more_memory():
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": str(os.cpu_count()),  # this model is large enough for threads
         "MALLOC_MMAP_THRESHOLD_": "65536",  # what is freed leaves the process at once: its size is what is in use
     }
     command = [sys.executable, "-c", SCRIPT, BENCHMARKS]
