@@ -25,9 +25,11 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from botocore.loaders import create_loader
 
 from cluster.s3_errors import S3_ERRORS, error_code, is_missing, is_passing, reason
 from cluster.storage import NotFound, S3Options, Storage, StorageError, check_key, disk_error
@@ -246,6 +248,9 @@ class _RangeFile(io.RawIOBase):
         return data
 
 
+_LOADER = create_loader()  # of the descriptions of AWS's services, which take most of a session's time
+
+
 def _make_client(options: S3Options) -> Any:
     config = Config(
         retries={"mode": "adaptive", "total_max_attempts": min(REQUESTS_PER_ATTEMPT, options.max_attempts)},
@@ -254,7 +259,9 @@ def _make_client(options: S3Options) -> Any:
         max_pool_connections=32,
         s3={"addressing_style": "path" if options.path_style else "auto"},
     )
-    session = boto3.session.Session()  # the default session is not safe to use from threads
+    own = botocore.session.Session()  # the default session is not safe to use from threads
+    own.register_component("data_loader", _LOADER)
+    session = boto3.session.Session(botocore_session=own)
     return session.client("s3", region_name=options.region, endpoint_url=options.endpoint_url, config=config)
 
 

@@ -9,6 +9,9 @@ import pytest
 
 from jobs.cli import main
 
+LIGHT = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+"""For a head of `ray.cluster_utils.Cluster`: fewer processes, which take seconds to start."""
+
 
 @dataclass
 class Outcome:

@@ -19,6 +19,7 @@ from cluster.pool import PoolError, PoolOptions, Stop, WorkerPool
 from cluster.session import session
 from cluster.storage import StorageError, open_storage
 from cluster.work import SetupError, ShardWork, WorkerBrokenError
+from tests.command import LIGHT
 
 ITEMS = 4  # in each shard
 OPTIONS = PoolOptions(workers=2, lease_timeout_s=60, storage_patience_s=60)
@@ -29,7 +30,7 @@ def ray_cluster():
     """A Ray of one node with four CPUs, which this process has joined."""
     # A lost node is known to be lost after three seconds: sooner than by default, and later than its workers.
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    head = {"num_cpus": 4, "include_dashboard": False, "_system_config": health}
+    head = {"num_cpus": 4, "_system_config": health} | LIGHT
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         with session(cluster.address):
@@ -405,14 +406,14 @@ class WaitsForNodes(Numbers):
 
 
 def test_a_node_is_lost_in_the_middle_of_a_run_and_one_that_joins_is_used(folder, ray_cluster):
-    nodes = [ray_cluster.add_node(num_cpus=2)]
+    nodes = [ray_cluster.add_node(num_cpus=2, include_log_monitor=False)]
 
     def disturb(outcome):
         working = [key.removeprefix("nodes/") for key in outcome.storage.list("nodes/")]
         if nodes[0] in ray_cluster.worker_nodes and nodes[0].node_id in working:
             ray_cluster.remove_node(nodes[0], allow_graceful=False)
         if outcome.lost and len(nodes) == 1:
-            nodes.append(ray_cluster.add_node(num_cpus=2))
+            nodes.append(ray_cluster.add_node(num_cpus=2, include_log_monitor=False))
         if nodes[-1] is not nodes[0] and nodes[-1].node_id in working:
             outcome.storage.put("go", b"")
         return Stop.NO

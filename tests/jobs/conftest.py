@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.command import LIGHT
 from tests.s3_server import bucket, s3_environment, s3_server, set_s3_environment  # noqa: F401 - fixtures
 
 
@@ -12,6 +13,6 @@ def cluster(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         set_s3_environment(patch, tmp_path_factory)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2} | LIGHT)
     yield f"cluster.address={cluster.address}"
     cluster.shutdown()

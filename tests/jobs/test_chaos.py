@@ -17,6 +17,7 @@ import pytest
 
 from cluster.storage import S3Options, open_storage
 from jobs.run_folder import FAILURES, METADATA, shards_with
+from tests.command import LIGHT
 from tests.s3_server import (  # noqa: F401 - fixtures
     DROP,
     INTERNAL_ERROR,
@@ -66,10 +67,10 @@ def ray_cluster():
     """A head for the driver and two nodes of one CPU. Ray's processes inherit the environment as it is here."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0} | LIGHT)
     try:
         for _ in range(2):
-            cluster.add_node(num_cpus=1)
+            cluster.add_node(num_cpus=1, include_log_monitor=False)
         yield cluster
     finally:
         cluster.shutdown()
@@ -191,7 +192,7 @@ def disturb(cluster, storage, proxy):
     time.sleep(6)
     proxy.heal()
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1, include_log_monitor=False)
     count = len(committed(storage))
     wait_for(lambda: len(committed(storage)) > count)
     return 3

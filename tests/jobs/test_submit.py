@@ -38,7 +38,9 @@ def dashboard(s3_environment, monkeypatch):  # noqa: F811
     port = free_port()
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
     with environment({MODE: "token", TOKEN: "only-for-this-test"}):  # which it asks for
-        cluster = Cluster(initialize_head=True, head_node_args=head | {"dashboard_agent_listen_port": free_port()})
+        cluster = Cluster(
+            initialize_head=True, head_node_args=head | {"dashboard_agent_listen_port": free_port(), "no_monitor": True}
+        )
         for _ in range(2):
             cluster.add_node(num_cpus=1, dashboard_agent_listen_port=free_port())
         wait_for_agents(f"http://127.0.0.1:{port}")
