@@ -26,7 +26,7 @@ from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
-from flashu.models.layers import rotary_frequencies, rotary_table
+from flashu.models.layers import KeyValueCache, rotary_frequencies, rotary_table
 from flashu.models.qwen2 import WHOLE, DecoderLayer, Variant
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.siglip import EncoderLayer
@@ -258,7 +258,7 @@ class _Counter:
     def __init__(self, model: nn.Module):
         self.parts: dict[str, int] = {}
         self._counter = FlopCounterMode(display=False)
-        self._remembered: dict[Any, tuple[Any, int]] = {}
+        self._remembered: dict[Any, tuple[Any, int, list[int]]] = {}
         self._repeated = 0
         self._inside = False
         for module in model.modules():
@@ -299,13 +299,16 @@ class _Counter:
     def _remember(self, kind: object, forward: Callable[..., Any]) -> Callable[..., Any]:
         def remembered(*args: Any) -> Any:
             key = (kind, _shapes(args))
+            caches = [given for given in args if isinstance(given, KeyValueCache)]
             if key in self._remembered:
-                result, flop = self._remembered[key]
+                result, flop, lengths = self._remembered[key]
                 self._repeated += flop
+                for cache, length in zip(caches, lengths, strict=True):
+                    cache.length = length
                 return result
             before = self.total()
             result = forward(*args)
-            self._remembered[key] = result, self.total() - before
+            self._remembered[key] = result, self.total() - before, [cache.length for cache in caches]
             return result
 
         return remembered
@@ -314,5 +317,6 @@ class _Counter:
 def _shapes(value: Any) -> Any:
     if isinstance(value, Tensor):
         return tuple(value.shape)
-    # A cache stands for itself: it grows with every call, so none is like another.
+    if isinstance(value, KeyValueCache):
+        return value.shape
     return tuple(map(_shapes, value)) if isinstance(value, tuple) else value

@@ -1,13 +1,17 @@
-"""The `flashu` command in this process, for tests: what it prints, how it exits, and what it leaves in a folder."""
+"""Commands in this process, for tests: what they print, how they exit, and what they leave in a folder."""
 
 import io
+import runpy
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from jobs.cli import main
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 LIGHT = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
 """For a head of `ray.cluster_utils.Cluster`: fewer processes, which take seconds to start."""
@@ -22,13 +26,28 @@ class Outcome:
 
 def flashu(*arguments):
     """The command, run in this process."""
+    return _run(main, "flashu", arguments)
+
+
+def benchmark(script, *arguments):
+    """A script of benchmarks/, run in this process."""
+    return _run(lambda: runpy.run_path(str(BENCHMARKS / script), run_name="__main__"), script, arguments)
+
+
+def _run(program, name, arguments):
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["flashu", *map(str, arguments)])
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(SystemExit) as exit_:
-            main()
-    return Outcome(exit_.value.code or 0, out.getvalue(), err.getvalue())
+        try:
+            program()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code or 0
+            if isinstance(code, str):  # Python prints it, and exits with 1
+                err.write(f"{code}\n")
+                code = 1
+    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 def assert_refused(outcome, *told):

@@ -63,6 +63,12 @@ class KeyValueCache:
         for states, old in zip(self._states, past, strict=True):
             states[:, :, : self.length] = old
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Rows, heads, positions so far, and head_dim; of keys, as of values."""
+        rows, heads, _, width = self._states[0].shape
+        return rows, heads, self.length, width
+
     def followed_by(self, own: KeyValue) -> KeyValue:
         """All positions so far, those of `own` last."""
         start, self.length = self.length, self.length + own.key.shape[2]

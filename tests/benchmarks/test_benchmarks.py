@@ -2,19 +2,16 @@
 
 import json
 import re
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.command import BENCHMARKS, benchmark
 
 
-def run(script, *arguments):
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def run(*command):
+    outcome = benchmark(*command)
+    assert outcome.code == 0, outcome
+    return outcome.out
 
 
 def committed():
@@ -154,12 +151,9 @@ def test_compiling_counts_what_prompts_compile_after_a_workers_warm_up(tmp_path)
         ("generate.py", "--flashu", "fast", "--steps", 50),
     ],
 )
-def test_settings_that_cannot_be_are_told_in_a_line(arguments, capsys, monkeypatch):
-    script, *settings = map(str, arguments)
-    monkeypatch.setattr(sys, "argv", [script, *settings])
-    with pytest.raises(SystemExit) as refused:
-        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
-    assert refused.value.code == 2
-    usage, _, told = capsys.readouterr().err.partition(f"{script}: error: ")
+def test_settings_that_cannot_be_are_told_in_a_line(arguments):
+    refused = benchmark(*arguments)
+    assert refused.code == 2
+    usage, _, told = refused.err.partition(f"{arguments[0]}: error: ")
     assert usage.startswith("usage: ")
     assert told.count("\n") == 1

@@ -1,19 +1,15 @@
 """The quality benchmark, run as a user runs it, on a few prompts."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.command import benchmark
 
 
 def run(*arguments):
-    command = [sys.executable, str(BENCHMARKS / "quality.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return benchmark("quality.py", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +17,8 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quality")
     file, figure = folder / "result.json", folder / "curve.png"
     done = run("--settings", "stock-8", "paper", "--prompts", 3, "--json", file, "--figure", figure)
-    assert done.returncode == 0, done.stderr
-    return file, figure, done.stdout
+    assert done.code == 0, done.err
+    return file, figure, done.out
 
 
 def test_reference_comes_first_and_equals_itself(measured):
@@ -80,13 +76,13 @@ def test_check_repeats_a_result_and_names_what_differs(measured, tmp_path):
     file = tmp_path / "tampered.json"
     file.write_text(json.dumps(result))
     done = run("--check", file)
-    assert done.returncode == 1
-    assert "stock-8: oracle score" in done.stderr
-    assert "stock-50" not in done.stderr, "the other is repeated"
+    assert done.code == 1
+    assert "stock-8: oracle score" in done.err
+    assert "stock-50" not in done.err, "the other is repeated"
 
 
 def test_unknown_setting_is_told_without_a_traceback():
     done = run("--settings", "stock-9")
-    assert done.returncode == 2
-    assert "stock-9" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 2
+    assert "stock-9" in done.err
+    assert "Traceback" not in done.err
