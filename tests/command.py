@@ -13,9 +13,6 @@ from jobs.cli import main
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
-LIGHT = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-"""For a head of `ray.cluster_utils.Cluster`: fewer processes, which take seconds to start."""
-
 
 @dataclass
 class Outcome:

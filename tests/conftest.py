@@ -14,6 +14,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 LONGEST = ("test_chaos.py", "test_benchmark.py", "test_run.py", "test_pool.py", "test_submit.py", "test_warm_up.py")
 GOLDEN = Path(__file__).parent / "golden"
 
+LIGHT = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+"""For a head of `ray.cluster_utils.Cluster`: fewer processes, which take seconds to start."""
+
 
 def pytest_addoption(parser):
     parser.addoption(

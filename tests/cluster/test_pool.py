@@ -19,7 +19,7 @@ from cluster.pool import PoolError, PoolOptions, Stop, WorkerPool
 from cluster.session import session
 from cluster.storage import StorageError, open_storage
 from cluster.work import SetupError, ShardWork, WorkerBrokenError
-from tests.command import LIGHT
+from tests.conftest import LIGHT
 
 ITEMS = 4  # in each shard
 OPTIONS = PoolOptions(workers=2, lease_timeout_s=60, storage_patience_s=60)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.command import LIGHT
+from tests.conftest import LIGHT
 from tests.s3_server import bucket, s3_environment, s3_server, set_s3_environment  # noqa: F401 - fixtures
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.storage import S3Options, open_storage
 from jobs.run_folder import FAILURES, METADATA, shards_with
-from tests.command import LIGHT
+from tests.conftest import LIGHT
 from tests.s3_server import (  # noqa: F401 - fixtures
     DROP,
     INTERNAL_ERROR,
