@@ -110,7 +110,6 @@ def new_vae(options: argparse.Namespace) -> WanImageVAE:
 
 def train_vae(options: argparse.Namespace) -> None:
     vae, steps = new_vae(options), options.steps or VAE_STEPS
-
     training = Training(vae, steps, options.lr or VAE_LR, options.out / "vae")
 
     def losses(batch: Batch) -> dict[str, Tensor]:
@@ -236,7 +235,6 @@ def answer_loss(
 def train_model(options: argparse.Namespace) -> None:
     vae, model = trained_vae(options), new_model(options)
     tokenizer = build_tokenizer(CONFIG.llm_vocab_size, options.seed)
-
     # The fused attention kernels are slow to differentiate in bfloat16 on a CPU, and rows are short.
     fused = [SDPBackend.EFFICIENT_ATTENTION] if options.device.type == "cuda" else []
 

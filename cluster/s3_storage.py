@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -29,7 +29,6 @@ import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from botocore.loaders import create_loader
 
 from cluster.s3_errors import S3_ERRORS, error_code, is_missing, is_passing, reason
 from cluster.storage import NotFound, S3Options, Storage, StorageError, check_key, disk_error
@@ -248,7 +247,10 @@ class _RangeFile(io.RawIOBase):
         return data
 
 
-_LOADER = create_loader()  # of the descriptions of AWS's services, which take most of a session's time
+@cache
+def _loader() -> Any:
+    """Of the descriptions of AWS's services, which take most of a session's time."""
+    return botocore.session.Session().get_component("data_loader")
 
 
 def _make_client(options: S3Options) -> Any:
@@ -260,7 +262,7 @@ def _make_client(options: S3Options) -> Any:
         s3={"addressing_style": "path" if options.path_style else "auto"},
     )
     own = botocore.session.Session()  # the default session is not safe to use from threads
-    own.register_component("data_loader", _LOADER)
+    own.register_component("data_loader", _loader())
     session = boto3.session.Session(botocore_session=own)
     return session.client("s3", region_name=options.region, endpoint_url=options.endpoint_url, config=config)
 

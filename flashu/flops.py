@@ -315,8 +315,6 @@ class _Counter:
 
 
 def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, KeyValueCache)):
         return tuple(value.shape)
-    if isinstance(value, KeyValueCache):
-        return value.shape
     return tuple(map(_shapes, value)) if isinstance(value, tuple) else value

@@ -68,10 +68,6 @@ class _Batches(Dataset):
         return self.batch_of(step)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
 class Training:
     """Trains `model` for a number of steps; its averaged copy is what is kept.
 
@@ -100,17 +96,15 @@ class Training:
         Batches are made by so many processes beside this one; 0: by this one, between steps.
         """
         steps = range(self.step, self.steps)
-        batches = DataLoader(_Batches(batch_of), None, sampler=steps, num_workers=loaders, collate_fn=_as_it_is)
-        recent: dict[str, list[Tensor]] = {}
+        batches = DataLoader(_Batches(batch_of), batch_size=None, sampler=steps, num_workers=loaders)
+        recent: dict[str, list[Tensor]] = {}  # losses not read yet, for which a GPU would have to stop
         start = time.perf_counter()
         for batch in batches:
             losses = losses_of(batch)
             self._update(sum(losses.values()))
             self.step += 1
             for name, loss in losses.items():
-                recent.setdefault(name, []).append(
-                    loss.detach()
-                )  # and not read yet, for which a GPU would have to stop
+                recent.setdefault(name, []).append(loss.detach())
             if self.step % REPORT_EVERY == 0 or self.step == self.steps:
                 means = {name: round(torch.stack(values).mean().item(), 5) for name, values in recent.items()}
                 now = time.perf_counter()
