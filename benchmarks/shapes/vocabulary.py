@@ -7,6 +7,7 @@ under their own names and goes through the same code as the released tokenizer.
 from __future__ import annotations
 
 import random
+from functools import cache
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -31,6 +32,7 @@ from .scenes import random_scene
 SCENES = 4000
 
 
+@cache
 def build_tokenizer(vocab_size: int, seed: int) -> PromptTokenizer:
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.NFC()

@@ -6,7 +6,7 @@ from tests.conftest import LIGHT
 from tests.s3_server import bucket, s3_environment, s3_server, set_s3_environment  # noqa: F401 - fixtures
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """The setting that joins a Ray cluster of two CPUs, whose workers may use the S3 server."""
     from ray.cluster_utils import Cluster

@@ -14,7 +14,7 @@ from flashu import TextToImagePipeline
 from tests.command import assert_refused, contents, flashu
 from tests.jobs.vqa_checkpoints import make_vilt
 
-PROMPTS = 6
+PROMPTS = 8
 
 
 @pytest.fixture(scope="module")
@@ -70,23 +70,27 @@ def plainly(run, bench):
 
 
 def test_scores_are_those_of_the_rules_and_scoring_goes_on_where_it_stands(own_run, bench, score):
+    unread = [image_file(own_run, bench[0], 1), image_file(own_run, bench[1], 2)]
+    kept = [file.read_bytes() for file in unread]
+    unread[0].write_bytes(b"no image")
+    unread[1].unlink()
     outcome = score(own_run)
-    assert outcome.code == 0, outcome
+    assert outcome.code == 1
+    assert f"Not answered: '{bench[0].id}', image 1: image 1 of prompt '{bench[0].id}' cannot be read" in outcome.out
+    assert f"Not answered: '{bench[1].id}', image 2: image 2 of prompt '{bench[1].id}' is not in the" in outcome.out
     found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
-    expected = plainly(own_run, bench)
-    assert list(found["by_item"].values()) == pytest.approx(expected)
-    assert found["score"] == pytest.approx(sum(expected) / PROMPTS)
-    assert (found["items"], found["images"], found["complete"]) == (PROMPTS, 4 * PROMPTS, True)
-    assert f"{found['score']:.2f}" in outcome.out
-    assert {"entity", "attribute"} <= found["level_1"].keys()
+    assert found["items"] == PROMPTS
+    assert found["images"] + len(found["images_not_answered"]) == 4 * PROMPTS
 
-    # One shard's answers are lost, and an image of another was made anew since: both are asked about again.
+    # These are there again, one shard's answers are lost, and an image of another was made anew: all are asked about.
+    for file, data in zip(unread, kept, strict=True):
+        file.write_bytes(data)
     answers = {file: file.stat().st_mtime_ns for file in sorted((own_run / "scores" / "self").glob("*.parquet"))}
-    lost, kept, _ = answers
+    _, lost, anew, untouched = answers
     lost.unlink()
     new = image_file(own_run, bench[5], 0)
     new.write_bytes(image_file(own_run, bench[0], 0).read_bytes())
-    metadata = own_run / "metadata" / "shard-00002.parquet"
+    metadata = own_run / "metadata" / anew.name
     table = pq.read_table(metadata)
     made = table.to_pylist()
     for row in made:
@@ -96,8 +100,13 @@ def test_scores_are_those_of_the_rules_and_scoring_goes_on_where_it_stands(own_r
     again = score(own_run)
     assert again.code == 0, again
     found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
-    assert list(found["by_item"].values()) == pytest.approx(plainly(own_run, bench))
-    assert [file for file, written in answers.items() if file.stat().st_mtime_ns == written] == [kept]
+    expected = plainly(own_run, bench)
+    assert list(found["by_item"].values()) == pytest.approx(expected)
+    assert found["score"] == pytest.approx(sum(expected) / PROMPTS)
+    assert (found["items"], found["images"], found["complete"]) == (PROMPTS, 4 * PROMPTS, True)
+    assert f"{found['score']:.2f}" in again.out
+    assert {"entity", "attribute"} <= found["level_1"].keys()
+    assert [file for file, written in answers.items() if file.stat().st_mtime_ns == written] == [untouched]
 
     fewer = own_run.parent / "fewer.csv"
     fewer.write_text(to_csv(bench[:3]))
@@ -106,25 +115,6 @@ def test_scores_are_those_of_the_rules_and_scoring_goes_on_where_it_stands(own_r
     assert_refused(score(own_run, fewer), "holds answers, and no about.json")
     (own_run / "metadata" / "shard-00001.parquet").write_bytes(b"")
     assert_refused(score(own_run, vqa="hf:a/b"), "shard-00001.parquet cannot be read")
-
-
-def test_an_image_that_cannot_be_read_is_told_and_asked_about_when_it_is_there(own_run, bench, score):
-    files = [image_file(own_run, bench[0], 1), image_file(own_run, bench[1], 2)]
-    kept = [file.read_bytes() for file in files]
-    files[0].write_bytes(b"no image")
-    files[1].unlink()
-    outcome = score(own_run)
-    assert outcome.code == 1
-    assert f"Not answered: '{bench[0].id}', image 1: image 1 of prompt '{bench[0].id}' cannot be read" in outcome.out
-    assert f"Not answered: '{bench[1].id}', image 2: image 2 of prompt '{bench[1].id}' is not in the" in outcome.out
-    found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
-    assert found["items"] == PROMPTS
-    assert found["images"] + len(found["images_not_answered"]) == 4 * PROMPTS
-    for file, data in zip(files, kept, strict=True):
-        file.write_bytes(data)
-    assert score(own_run).code == 0
-    found = json.loads((own_run / "scores" / "self" / "scores.json").read_text())
-    assert list(found["by_item"].values()) == pytest.approx(plainly(own_run, bench))
 
 
 def test_items_without_images_and_images_without_items_are_told(own_run, bench, score, tmp_path):
@@ -143,7 +133,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_written(own_run, be
     before = contents(own_run)
     other = tmp_path / "other.csv"
     other.write_text(to_csv([item for item in items() if item not in bench][:3]))
-    assert_refused(score(own_run, other), "has no questions about any prompt", bench[0].id)
+    assert_refused(score(own_run, other), "has no questions about any prompt", min(item.id for item in bench))
     assert_refused(score(tmp_path / "nowhere"), "holds no run")
     assert_refused(score(own_run, tmp_path / "missing.csv"), "missing.csv cannot be read: No such file")
     assert_refused(score(own_run, own_run.parent / "run" / "run.json"), "lacks the columns item_id")
@@ -154,7 +144,8 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_written(own_run, be
     assert contents(own_run) == before
 
 
-def test_a_model_of_transformers_answers_and_what_is_neither_yes_nor_no_is_told(own_run, score, tmp_path, monkeypatch):
+def test_a_model_of_transformers_answers_until_it_has_changed(own_run, score, tmp_path, monkeypatch):
+    """One that workers cannot use is told in the words of its own tests."""
     make_vilt(tmp_path / "vilt", sure_of="maybe")
     monkeypatch.chdir(tmp_path)  # workers run elsewhere, so they need more than a relative name
     outcome = score(own_run, vqa="hf:vilt")
@@ -168,21 +159,14 @@ def test_a_model_of_transformers_answers_and_what_is_neither_yes_nor_no_is_told(
     assert f"WARNING: {len(rows)} of {len(rows)} answers were neither yes nor no" in outcome.out
     assert [example["answer"] for example in found["examples_of_neither"]] == ["maybe"]
 
-
-def test_a_vqa_model_that_has_changed_is_told_in_a_line(own_run, score, tmp_path):
-    """One that workers cannot use is told in the words of its own tests."""
-    folder = make_vilt(tmp_path / "vilt", sure_of="yes")
-    assert score(own_run, vqa=f"hf:{folder}").code == 0
-    (scores,) = (own_run / "scores").iterdir()
-    assert json.loads((scores / "scores.json").read_text())["score"] == 100
-    (scores / "shard-00001.parquet").unlink()
-    make_vilt(folder, sure_of="no")
-    outcome = score(own_run, vqa=f"hf:{folder}")
+    (folder / "shard-00001.parquet").unlink()
+    make_vilt(tmp_path / "vilt", sure_of="no")
+    outcome = score(own_run, vqa="hf:vilt")
     assert outcome.code == 1
     (line,) = [line for line in outcome.out.splitlines() if "Not every image is scored" in line]
     assert "a worker was set up as ViltForQuestionAnswering" in line
     assert "Traceback" not in outcome.out + outcome.err
-    assert not (scores / "shard-00001.parquet").exists()
+    assert not (folder / "shard-00001.parquet").exists()
 
 
 def test_grids_hold_the_four_images_where_the_official_script_cuts_them_out(run, bench, tmp_path):

@@ -176,7 +176,7 @@ def readable(files):
 
 
 SLURM = {
-    "scontrol": 'if [ "$1" = show ]; then printf "one\\ntwo\\n"; fi',
+    "scontrol": 'if [ "$1" = show ]; then tr , "\\n" <<< "$3"; fi',
     # Every node has a home of its own.
     "srun": 'echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}" >> "$SAID"; export HOME=$(mktemp -d -p "$HOME"); '
     'while [[ $1 == --* ]]; do shift; done; exec "$@"',
@@ -185,8 +185,8 @@ SLURM = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [None, "disabled"])
-def test_slurms_script_runs_with_a_token_of_its_own_and_without(user, tmp_path, mode):
+@pytest.mark.parametrize(("mode", "nodes"), [(None, ["one", "two"]), ("disabled", ["one"])])
+def test_slurms_script_runs_with_a_token_of_its_own_and_without(user, tmp_path, mode, nodes):
     """Slurm's commands start local processes; Ray, its nodes and the run are real."""
     commands = tmp_path / "bin"
     commands.mkdir()
@@ -197,14 +197,14 @@ def test_slurms_script_runs_with_a_token_of_its_own_and_without(user, tmp_path, 
     folder.mkdir()
     environment = {
         **os.environ, "PATH": f"{commands}:{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-        "RAY_TMPDIR": str(folder), "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NODELIST": "x",
+        "RAY_TMPDIR": str(folder), "SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NODELIST": ",".join(nodes),
         "SLURM_CPUS_PER_TASK": "1", "SAID": str(said),
     } | ({"RAY_AUTH_MODE": mode} if mode else {})  # fmt: skip
     command = ["bash", ROOT / "cluster/deploy/slurm.sh", "demo", *QUICK, f"output.path={tmp_path / 'run'}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "complete" in done.stdout
-    assert said.read_text().splitlines() == [f"{mode or 'token'} {0 if mode else 64}"] * 2
+    assert said.read_text().splitlines() == [f"{mode or 'token'} {0 if mode else 64}"] * len(nodes)
     assert not list(tmp_path.rglob("auth_token")), "it is in no file"
 
 

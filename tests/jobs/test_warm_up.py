@@ -2,7 +2,6 @@
 
 import random
 import threading
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,8 +12,9 @@ from flashu.fingerprint import fingerprint
 from flashu.models.blocks import Blocks
 from jobs.warm_up import IMAGES, Kinds, first_on_node, warm_up
 
-SETTINGS = FlashUConfig(r_p=0.4, r_LS=0.4, T_LS=2, T_cache=2, tau=2, schedule=None, num_inference_steps=7)
-PHASES = replace(SETTINGS, tau=1, schedule=[(3, 5.0), (2, 1.0), (2, 5.0)])
+SETTINGS = FlashUConfig(
+    r_p=0.4, r_LS=0.4, T_LS=2, T_cache=2, tau=1, schedule=[(3, 5.0), (2, 1.0), (2, 5.0)], num_inference_steps=7
+)
 WORDS = ["a", "red", "circle", "above"]
 
 
@@ -31,11 +31,10 @@ def scores_of(model):
     return WandaScores(*ones, fingerprint(model))
 
 
-@pytest.mark.parametrize(("settings", "own"), [(SETTINGS, True), (PHASES, False)], ids=["own", "phases"])
-def test_no_batch_of_a_run_compiles_anything_afterwards(settings, own, caplog):
-    """`own`: prompts bring negative prompts and guidance scales of their own."""
+def test_no_batch_of_a_run_compiles_anything_afterwards(caplog):
+    """Of one whose prompts are all alike, and of one whose prompts bring negative prompts and guidance scales."""
     pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu", dtype="float32")
-    apply_flashu_patch(pipe.model, settings, scores=scores_of(pipe.model))
+    apply_flashu_patch(pipe.model, SETTINGS, scores=scores_of(pipe.model))
     torch._dynamo.reset()
     pipe.blocks = Blocks.through(partial(torch.compile, backend="eager"))  # the compiler's front half, which decides
     rng = random.Random(0)
@@ -47,21 +46,22 @@ def test_no_batch_of_a_run_compiles_anything_afterwards(settings, own, caplog):
     def text():
         return " ".join(rng.choices(WORDS, k=rng.randint(2, 50)))
 
-    def natural(images, alike=False, scale=5.0):
+    def natural(images, own, alike=False, scale=5.0):
         prompts = [text()] * images if alike else [text() for _ in range(images)]
         negatives = [text() if own and rng.random() < 0.7 else "blurry" for _ in range(images)]
         make(prompts, negatives, [rng.randrange(2**32) for _ in range(images)], scale)
 
-    warm_up(make, Kinds(5.0, "blurry", own_negatives=own, own_guidance=own), IMAGES)
-    compiled = graphs()
-    assert compiled > 10
-    for images in (4, 4, 4, 3, 2, 1, 1, 6):
-        natural(images)
-    natural(4, alike=True)
-    natural(1, alike=True)
-    for images in (4, 3, 2, 1) if own else ():
-        natural(images, scale=1.0)
-    assert graphs() == compiled
+    for own in (False, True):
+        warm_up(make, Kinds(5.0, "blurry", own_negatives=own, own_guidance=own), IMAGES)
+        compiled = graphs()
+        assert compiled > 10
+        for images in (4, 4, 4, 3, 2, 1, 1, 6):
+            natural(images, own)
+        natural(4, own, alike=True)
+        natural(1, own, alike=True)
+        for images in (4, 3, 2, 1) if own else ():
+            natural(images, own, scale=1.0)
+        assert graphs() == compiled
     assert "recompile_limit" not in caplog.text, "past it, nothing is compiled any more"
 
 
