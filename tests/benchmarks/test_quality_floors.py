@@ -18,7 +18,7 @@ def bench():
     return Bench(TextToImagePipeline.from_pretrained("embedded", device="cpu"), batch_size=60)
 
 
-FLOORS = [("stock-50", 90, 74), ("embedded", 90, 74), ("few-steps", 90, 74)]  # single things, all sorts
+FLOORS = [("stock-20", 90, 74), ("embedded", 90, 74), ("few-steps", 90, 74)]  # single things, all sorts
 
 
 @pytest.mark.parametrize(("setting", "single", "all_sorts"), FLOORS)

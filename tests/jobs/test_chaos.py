@@ -139,7 +139,7 @@ def test_a_run_that_loses_everything_ends_with_the_images_of_a_quiet_one(
         (chaos / "seconds").write_text("0")
         hung.touch()
         place, quiet = f"cluster.address={cluster.address}", open_storage(str(tmp_path / "quiet"))
-        assert start(manifest, quiet.url, tmp_path / "quiet.log", place).wait(300) == 1
+        assert start(manifest, quiet.url, tmp_path / "quiet.log", place, "cluster.workers=1").wait(300) == 1
         expected = images_of(quiet)
         assert len(expected) == PROMPTS + PROMPTS // 10 - 1
         assert set(starts(events).values()) == {1}

@@ -71,7 +71,7 @@ class Started:
         deadline = time.monotonic() + 120
         while not condition():
             assert time.monotonic() < deadline, "it did not happen in time"
-            time.sleep(0.5)
+            time.sleep(2)  # `ray` takes as long to ask
 
     def end(self, number=signal.SIGTERM):
         for process in reversed(self.processes):

@@ -4,13 +4,15 @@ import random
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from flashu import FlashUConfig, OutOfMemoryError, TextToImagePipeline, WandaScores, apply_flashu_patch
 from flashu.fingerprint import fingerprint
-from flashu.models.blocks import Blocks
+from flashu.models.blocks import AS_THEY_ARE, Blocks
 from jobs.warm_up import IMAGES, Kinds, first_on_node, warm_up
+from tests.bounds import LEVEL
 
 SETTINGS = FlashUConfig(
     r_p=0.4, r_LS=0.4, T_LS=2, T_cache=2, tau=1, schedule=[(3, 5.0), (2, 1.0), (2, 5.0)], num_inference_steps=7
@@ -32,7 +34,8 @@ def scores_of(model):
 
 
 def test_no_batch_of_a_run_compiles_anything_afterwards(caplog):
-    """Of one whose prompts are all alike, and of one whose prompts bring negative prompts and guidance scales."""
+    """Of one whose prompts are all alike, and of one whose prompts bring negative prompts and guidance scales. Pictures
+    are those of blocks that are not compiled."""
     pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu", dtype="float32")
     apply_flashu_patch(pipe.model, SETTINGS, scores=scores_of(pipe.model))
     torch._dynamo.reset()
@@ -41,7 +44,7 @@ def test_no_batch_of_a_run_compiles_anything_afterwards(caplog):
 
     def make(prompts, negative_prompts, seeds, guidance_scale):
         options = {"negative_prompts": negative_prompts, "guidance_scale": guidance_scale, "batch_size": len(prompts)}
-        pipe(prompts, seeds=seeds, **options)
+        return pipe(prompts, seeds=seeds, **options)
 
     def text():
         return " ".join(rng.choices(WORDS, k=rng.randint(2, 50)))
@@ -63,6 +66,13 @@ def test_no_batch_of_a_run_compiles_anything_afterwards(caplog):
             natural(images, own, scale=1.0)
         assert graphs() == compiled
     assert "recompile_limit" not in caplog.text, "past it, nothing is compiled any more"
+
+    batch = ["a red circle", "a blue square above a ring", "a star", "a ring"], [""] * 4, [1, 2, 3, 4], 5.0
+    pictures = make(*batch)
+    pipe.blocks = AS_THEY_ARE
+    for mine, theirs in zip(pictures, make(*batch), strict=True):
+        difference = np.asarray(mine, np.int16) - np.asarray(theirs, np.int16)
+        assert abs(difference).max() <= LEVEL
 
 
 def test_batches_become_smaller_where_memory_ends():
