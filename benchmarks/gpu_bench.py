@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
-from release_shaped import ReleaseShaped
 from release_vae import ReleaseVae
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -18,6 +18,9 @@ from flashu.models import PromptTokenizer, Showo2Qwen2_5, WanImageVAE
 from flashu.models.geometry import PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
 from flashu.models.random_weights import random_model
 from flashu.models.tokenizer import BOI, BOS, EOI, EOS, IMAGE_PLACEHOLDER
+
+if TYPE_CHECKING:
+    from release_shaped import ReleaseShaped
 
 PROMPT_TOKENS = (60, 110)  # how long DPG-Bench's are, mostly
 NATURAL_PROMPTS = 50
@@ -46,6 +49,8 @@ class Bench:
 
     @cached_property
     def release(self) -> ReleaseShaped:
+        from release_shaped import ReleaseShaped  # here, as transformers takes seconds to import
+
         return ReleaseShaped.sharing(self.model)
 
     @cached_property

@@ -5,19 +5,23 @@ from __future__ import annotations
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+
+def describe_host() -> dict[str, Any]:
+    """Date, Python's version and the CPU's name."""
+    today = datetime.now(timezone.utc).date().isoformat()
+    return {"date": today, "python": platform.python_version(), "cpu": _cpu_name()}
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Date, software versions, and the name and size of what computes."""
-    facts = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": str(device),
-    }
+    """The host, PyTorch's version, and the name and size of what computes."""
+    import torch
+
+    facts = describe_host() | {"torch": torch.__version__, "device": str(device)}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {
@@ -26,7 +30,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     elif device.type == "cpu":
-        facts |= {"cpu": _cpu_name(), "threads": torch.get_num_threads()}
+        facts["threads"] = torch.get_num_threads()
     return facts
 
 

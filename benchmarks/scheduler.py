@@ -44,6 +44,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from hardware import describe_host
 from ray.actor import ActorHandle
 
 from cluster.pool import POLL_S, PoolOptions, QueueActor, Snapshot, WorkerPool
@@ -432,10 +433,7 @@ def main() -> None:
     options = parser.parse_args()
     scale = QUICK if options.quick else Scale()
 
-    from hardware import describe  # here, since it loads torch, and `apart` imports this file again
-    from torch import device
-
-    result = {**describe(device("cpu")), "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
+    result = {**describe_host(), "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
     result |= {"ray": ray.__version__, "pyarrow": pa.__version__}
     chosen = {name: measure for name, measure in MEASURES.items() if name in options.only}
     if chosen.keys() & ON_RAY:
