@@ -1,6 +1,5 @@
 """Options and fixtures that every test folder may use."""
 
-import gc
 import os
 import tempfile
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 
 # The models here are tiny: threads waiting for each other cost more than they bring, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-gc.set_threshold(100_000, 50, 100)  # little of what is imported is garbage; to look took a twentieth of the time
 # Over a hundred processes that tests start import the same modules.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
