@@ -14,7 +14,7 @@ from typing import Any, Optional, TypeVar
 
 from flashu.config import preset_for
 from flashu.errors import InputError
-from jobs.config_text import MANIFESTS, check_overrides, merged, told_by_file, told_by_override
+from jobs.config_text import MANIFESTS, check_overrides, merge, told_by_file, told_by_override
 
 BUILT_IN = Path(__file__).parent / "configs"
 AUTO = "auto"
@@ -138,7 +138,7 @@ def read_config(config: str | None, overrides: Sequence[str] = (), kind: type[Co
     told += [told_by_override(override, kind) for override in overrides]
     settings = OmegaConf.structured(kind)
     for each in told:
-        settings = merged(settings, each, kind)
+        merge(settings, each, kind)
     return OmegaConf.to_object(settings)
 
 

@@ -237,8 +237,8 @@ def _scalar(text: str, setting: Setting) -> str | None:
 # --------------------------------------------------------------------------------------------------- both
 
 
-def merged(config: Any, told: Told, kind: type) -> Any:
-    """An OmegaConf config with what was told on top; what was given is no longer of use. Raises `InputError`."""
+def merge(config: Any, told: Told, kind: type) -> None:
+    """Put what was told on top of an OmegaConf config. Raises `InputError`, with the config half changed."""
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -271,9 +271,8 @@ def merged(config: Any, told: Told, kind: type) -> Any:
         if value == "???":  # OmegaConf's sign of a value that is missing
             raise InputError(f"{told.place(name)}{name} is ???, which cannot be a value; write another")
     try:
-        config = OmegaConf.unsafe_merge(config, OmegaConf.create(told.values))  # in place: copies take longer
+        config.merge_with(OmegaConf.create(told.values))
         OmegaConf.to_object(config)
-        return config
     except ConfigKeyError as error:
         key = error.full_key or str(error.key)
         raise InputError(f"{told.place(key)}{_unknown(key, settings, sections)}") from None

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from graphs import graphs_compiled
 
 from flashu import FlashUConfig, InputError, apply_flashu_patch, sampler
 from flashu.models.blocks import AS_THEY_ARE, compile_blocks
@@ -16,15 +17,6 @@ from tests.bounds import TRAJECTORY
 from tests.conftest import GOLDEN
 from tests.reference import GoldenModel, relative_error
 
-SETTINGS = FlashUConfig(r_p=0.4, r_LS=0.4, T_LS=4, T_cache=2, tau=3, schedule=None, num_inference_steps=12)
-
-
-def graphs():
-    """How many graphs were compiled so far in this process."""
-    from torch._dynamo.utils import counters
-
-    return counters["stats"]["unique_graphs"]
-
 
 @pytest.mark.slow
 def test_compiled_by_inductor_a_trajectory_is_the_same_to_rounding():
@@ -33,11 +25,11 @@ def test_compiled_by_inductor_a_trajectory_is_the_same_to_rounding():
     C++ takes a second a kernel. That every way of calling any block is traced right is in `tests/jobs/test_warm_up.py`.
     """
     golden = GoldenModel(GOLDEN / "tiny")
-    settings = replace(SETTINGS, r_LS=0.0, tau=0, num_inference_steps=4)
+    settings = FlashUConfig(r_p=0.4, r_LS=0.0, T_LS=4, T_cache=2, tau=0, schedule=None, num_inference_steps=4)
     apply_flashu_patch(golden.model, settings, scores=golden.scores())
     plan = golden.model.acceleration.plan(settings.total_steps, 5.0)
     noise, rows = golden.expected["noise"][:1], golden.sampler_rows([0])
-    points, before = sampler.time_grid(plan.num_inference_steps), graphs()
+    points, before = sampler.time_grid(plan.num_inference_steps), graphs_compiled()
     *_, plain = sampler.trajectory(golden.model, noise, rows, points, plan)
     blocks = replace(
         AS_THEY_ARE, llm_layer=torch.compile(DecoderLayer.forward),
@@ -45,7 +37,7 @@ def test_compiled_by_inductor_a_trajectory_is_the_same_to_rounding():
     )  # fmt: skip
     *_, fast = sampler.trajectory(golden.model, noise, rows, points, plan, blocks)
     assert relative_error(fast, plain) < TRAJECTORY
-    assert graphs() == before + 3, "the LLM's of a text and of an image's tokens, and the head's"
+    assert graphs_compiled() == before + 3, "the LLM's of a text and of an image's tokens, and the head's"
 
 
 def test_modes():

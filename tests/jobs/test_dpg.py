@@ -30,9 +30,9 @@ def run(cluster, bench, tmp_path_factory):
     pq.write_table(pa.table(rows), folder / "m.parquet")
     (folder / "questions.csv").write_text(to_csv(bench))
     settings = (f"manifest.path={folder / 'm.parquet'}", "manifest.shard_size=2", "output.format=files")
-    cluster_settings = (cluster, "cluster.workers=1")
     quick = ("flashu.preset=off", "sampling.num_inference_steps=8", "sampling.num_images=4", "sampling.batch_size=8")
-    outcome = flashu("run", "default", *quick, *settings, *cluster_settings, f"output.path={folder / 'run'}")
+    place = (cluster, "cluster.workers=1", f"output.path={folder / 'run'}")
+    outcome = flashu("run", "default", *quick, *settings, *place)
     assert outcome.code == 0, outcome
     return folder / "run"
 
