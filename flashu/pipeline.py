@@ -24,8 +24,8 @@ from flashu.acceleration.plan import Plan, make_plan
 from flashu.config import BATCH_SIZE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS
 from flashu.devices import FLOAT8, is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
-from flashu.models import blocks, geometry
-from flashu.models.checkpoint_files import EMBEDDED, tokenizer_beside, vae_beside
+from flashu.models import blocks, checkpoint, geometry
+from flashu.models.checkpoint_files import EMBEDDED, RELEASED_VAE, tokenizer_beside, vae_beside
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.showo2 import Showo2Qwen2_5
 from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer
@@ -82,19 +82,21 @@ class TextToImagePipeline:
         tokenizer: str | Path | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        variant: str | None = None,
     ) -> TextToImagePipeline:
         """Load a Show-o2 checkpoint with the VAE and tokenizer that go with it.
 
         `vae` and `tokenizer` are folders, files or hub ids; without them they are looked for in the checkpoint's
         folder, then where the release has them (the Wan 2.1 repository; the LLM that the config names). The name
         `"embedded"` is the small model that ships with this package. `device=None` takes CUDA if it is there;
-        `dtype=None` is bfloat16 on CUDA and float32 elsewhere; "float8" is bfloat16 with FFNs in float8.
+        `dtype=None` is bfloat16 on CUDA and float32 elsewhere; "float8" is bfloat16 with FFNs in float8. `variant`: see
+        `Showo2Qwen2_5.from_pretrained`.
         Raises `CheckpointError` and `InputError` naming what cannot be loaded, `OutOfMemoryError` when it does not fit.
         """
         device = resolve_device(device)
         dtype = dtype if dtype == FLOAT8 else resolve_dtype(dtype, device)
         try:
-            model = Showo2Qwen2_5.from_pretrained(path_or_hub_id, dtype=dtype, device=device)
+            model = Showo2Qwen2_5.from_pretrained(path_or_hub_id, dtype=dtype, device=device, variant=variant)
             return cls.from_model(model, vae=vae, tokenizer=tokenizer)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -128,9 +130,13 @@ class TextToImagePipeline:
         self.blocks = blocks.compile_blocks(mode, self.model.device)
         return self
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = checkpoint.SAFETENSORS
+    ) -> None:
         """Write model, VAE, tokenizer and config as one folder that `from_pretrained` reads with no download.
 
+        `dtype` and `layout` are those of `Showo2Qwen2_5.save_pretrained`. In layout "release" the VAE is the released
+        file again, where it was loaded from one.
         The folder appears whole or not at all. Raises `InputError` when it exists already or cannot be written.
         """
         folder = Path(folder)
@@ -142,8 +148,12 @@ class TextToImagePipeline:
         except OSError as error:
             raise InputError(f"{folder} cannot be made: {error.strerror}") from None
         try:
-            self.model.save_pretrained(partial)
-            self.vae.save_pretrained(partial / "vae")
+            self.model.save_pretrained(partial, dtype, layout)
+            released = self.vae.source
+            if layout == checkpoint.RELEASE and released and released.name == RELEASED_VAE:
+                shutil.copy(released, partial / RELEASED_VAE)
+            else:
+                self.vae.save_pretrained(partial / "vae", dtype)
             self.tokenizer.save_pretrained(partial / "tokenizer")
             partial.chmod(0o755)
             os.replace(partial, folder)
@@ -291,6 +301,8 @@ class TextToImagePipeline:
         else:
             plan = make_plan(None, num_inference_steps, guidance_scale)
         token_grid = geometry.parse_size(size, self.model.config.native_grid)
+        if size is None and (unsuited := geometry.unsuited_size(self.model.source, token_grid)):
+            warnings.warn(unsuited, stacklevel=3)
         max_tokens = self.model.config.max_text_tokens(token_grid[0] * token_grid[1])
 
         requests = []

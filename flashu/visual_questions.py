@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flashu.pipeline import TextToImagePipeline
 
 FITS = ("crop", "letterbox")
+LONGEST = 128  # times the size asked for: a longer picture is not resized whole
 QUESTIONS_AT_ONCE = 32  # about each image; they stand in one row, in which every position is compared with every other
 YES, NO = ("yes", "Yes", "YES"), ("no", "No", "NO")
 
@@ -248,8 +249,7 @@ def _grey(picture: Image.Image, scale: float) -> Image.Image:
 def picture_latents(vae: WanImageVAE, picture: Image.Image, grid: tuple[int, int], fit: str = "crop") -> Tensor:
     """An RGB picture of any size to clean latents (1, channels, height, width) for a token grid.
 
-    "crop" resizes it until it covers the grid's pixels and cuts off what is over, evenly, as the release does;
-    "letterbox" shows all of it, on grey. The posterior's mean.
+    "crop" has it `cover` them, as the release does; "letterbox" shows all of it, on grey. The posterior's mean.
     """
     height, width = (side * PIXELS_PER_TOKEN for side in grid)
     if fit == "letterbox":
@@ -260,6 +260,30 @@ def picture_latents(vae: WanImageVAE, picture: Image.Image, grid: tuple[int, int
             picture.resize(inner, Image.Resampling.BICUBIC), ((width - inner[0]) // 2, (height - inner[1]) // 2)
         )
     else:
-        fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+        fitted = cover(picture, width, height)
     pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None].float() / 127.5 - 1
     return vae.encode(pixels.to(vae.device))[0]
+
+
+def cover(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """A picture resized until it covers so many pixels, and cut to them; see `covering`."""
+    left, top, *inner = covering(picture.size, (width, height))
+    if max(inner) <= LONGEST * max(width, height):
+        return picture.resize(inner, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
+    # A strip, of which the whole would fill the memory; its cut edges are resized without what lies beyond them.
+    scales = picture.width / inner[0], picture.height / inner[1]
+    box = (left * scales[0], top * scales[1], (left + width) * scales[0], (top + height) * scales[1])
+    return picture.resize((width, height), Image.Resampling.BICUBIC, box)
+
+
+def covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """How pictures of `size` (width, height) come to cover `target`: left and top of what is kept of them, once they
+    are resized to a width and a height. In whole pixels, for a square those of torchvision's `Resize` and `CenterCrop`,
+    with which the release prepares pictures: the longer side is rounded down, half a pixel of a margin to even.
+    """
+    (width, height), (wanted_width, wanted_height) = size, target
+    if width * wanted_height <= height * wanted_width:
+        inner = wanted_width, max(int(wanted_width * height / width), wanted_height)
+    else:
+        inner = max(int(wanted_height * width / height), wanted_width), wanted_height
+    return round((inner[0] - wanted_width) / 2), round((inner[1] - wanted_height) / 2), *inner

@@ -77,6 +77,10 @@ DtypeOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu, …", show_default="CUDA if there is one")]
+VariantOption = Annotated[
+    str | None,
+    typer.Option(help="Variant of the weights, as in pytorch_model.VARIANT.bin.", show_default="the one there is"),
+]
 SizeOption = Annotated[
     str | None, typer.Option(help="Pixels per side, or WIDTHxHEIGHT; multiples of 16.", show_default="the model's own")
 ]
@@ -91,6 +95,7 @@ def generate(
     model: ModelOption = "embedded",
     vae: VaeOption = None,
     tokenizer: TokenizerOption = None,
+    variant: VariantOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; each next one gets the next number.")] = 0,
     steps: Annotated[
         int | None,
@@ -148,7 +153,9 @@ def generate(
         arguments.finite("--guidance", guidance, zero=True)
     make_plan(settings, steps, guidance or GUIDANCE_SCALE)  # raises where they do not fit
 
-    pipe = TextToImagePipeline.from_pretrained(model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device)
+    pipe = TextToImagePipeline.from_pretrained(
+        model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device, variant=variant
+    )
     if settings:
         apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
     _warn_of_cost(pipe, steps, guidance, pixels)
@@ -188,6 +195,7 @@ def ask(
     model: ModelOption = "embedded",
     vae: VaeOption = None,
     tokenizer: TokenizerOption = None,
+    variant: VariantOption = None,
     size: SizeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -202,7 +210,9 @@ def ask(
     Asked.of(image, questions)
     Decoding(max_new_tokens, temperature, top_k, top_p)
     arguments.seeds(seed, len(questions), "questions")
-    pipe = TextToImagePipeline.from_pretrained(model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device)
+    pipe = TextToImagePipeline.from_pretrained(
+        model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device, variant=variant
+    )
     shown: dict[str, Any] = {"size": pixels, "fit": "letterbox" if letterbox else "crop"}
     if yes_no:
         for probability in pipe.yes_probability(image, questions, **shown):
@@ -218,24 +228,46 @@ def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint: a folder or a hub id.", metavar="SRC")],
     destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.", metavar="DST")],
     dtype: Annotated[str, typer.Option(help="Number format to store: bfloat16 or float32.")] = "bfloat16",
+    layout: Annotated[
+        str, typer.Option(help="safetensors, or release: what the released code's from_pretrained reads.")
+    ] = "safetensors",
     vae: VaeOption = None,
     tokenizer: TokenizerOption = None,
+    variant: VariantOption = None,
 ) -> None:
-    """Write model, VAE, tokenizer and config as one folder of safetensors.
+    """Write model, VAE, tokenizer and config as one folder.
 
-    The folder needs no hub and no pickle, so it can go on a cluster's disk or into a bucket as it is.
+    As safetensors it needs no hub and no pickle, so it can go on a cluster's disk or into a bucket as it is. Weights
+    are mapped, and converted shard by shard: it takes the memory of one.
     """
     if destination.exists():
         raise InputError(f"{destination} exists already; name a new folder, or remove it first")
-    from flashu.devices import FLOAT8
+    import torch
+
+    from flashu.devices import FLOAT8, resolve_dtype
+    from flashu.models import Showo2Qwen2_5, WanImageVAE, checkpoint
+    from flashu.models.checkpoint_files import RELEASED_VAE, vae_beside
     from flashu.pipeline import TextToImagePipeline
 
     if dtype == FLOAT8:
         raise InputError("--dtype float8 is for running a model, and made as it is loaded; store bfloat16")
-    pipe = TextToImagePipeline.from_pretrained(source, vae=vae, tokenizer=tokenizer, dtype=dtype, device="cpu")
-    pipe.save_pretrained(destination)
+    resolve_dtype(dtype, torch.device("cpu"), "--dtype")
+    if layout not in checkpoint.LAYOUTS:
+        raise InputError(f"--layout {layout}: there are {', '.join(checkpoint.LAYOUTS)}")
+    model = Showo2Qwen2_5.from_pretrained(source, dtype=checkpoint.STORED, variant=variant)
+    decoder = WanImageVAE.from_pretrained(vae or vae_beside(model.source))
+    pipe = TextToImagePipeline.from_model(model, vae=decoder, tokenizer=tokenizer)
+    pipe.save_pretrained(destination, dtype, layout)
     size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     typer.echo(f"{destination}: {size / 1e9:.2f} GB. Use it with: flashu generate … --model {destination}")
+    if layout == checkpoint.RELEASE:
+        unlike = model.config.unlike_released()
+        for what in unlike:
+            typer.echo(f"The released code cannot load this model: {what}")
+        if not (destination / RELEASED_VAE).exists():
+            typer.echo(
+                f"Its scripts want {RELEASED_VAE} too, which this VAE, kept for images alone, cannot be made into"
+            )
 
 
 app.command(context_settings={"ignore_unknown_options": True})(run_cli.run)  # so that --section.key=value is answered

@@ -26,6 +26,7 @@ AUTO = "auto"
 @dataclass
 class ModelSection:
     path: str = "embedded"  # folder, hub id, s3:// folder, or "embedded", the built-in model
+    variant: Optional[str] = None  # of the weights, as in pytorch_model.bf16.bin; one that is there alone is found
     vae: Optional[str] = None  # beside the model, else the hub
     tokenizer: Optional[str] = None  # beside the model, else the hub
     dtype: Optional[str] = None  # bfloat16 on CUDA, else float32; float8: see default.yaml

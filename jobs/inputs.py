@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +24,6 @@ from flashu.models.checkpoint_files import (
     HUB_ID,
     RELEASED_VAE,
     TOKENIZER,
-    WEIGHT_NAMES,
     read_config,
     resolve_folder,
     tokenizer_beside,
@@ -31,13 +31,15 @@ from flashu.models.checkpoint_files import (
     vae_files,
     weight_files,
 )
-from flashu.models.geometry import Showo2Config
+from flashu.models.geometry import Showo2Config, unsuited_size
 from flashu.models.tokenizer import PromptTokenizer
+from flashu.models.weight_names import find_weights
 from jobs.config import ModelSection, RunConfig
 from jobs.run_folder import RUN
 
 SMALL_FILES = (CONFIG, f"vae/{CONFIG}", TOKENIZER, f"tokenizer/{TOKENIZER}")
 S3 = "s3://"
+MANY = 10_000  # objects of an s3:// checkpoint that are looked at
 FORMS = "give a folder, a hub id (OWNER/NAME) or an s3:// folder"
 
 Found = TypeVar("Found")
@@ -54,7 +56,10 @@ def check_inputs(config: RunConfig, *, remote: bool = True) -> list[str]:
     remote: whether to look at S3 and the hub too.
     """
     look = _Look(config, remote)
-    look.at_model(config.model)
+    network = look.at_model(config.model)
+    if network and config.sampling.size is None:
+        unsuited = unsuited_size(config.model.path, network.native_grid)
+        look.warnings += [f"Warning: sampling.size is not set. {unsuited}"] if unsuited else []
     if config.flashu.scores:
         look.at("flashu.scores", config.flashu.scores, look.scores)
     if config.quality.enabled and config.quality.clip:
@@ -133,9 +138,10 @@ class _Look:
                 text += ". If the nodes of a cluster have it, name the cluster, as in cluster.address=auto"
             raise type(error)(text) from None
 
-    def at_model(self, model: ModelSection) -> None:
+    def at_model(self, model: ModelSection) -> Showo2Config | None:
+        """What the model's config says, where it can be had here."""
         with tempfile.TemporaryDirectory() as scratch:
-            found = self.at("model.path", model.path, lambda path: self.model(path, Path(scratch)))
+            found = self.at("model.path", model.path, lambda path: self.model(path, Path(scratch), model.variant))
             vae, tokenizer = model.vae, model.tokenizer
             if vae:
                 self.at("model.vae", vae, self.vae)
@@ -154,12 +160,13 @@ class _Look:
                     ) from None
                 if beside != found[0]:
                     self.at("model.tokenizer is not set, and the model has none beside it", str(beside), self.tokenizer)
+        return found and found[1]
 
-    def model(self, path: str, scratch: Path) -> tuple[Path, Showo2Config]:
+    def model(self, path: str, scratch: Path, variant: str | None) -> tuple[Path, Showo2Config]:
         """A folder with the checkpoint's small files, and its config."""
         if path.startswith(S3):
             self._require(path, [CONFIG])
-            self._require(path, WEIGHT_NAMES)
+            find_weights(self._names(path), path, variant)
         folder = small_files(path, self.s3, scratch)
         if not (folder / CONFIG).exists():
             raise InputError(f"{path} has no {CONFIG}; it is not a Show-o2 checkpoint folder")
@@ -168,7 +175,7 @@ class _Look:
         except InputError as error:
             raise type(error)(str(error).replace(str(scratch), path.rstrip("/"))) from None
         if _is_local(path):
-            weight_files(folder)
+            weight_files(folder, variant)
         return folder, network
 
     def scores(self, path: str) -> None:
@@ -187,7 +194,8 @@ class _Look:
 
     def vae(self, path: str) -> None:
         if path.startswith(S3):
-            self._require(path, [RELEASED_VAE, *WEIGHT_NAMES], or_itself=True)
+            if not self._exists(path, RELEASED_VAE) and not self._is_object(path):
+                find_weights(self._names(path), path)
         elif path != EMBEDDED and not _is_file(path):
             folder = resolve_folder(path, [CONFIG])
             if _is_local(path):
@@ -218,21 +226,32 @@ class _Look:
         """Raises `InputError` unless the s3:// folder holds one of the names, or the path is an object."""
         if any(self._exists(path, name) for name in names):
             return
-        parent, _, name = path.rstrip("/").rpartition("/")
-        if or_itself and parent not in ("s3:/", "s3:") and self._exists(parent, name):
+        if or_itself and self._is_object(path):
             return
         what = f"holds none of {', '.join(names)}" if names else "is not there"
         raise InputError(f"{path} {what}")
 
     def _has_vae_in_s3(self, path: str) -> bool:
         """Whether there is one beside an s3:// model, of which `small_files` need not have a copy."""
-        names = (f"vae/{CONFIG}", RELEASED_VAE, *(f"vae/{name}" for name in (RELEASED_VAE, *WEIGHT_NAMES)))
-        return path.startswith(S3) and any(self._exists(path, name) for name in names)
+        if not path.startswith(S3):
+            return False
+        return self._exists(path, RELEASED_VAE) or bool(self._names(f"{path.rstrip('/')}/vae"))
+
+    def _is_object(self, path: str) -> bool:
+        parent, _, name = path.rstrip("/").rpartition("/")
+        return parent not in ("s3:/", "s3:") and self._exists(parent, name)
 
     def _exists(self, path: str, name: str) -> bool:
+        return self._storage(path).exists(name)
+
+    def _names(self, path: str) -> list[str]:
+        """What an s3:// folder holds itself, of its first many objects."""
+        return [key for key in islice(self._storage(path).list(), MANY) if "/" not in key]
+
+    def _storage(self, path: str) -> Storage:
         if path not in self.storages:  # which take a while to open
             self.storages[path] = open_storage(path, self.s3)
-        return self.storages[path].exists(name)
+        return self.storages[path]
 
 
 def _is_local(path: str) -> bool:

@@ -83,7 +83,12 @@ def load(
         return path and local_copy(path, s3, model.cache_dir)
 
     pipe = TextToImagePipeline.from_pretrained(
-        here(model.path), vae=here(model.vae), tokenizer=here(model.tokenizer), dtype=model.dtype, device=device
+        here(model.path),
+        vae=here(model.vae),
+        tokenizer=here(model.tokenizer),
+        dtype=model.dtype,
+        device=device,
+        variant=model.variant,
     )
     own = fingerprint(pipe.model)
     dtype = pipe.model.number_format

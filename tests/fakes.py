@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict, split_torch_state_dict_into_shards
-from safetensors.torch import load_file
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
@@ -35,7 +35,7 @@ MERGES = (("Ġ", "r"), ("e", "d"), ("Ġr", "ed"), ("c", "i"), ("Ġ", "a"))
 VOCAB_SIZE = 256 + len(MERGES) + len(QWEN_TOKENS) + 4
 
 # Every part of the network at its smallest, with an LLM and a head of different widths, as in the releases.
-LLM = LlmGeometry(48, 96, 3, 4, 2, tie_word_embeddings=True)
+LLM = LlmGeometry(48, 96, 3, 4, 2, tie_word_embeddings=True, vocab_size=VOCAB_SIZE)
 CONFIG = Showo2Config(
     llm=LLM,
     llm_vocab_size=VOCAB_SIZE,
@@ -46,7 +46,31 @@ CONFIG = Showo2Config(
     head=HeadGeometry(64, 128, 4, 2, 16),
 )
 
-LAYOUTS = ("bin", "sharded bin", "legacy bin", "safetensors", "sharded safetensors", "diffusers safetensors")
+# File names of weights, from a suffix for shards, and the name of their index. The first two are what the release's
+# `save_pretrained` writes; the others are those of transformers and diffusers, and of the release with `variant=`.
+LAYOUTS = {
+    "bin": ("pytorch_model{suffix}.bin", None),
+    "sharded bin": ("pytorch_model{suffix}.bin", "diffusion_pytorch_model.bin.index.json"),
+    "sharded bin, transformers": ("pytorch_model{suffix}.bin", "pytorch_model.bin.index.json"),
+    "sharded bin, no index": ("pytorch_model{suffix}.bin", ""),
+    "legacy bin": ("pytorch_model{suffix}.bin", None),
+    "diffusers bin": ("diffusion_pytorch_model{suffix}.bin", None),
+    "variant bin": ("pytorch_model{suffix}.bf16.bin", None),
+    "sharded variant bin": ("pytorch_model{suffix}.bf16.bin", "diffusion_pytorch_model.bin.index.bf16.json"),
+    "safetensors": ("model{suffix}.safetensors", None),
+    "released safetensors": ("pytorch_model{suffix}.safetensors", None),
+    "sharded safetensors": ("model{suffix}.safetensors", "model.safetensors.index.json"),
+    "sharded released safetensors": (
+        "pytorch_model{suffix}.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+    ),
+    "sharded safetensors, no index": ("model{suffix}.safetensors", ""),
+    "sharded variant safetensors, transformers": (
+        "model.fp16{suffix}.safetensors",
+        "model.safetensors.index.fp16.json",
+    ),
+    "diffusers safetensors": ("diffusion_pytorch_model{suffix}.safetensors", None),
+}
 
 
 # ------------------------------------------------------------------------------------------------ whole folders
@@ -84,28 +108,21 @@ def weights(config=CONFIG, seed=0, dtype=torch.float32):
 
 def write_weights(folder, tensors, layout, shards=3):
     """Write `tensors` under the names, and in the formats, that releases and tools use."""
+    pattern, index = LAYOUTS[layout]
     total = sum(tensor.nbytes for tensor in tensors.values())
-    if "safetensors" in layout:
+    if pattern.endswith(".safetensors"):
         tensors = without_tied_head(tensors)
-    if layout == "bin":
-        torch.save(tensors, folder / "pytorch_model.bin")
-    elif layout == "legacy bin":
-        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    elif layout == "sharded bin":
-        split = split_torch_state_dict_into_shards(
-            tensors, filename_pattern="pytorch_model{suffix}.bin", max_shard_size=total // shards
-        )
-        for name, keys in split.filename_to_tensors.items():
-            torch.save({key: tensors[key] for key in keys}, folder / name)
-        write_index(folder / "pytorch_model.bin.index.json", split.tensor_to_filename)
-    elif layout == "safetensors":
-        save_torch_state_dict(tensors, folder)
-    elif layout == "sharded safetensors":
-        save_torch_state_dict(tensors, folder, max_shard_size=total // shards)
-    elif layout == "diffusers safetensors":
-        save_torch_state_dict(tensors, folder, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
-    else:
-        raise ValueError(layout)
+    split = split_torch_state_dict_into_shards(
+        tensors, filename_pattern=pattern, max_shard_size=2 * total if index is None else total // shards
+    )
+    for name, keys in split.filename_to_tensors.items():
+        part = {key: tensors[key] for key in keys}
+        if pattern.endswith(".safetensors"):
+            save_file(part, folder / name, {"format": "pt"})
+        else:
+            torch.save(part, folder / name, _use_new_zipfile_serialization=layout != "legacy bin")
+    if index:
+        write_index(folder / index, split.tensor_to_filename)
 
 
 def without_tied_head(tensors):

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flashu.devices import DTYPES, FLOAT8, resolve_device, resolve_dtype
@@ -24,7 +27,13 @@ if TYPE_CHECKING:
     from flashu.models.showo2 import Showo2Qwen2_5
 
 EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"
-MAX_SHARD_SIZE = "5GB"
+FILES = ["config.json", "*.json", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]  # that may be read
+SAFETENSORS, RELEASE = "safetensors", "release"
+LAYOUTS = {  # how a model is written: names of files, of the index of shards, and what a shard holds at most
+    SAFETENSORS: ("model{suffix}.safetensors", "model.safetensors.index.json", "5GB"),
+    RELEASE: ("pytorch_model{suffix}.bin", "diffusion_pytorch_model.bin.index.json", "10GB"),
+}
+STORED = "stored"  # as a dtype: each tensor as the file has it
 
 
 # ------------------------------------------------------------------------------------------------ reading weights
@@ -126,27 +135,36 @@ def load_showo2(
     path_or_hub_id: str | Path,
     dtype: torch.dtype | str | None,
     device: torch.device | str,
+    variant: str | None,
 ) -> Showo2Qwen2_5:
     """See `Showo2Qwen2_5.from_pretrained`."""
     device = resolve_device(device)
-    in_float8 = dtype == FLOAT8
-    dtype = None if dtype is None else resolve_dtype(dtype, device)
-    folder = resolve_folder(path_or_hub_id, ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer/*", "vae/*"])
+    in_float8, as_stored = dtype == FLOAT8, dtype == STORED
+    dtype = None if dtype is None or as_stored else resolve_dtype(dtype, device)
+    folder = resolve_folder(path_or_hub_id, FILES, variant)
     config_file = folder / "config.json"
     if not config_file.exists():
         raise CheckpointError(f"{folder} has no config.json; it is not a Show-o2 checkpoint folder")
     config = read_config(config_file)
     if in_float8:
         require_float8(device, config)
-    with torch.device("meta"):
-        model = cls(config)
-    tensors = read_tensors(weight_files(folder))
+    tensors = read_tensors(weight_files(folder, variant))
     optional = []
     if config.llm.tie_word_embeddings:  # one tensor under two names, of which a file may hold either, or both
-        optional.append(HEAD)
-        if HEAD in tensors:
-            tensors.setdefault(EMBEDDING, tensors.pop(HEAD))
-    if dtype is None and EMBEDDING in tensors:
+        if _head_differs(tensors):
+            warnings.warn(
+                f"{folder} has an output head that differs from its embedding, although its LLM's config ties them: it "
+                "was trained on untied, and is loaded with the head that it has",
+                stacklevel=3,
+            )
+            config = replace(config, llm=replace(config.llm, tie_word_embeddings=False))
+        else:
+            optional.append(HEAD)
+            if HEAD in tensors:
+                tensors.setdefault(EMBEDDING, tensors.pop(HEAD))
+    with torch.device("meta"):
+        model = cls(config)
+    if dtype is None and not as_stored and EMBEDDING in tensors:
         dtype = _stored_dtype(tensors[EMBEDDING], folder)
     assign_weights(model, tensors, folder, dtype, "cpu" if in_float8 else device, optional)
     model.showo.tie_weights()
@@ -155,6 +173,14 @@ def load_showo2(
         model.to(device)
     model.source = folder
     return model.eval()
+
+
+def _head_differs(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint has an output head that is not its embedding."""
+    if EMBEDDING not in tensors or HEAD not in tensors:
+        return False
+    embedding, head = tensors[EMBEDDING], tensors[HEAD]
+    return embedding.data_ptr() != head.data_ptr() and not torch.equal(embedding, head.to(embedding.dtype))
 
 
 def _stored_dtype(embedding: Tensor, folder: Path) -> torch.dtype:
@@ -167,30 +193,64 @@ def _stored_dtype(embedding: Tensor, folder: Path) -> torch.dtype:
     return embedding.dtype
 
 
-def save_showo2(model: Showo2Qwen2_5, folder: Path) -> None:
+def save_showo2(model: Showo2Qwen2_5, folder: Path, dtype: torch.dtype | str | None, layout: str) -> None:
     """See `Showo2Qwen2_5.save_pretrained`."""
     from flashu.patch import unpatched
 
+    if layout not in LAYOUTS:
+        raise InputError(f"layout is {layout!r}; there are: {', '.join(LAYOUTS)}")
+    dtype = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
     if model.number_format == FLOAT8:
         raise InputError("a model in float8 has rounded weights and is not saved; load it with dtype bfloat16")
     with unpatched(model):
         tensors = dict(model.state_dict())
+        if layout == RELEASE:
+            tensors = _head_beside_embedding(tensors)
+            save_weights(tensors, folder, model.config.to_release_dict(), dtype, RELEASE)
+            return
         if model.config.llm.tie_word_embeddings:
             del tensors[HEAD]
-        save_weights(tensors, folder, model.config.to_dict())
+        save_weights(tensors, folder, model.config.to_dict(), dtype)
 
 
-def save_weights(tensors: dict[str, Tensor], folder: Path, config: dict) -> None:
-    """Write `config.json` and safetensors weights into `folder`."""
-    from huggingface_hub import save_torch_state_dict
+def _head_beside_embedding(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same in an order that puts both into one shard, where a pickle keeps them one."""
+    first = {name: tensors[name] for name in (EMBEDDING, HEAD)}
+    return first | tensors
+
+
+def save_weights(
+    tensors: dict[str, Tensor], folder: Path, config: dict, dtype: torch.dtype | None = None, layout: str = SAFETENSORS
+) -> None:
+    """Write `config.json` and weights into `folder`, converted to `dtype` (None: as they are) shard by shard."""
+    from huggingface_hub import split_torch_state_dict_into_shards
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    # What is a view of more (see `Joined`) is copied, as files are written from whole blocks of memory.
-    whole = {
-        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.to("cpu", copy=True)
-        for name, tensor in tensors.items()
+    config_file = folder / "config.json"
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    pattern, index, shard_size = LAYOUTS[layout]
+    sizes = {
+        name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta") for name, tensor in tensors.items()
     }
-    save_torch_state_dict(whole, folder, max_shard_size=MAX_SHARD_SIZE)
-    for file in folder.glob("*.safetensors"):  # which are made readable by their owner alone
-        file.chmod((folder / "config.json").stat().st_mode)
+    split = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=shard_size)
+    for file_name, names in split.filename_to_tensors.items():
+        _write_shard({name: tensors[name] for name in names}, folder / file_name, dtype)
+        (folder / file_name).chmod(config_file.stat().st_mode)  # safetensors are made readable by their owner alone
+    if split.is_sharded:
+        content = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / index).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_shard(tensors: dict[str, Tensor], file: Path, dtype: torch.dtype | None) -> None:
+    made: dict[int, Tensor] = {}  # of tensors that are one under two names
+    for name, tensor in tensors.items():
+        if (key := tensor.data_ptr()) not in made:
+            made[key] = tensor.to("cpu", dtype).contiguous()
+            # What is a view of more (see `Joined`) is copied, as files are written from whole blocks of memory.
+            if made[key].untyped_storage().nbytes() != made[key].nbytes:
+                made[key] = made[key].clone()
+        tensors[name] = made[key]
+    if file.suffix == ".safetensors":
+        save_file(tensors, file, {"format": "pt"})
+    else:
+        torch.save(tensors, file)

@@ -2,7 +2,7 @@
 
 A folder is laid out as Show-o2's release or as `flashu convert` writes it:
 
-    config.json   pytorch_model.bin | …-00001-of-0000N.bin + index | model.safetensors | sharded + index
+    config.json   pytorch_model.bin | model.safetensors | shards, with an index or without: see `weight_names`
     vae/          config.json  model.safetensors          (converted folders)
     tokenizer/    tokenizer.json  tokenizer_config.json   (converted folders)
 """
@@ -11,42 +11,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from flashu.errors import CheckpointError, InputError
+from flashu.models import weight_names
 from flashu.models.geometry import (
     BUILT_IN_LLMS,
+    SIGLIP,
     LlmGeometry,
     Showo2Config,
+    VisionGeometry,
     check_class,
     geometry_from_dict,
     read_json,
     read_llm_geometry,
+    read_vision_geometry,
 )
 
 EMBEDDED = "embedded"  # the name under which the model that ships with the package is asked for
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "embedded"
-
-# In order of preference: an index names shards, so it comes before a single file of the same format.
-WEIGHT_NAMES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "pytorch_model.safetensors.index.json",
-    "pytorch_model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 RELEASED_VAE_REPOSITORY, RELEASED_VAE = "Wan-AI/Wan2.1-T2V-14B", "Wan2.1_VAE.pth"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
-def resolve_folder(path_or_hub_id: str | Path, patterns: Iterable[str]) -> Path:
+def resolve_folder(path_or_hub_id: str | Path, patterns: Iterable[str], variant: str | None = None) -> Path:
     """A local folder as it is, or a hub repository's files that match `patterns`, downloaded or cached.
 
+    Of weights in several formats or variants, only those that `weight_files` would choose are downloaded.
     `"embedded"` is the folder that ships with the package. Raises `CheckpointError` when it is none of these.
     """
     name = str(path_or_hub_id)
@@ -63,10 +57,10 @@ def resolve_folder(path_or_hub_id: str | Path, patterns: Iterable[str]) -> Path:
         raise CheckpointError(f"{name} is a file; give the checkpoint's folder")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(f"no such checkpoint folder: {name}")
-    return _download(name, list(patterns))
+    return _download(name, list(patterns), variant)
 
 
-def _download(repo: str, patterns: list[str]) -> Path:
+def _download(repo: str, patterns: list[str], variant: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -76,13 +70,15 @@ def _download(repo: str, patterns: list[str]) -> Path:
         RepositoryNotFoundError,
     )
 
-    superseded: list[str] | None = ["*.bin"]  # a repository with both formats is fetched, and cached, in one
+    superseded = []  # of a repository with several formats or variants, one is fetched, and cached
     try:
-        files = HfApi().list_repo_files(repo)
-        if not any(name in files for name in WEIGHT_NAMES if "safetensors" in name):
-            superseded = None
-    except Exception:  # offline: the cache may still have it, and if not, the call below says why
+        superseded = _superseded([name for name in HfApi().list_repo_files(repo) if "/" not in name], repo, variant)
+    except CheckpointError:  # no weights, or not those asked for; whoever needs them says so
         pass
+    except Exception:  # offline: the cache may still have it, and if not, the call below says why
+        named = [pattern for pattern in patterns if "*" not in pattern]
+        with suppress(LocalEntryNotFoundError, HFValidationError):  # whether weights are missing is seen on reading
+            return Path(snapshot_download(repo, allow_patterns=named, local_files_only=True))
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=superseded))
     except HFValidationError:
@@ -105,28 +101,44 @@ def _download(repo: str, patterns: list[str]) -> Path:
     raise CheckpointError(f"{repo!r} is neither a local folder nor a hub id that can be loaded: {reason}")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights. Raises `CheckpointError` when there are none, or some are missing."""
-    for name in WEIGHT_NAMES:
-        file = folder / name
-        if not file.exists():
-            continue
-        if not name.endswith(".index.json"):
-            return [file]
-        shards = read_json(file).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-            raise CheckpointError(
-                f"{file} has no weight_map from tensors to files; it is not the index of a sharded checkpoint"
-            )
-        names = sorted(set(shards.values()))
-        outside = [shard for shard in names if Path(shard).name != shard or shard in ("", "..")]
-        if outside:
-            raise CheckpointError(f"{file} names files outside its own folder: {', '.join(outside[:3])}")
-        missing = [shard for shard in names if not (folder / shard).exists()]
-        if missing:
-            raise CheckpointError(f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}")
-        return [folder / shard for shard in names]
-    raise CheckpointError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_NAMES)}")
+def _superseded(files: list[str], repo: str, variant: str | None) -> list[str]:
+    """The weights of a repository that its best copy makes needless. Raises `CheckpointError` where it has none."""
+    chosen = weight_names.find_weights(files, repo, variant)
+    return [name for name in files if weight_names.is_weights(name) and not chosen.holds(name)]
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The files that hold a folder's weights, of a variant or as `weight_names.find_weights` finds them.
+
+    Raises `CheckpointError` when there are none, or some are missing.
+    """
+    weights = weight_names.find_weights(_names(folder), folder, variant)
+    if weights.index is None:
+        return [folder / name for name in weights.files]
+    file = folder / weights.index
+    shards = read_json(file).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(
+            f"{file} has no weight_map from tensors to files; it is not the index of a sharded checkpoint"
+        )
+    names = sorted(set(shards.values()))
+    outside = [shard for shard in names if Path(shard).name != shard or shard in ("", "..")]
+    if outside:
+        raise CheckpointError(f"{file} names files outside its own folder: {', '.join(outside[:3])}")
+    missing = [shard for shard in names if not (folder / shard).exists()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of {len(names)} shards that {weights.index} names: {', '.join(missing[:3])}"
+        )
+    return [folder / shard for shard in names]
+
+
+def _names(folder: Path) -> list[str]:
+    """What a folder holds; its own folders with a slash."""
+    try:
+        return [f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir()]
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from None
 
 
 def vae_files(folder: Path) -> list[Path]:
@@ -162,7 +174,9 @@ def read_config(config_file: Path) -> Showo2Config:
     """A Show-o2 `config.json`, its LLM's geometry looked up. Raises `CheckpointError`."""
     data = read_json(config_file)
     check_class(data, config_file)
-    return Showo2Config.from_dict(data, _llm_geometry(data, config_file), str(config_file))
+    return Showo2Config.from_dict(
+        data, _llm_geometry(data, config_file), _vision_geometry(data, config_file), str(config_file)
+    )
 
 
 def _llm_geometry(data: dict, config_file: Path) -> LlmGeometry:
@@ -171,12 +185,24 @@ def _llm_geometry(data: dict, config_file: Path) -> LlmGeometry:
     name = data.get("llm_model_path")
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"{config_file} names no LLM (llm_model_path); it is not a Show-o2 config")
-    if name in BUILT_IN_LLMS:
-        return BUILT_IN_LLMS[name]
-    # Released folders built elsewhere may name a local copy of the LLM, relative to themselves or to here.
+    return BUILT_IN_LLMS.get(name) or read_llm_geometry(_config_of(name, "an LLM (llm_model_path)", config_file))
+
+
+def _vision_geometry(data: dict, config_file: Path) -> VisionGeometry:
+    if "vision_config" in data:
+        return geometry_from_dict(VisionGeometry, data["vision_config"], f"{config_file}: vision_config")
+    name = data.get("clip_pretrained_model_path") or SIGLIP
+    if not isinstance(name, str):
+        raise CheckpointError(f"{config_file}: clip_pretrained_model_path is {name!r}; it must name a SigLIP")
+    if name == SIGLIP:
+        return VisionGeometry()
+    return read_vision_geometry(_config_of(name, "a SigLIP (clip_pretrained_model_path)", config_file))
+
+
+def _config_of(name: str, what: str, config_file: Path) -> Path:
+    """The `config.json` of a part that another one names, by a hub id, or a folder relative to itself or to here."""
     local = config_file.parent / name
     try:
-        llm_folder = local if len(name) < 256 and local.is_dir() else resolve_folder(name, ["config.json"])
+        return (local if len(name) < 256 and local.is_dir() else resolve_folder(name, [CONFIG])) / CONFIG
     except CheckpointError as error:
-        raise CheckpointError(f"{config_file} names an LLM (llm_model_path) that is not there: {error}") from None
-    return read_llm_geometry(llm_folder / "config.json")
+        raise CheckpointError(f"{config_file} names {what} that is not there: {error}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ PATCH_SIZE = 2  # latent pixels per side of an image token
 VAE_STRIDE = 8  # image pixels per side of a latent pixel
 PIXELS_PER_TOKEN = PATCH_SIZE * VAE_STRIDE
 
+SIGLIP = "google/siglip-so400m-patch14-384"  # whose sizes `VisionGeometry` has unless told otherwise
+DIFFUSERS_VERSION = "0.31.0"  # that the release is made for
 DEFAULT_VOCAB_SIZE = 151669  # Qwen2.5's 151665 tokens and the four that Show-o2 adds
 
 
@@ -34,6 +37,7 @@ class LlmGeometry:
     tie_word_embeddings: bool = False
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
+    vocab_size: int | None = None  # of the LLM alone; a Show-o2 model may say another
 
     @property
     def head_dim(self) -> int:
@@ -95,6 +99,7 @@ class Showo2Config:
     llm: LlmGeometry
     llm_vocab_size: int = DEFAULT_VOCAB_SIZE
     llm_model_path: str = ""
+    clip_pretrained_model_path: str = SIGLIP
     image_latent_dim: int = 16
     image_latent_height: int = 27  # the native token grid; other sizes can be asked for
     image_latent_width: int = 27
@@ -121,7 +126,32 @@ class Showo2Config:
         return row_length - image_tokens - 5
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of Show-o2's own `config.json`, and the nested geometries that it leaves to hub ids."""
+        """The keys of Show-o2's own `config.json`, and what it leaves to hub ids, or does not say."""
+        return self._released_keys() | self._own_keys()
+
+    def to_release_dict(self) -> dict[str, Any]:
+        """As `to_dict`, of our own keys only those that say more than the released ones."""
+        told = {
+            "llm_config": asdict(BUILT_IN_LLMS[self.llm_model_path]) if self.llm_model_path in BUILT_IN_LLMS else None,
+            "vision_config": asdict(VisionGeometry()) if self.clip_pretrained_model_path == SIGLIP else None,
+            "head_config": asdict(HeadGeometry()),
+            "max_prompt_tokens": None,
+            "guidance_scale": GUIDANCE_SCALE,
+        }
+        more = {key: value for key, value in self._own_keys().items() if value != told[key]}
+        return {"_diffusers_version": DIFFUSERS_VERSION} | self._released_keys() | more
+
+    def unlike_released(self) -> list[str]:
+        """Why the released code could not build this model; nothing where it could."""
+        reasons = []
+        if self.head != HeadGeometry():
+            reasons.append(f"it builds heads of hidden size {HeadGeometry().hidden_size}, not {self.head.hidden_size}")
+        if not self.llm_model_path:
+            reasons.append("it goes by llm_model_path, and the model names no LLM")
+        return reasons
+
+    def _released_keys(self) -> dict[str, Any]:
+        """Its class, and the arguments of its constructor."""
         return {
             "_class_name": "Showo2Qwen2_5",
             "llm_vocab_size": self.llm_vocab_size,
@@ -135,21 +165,27 @@ class Showo2Config:
             "patch_size": PATCH_SIZE,
             "hidden_size": self.llm.hidden_size,
             "clip_latent_dim": self.vision.hidden_size,
+            "clip_pretrained_model_path": self.clip_pretrained_model_path,
             "num_diffusion_layers": self.num_diffusion_layers,
-            "max_prompt_tokens": self.max_prompt_tokens,
-            "guidance_scale": self.guidance_scale,
             "add_time_embeds": True,
             "add_qk_norm": True,
+        }
+
+    def _own_keys(self) -> dict[str, Any]:
+        return {
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "guidance_scale": self.guidance_scale,
             "llm_config": asdict(self.llm),
             "vision_config": asdict(self.vision),
             "head_config": asdict(self.head),
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], llm: LlmGeometry, where: str) -> Showo2Config:
+    def from_dict(cls, data: dict[str, Any], llm: LlmGeometry, vision: VisionGeometry, where: str) -> Showo2Config:
         """Read Show-o2's `config.json`.
 
-        `llm` is the geometry that `llm_model_path` names, already looked up. `where` names the file in errors.
+        `llm` and `vision` are the geometries that `llm_model_path` and `clip_pretrained_model_path` name, looked up
+        already. `where` names the file in errors.
         Raises `CheckpointError` when the file describes something that this network cannot be.
         """
         if not data.get("add_time_embeds", True):
@@ -161,16 +197,22 @@ class Showo2Config:
                 f"{where}: hidden_size is {data['hidden_size']}, but its LLM "
                 f"({data.get('llm_model_path')!r}) has hidden size {llm.hidden_size}"
             )
-        vision = geometry_from_dict(VisionGeometry, data.get("vision_config", {}), f"{where}: vision_config")
+        siglip = data.get("clip_pretrained_model_path") or SIGLIP
         if data.get("clip_latent_dim", vision.hidden_size) != vision.hidden_size:
             raise CheckpointError(
                 f"{where}: clip_latent_dim is {data['clip_latent_dim']}, "
-                f"but the semantic layers have hidden size {vision.hidden_size}"
+                f"but its SigLIP ({siglip!r}) has hidden size {vision.hidden_size}"
             )
         known = {"image_latent_dim", "image_latent_height", "image_latent_width", "num_diffusion_layers"}
         if data.get("max_prompt_tokens") is not None:
             known.add("max_prompt_tokens")
-        _check_sizes({key: data[key] for key in (known | {"llm_vocab_size"}) & data.keys()}, where)
+        if data.get("llm_vocab_size") is not None:
+            known.add("llm_vocab_size")
+        elif llm.vocab_size is None:
+            raise CheckpointError(
+                f"{where}: llm_vocab_size is not set, and its LLM ({data.get('llm_model_path')!r}) has no vocab_size"
+            )
+        _check_sizes({key: data[key] for key in known & data.keys()}, where)
         if data.get("guidance_scale") is not None:
             known.add("guidance_scale")
             scale = data["guidance_scale"]
@@ -178,11 +220,11 @@ class Showo2Config:
                 raise CheckpointError(f"{where}: guidance_scale is {scale!r}; it must be a finite number, 0 or more")
         return cls(
             llm=llm,
-            llm_vocab_size=data.get("llm_vocab_size") or DEFAULT_VOCAB_SIZE,
             llm_model_path=data.get("llm_model_path") or "",
+            clip_pretrained_model_path=siglip,
             vision=vision,
             head=geometry_from_dict(HeadGeometry, data.get("head_config", {}), f"{where}: head_config"),
-            **{key: data[key] for key in known & data.keys()},
+            **{"llm_vocab_size": llm.vocab_size} | {key: data[key] for key in known & data.keys()},
         )
 
 
@@ -197,7 +239,8 @@ def geometry_from_dict(cls: type, data: dict[str, Any], where: str) -> Any:
     if not isinstance(data, dict):
         raise CheckpointError(f"{where} is a JSON {type(data).__name__}, not an object")
     known = {f.name: f for f in fields(cls)}
-    _check_sizes({key: value for key, value in data.items() if key in known and known[key].type == "int"}, where)
+    sizes = {key: value for key, value in data.items() if key in known and known[key].type.startswith("int")}
+    _check_sizes({key: size for key, size in sizes.items() if size is not None or known[key].type == "int"}, where)
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key in known}
     try:
         return cls(**values)
@@ -208,7 +251,7 @@ def geometry_from_dict(cls: type, data: dict[str, Any], where: str) -> Any:
 def _check_sizes(sizes: dict[str, Any], where: str) -> None:
     """Raises `CheckpointError` naming the first size that is no positive whole number."""
     for key, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{where}: {key} is {value!r}; it must be a positive whole number")
 
 
@@ -223,6 +266,43 @@ def read_llm_geometry(config_file: Path) -> LlmGeometry:
     return geometry_from_dict(LlmGeometry, {**rope, **data}, str(config_file))
 
 
+def read_vision_geometry(config_file: Path) -> VisionGeometry:
+    """The geometry in a SigLIP folder's `config.json`, as Show-o2 keeps it: without the last layer.
+
+    Raises `CheckpointError` for another architecture.
+    """
+    data = read_json(config_file)
+    if data.get("model_type", "siglip") not in ("siglip", "siglip_vision_model"):
+        raise CheckpointError(f"{config_file} is a {data['model_type']!r} model; Show-o2's vision is a SigLIP's")
+    nested = data.get("vision_config", {} if data.get("model_type") == "siglip" else data)
+    if not isinstance(nested, dict):
+        raise CheckpointError(f"{config_file}: vision_config is a JSON {type(nested).__name__}, not an object")
+    sizes = _SIGLIP_DEFAULTS | {key: value for key, value in nested.items() if key in _SIGLIP_DEFAULTS}
+    _check_sizes(sizes, str(config_file))
+    if nested.get("hidden_act", _SIGLIP_ACTIVATION) != _SIGLIP_ACTIVATION:
+        raise CheckpointError(
+            f"{config_file}: hidden_act is {nested['hidden_act']!r}; only {_SIGLIP_ACTIVATION} is supported"
+        )
+    patch, layers = sizes.pop("patch_size"), sizes.pop("num_hidden_layers") - 1
+    grid = sizes.pop("image_size") // patch
+    if layers < 1 or grid < 1:
+        raise CheckpointError(f"{config_file}: its layers but the last, and its image's patches, must be at least one")
+    return VisionGeometry(
+        **sizes, num_hidden_layers=layers, grid=grid, layer_norm_eps=nested.get("layer_norm_eps", 1e-6)
+    )
+
+
+_SIGLIP_ACTIVATION = "gelu_pytorch_tanh"
+_SIGLIP_DEFAULTS = {  # what transformers' SigLIP configs leave out
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises `CheckpointError` when it is not one."""
     try:
@@ -235,8 +315,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return data
 
 
-QWEN2_5_1_5B = LlmGeometry(1536, 8960, 28, 12, 2, tie_word_embeddings=True)
-QWEN2_5_7B = LlmGeometry(3584, 18944, 28, 28, 4)
+QWEN2_5_1_5B = LlmGeometry(1536, 8960, 28, 12, 2, tie_word_embeddings=True, vocab_size=151936)
+QWEN2_5_7B = LlmGeometry(3584, 18944, 28, 28, 4, vocab_size=152064)
 
 BUILT_IN_LLMS = {
     "Qwen/Qwen2.5-1.5B-Instruct": QWEN2_5_1_5B,
@@ -283,6 +363,24 @@ def preset(name: str) -> tuple[Showo2Config, VaeGeometry]:
     if name not in PRESETS:
         raise InputError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
     return PRESETS[name], VAE_PRESETS[name]
+
+
+HQ_SIZES = (512, 1024)
+
+
+def unsuited_size(name: object, native_grid: tuple[int, int]) -> str | None:
+    """What to say of a checkpoint whose own size is not one that it was made for, going by its hub id or folder.
+
+    The released HQ model was trained at two sizes, and its config may say neither.
+    """
+    side = min(native_grid) * PIXELS_PER_TOKEN
+    if side >= HQ_SIZES[0] or not re.search(r"show-?o2[^/]*hq", str(name), re.IGNORECASE):
+        return None
+    sizes = " and ".join(f"{size}x{size}" for size in HQ_SIZES)
+    return (
+        f"{name} is made for {sizes} pixels, but its config says {side} a side; no size was given, so pictures are "
+        f"{side} a side. Give {HQ_SIZES[0]} or {HQ_SIZES[1]}"
+    )
 
 
 def parse_size(size: int | tuple[int, int] | None, native_grid: tuple[int, int]) -> tuple[int, int]:

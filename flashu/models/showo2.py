@@ -351,25 +351,35 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         path_or_hub_id: str | Path,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
+        variant: str | None = None,
     ) -> Showo2Qwen2_5:
         """Load a checkpoint folder, a hub id, or the model that ships with this package (`"embedded"`).
 
-        Reads `pytorch_model.bin` or `.safetensors`, single or sharded, memory-mapped, so that loading needs no more
-        memory than the model itself. `dtype=None` keeps the stored one; "float8" runs the FFNs of LLM and head in
-        float8, made from bfloat16, and all else in bfloat16.
+        Reads `.bin` or `.safetensors`, single or sharded, as the release, diffusers or transformers lay them out,
+        memory-mapped, so that loading needs no more memory than the model itself. `variant` is that of
+        `pytorch_model.VARIANT.bin`; one that is there alone is found. An output head that differs from its embedding is
+        kept, with a warning, even where the LLM's config ties them (the release does so silently).
+        `dtype=None` keeps the stored format, the embedding's for all; "stored" keeps each tensor's own, to be saved
+        again; "float8" runs the FFNs of LLM and head in float8, made from bfloat16, and all else in bfloat16.
         Raises `CheckpointError` (missing, damaged, unsafe, or another model) or `InputError` (device, dtype).
         """
-        return checkpoint.load_showo2(cls, path_or_hub_id, dtype, device)
+        return checkpoint.load_showo2(cls, path_or_hub_id, dtype, device, variant)
 
     def extra_repr(self) -> str:
         return f"FlashU: {self.acceleration.config.describe()}" if self.acceleration else ""
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and safetensors weights (sharded over 5 GB) that `from_pretrained` reads.
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = checkpoint.SAFETENSORS
+    ) -> None:
+        """Write `config.json` and weights that `from_pretrained` reads, shard by shard.
 
-        Raises `InputError` for a model in float8.
+        dtype: what they are converted to as they are written; None leaves them as they are.
+        layout: "safetensors", in shards of 5 GB; or "release", as the released code's own `save_pretrained` writes and
+            its `from_pretrained` reads: `pytorch_model.bin`, in shards of 10 GB with the index that it looks for, the
+            head of a tied LLM stored too, and a `config.json` of its constructor's arguments.
+        Raises `InputError` for a model in float8, and an unknown dtype or layout.
         """
-        checkpoint.save_showo2(self, Path(folder))
+        checkpoint.save_showo2(self, Path(folder), dtype, layout)
 
     def t2i_generate(
         self, prompts: str | Sequence[str], *, vae: Any = None, tokenizer: Any = None, **options: Any

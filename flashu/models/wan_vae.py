@@ -148,6 +148,7 @@ class WanImageVAE(nn.Module):
     def __init__(self, geometry: VaeGeometry):
         super().__init__()
         self.geometry = geometry
+        self.source: Path | None = None  # the first file that it was loaded from
         self.encoder = Encoder(geometry)
         self.conv1 = nn.Conv2d(2 * geometry.z_dim, 2 * geometry.z_dim, 1)
         self.conv2 = nn.Conv2d(geometry.z_dim, geometry.z_dim, 1)
@@ -226,11 +227,13 @@ class WanImageVAE(nn.Module):
         with torch.device("meta"):
             vae = cls(geometry)
         checkpoint.assign_weights(vae, tensors, path, dtype, device)
+        vae.source = files[0]
         return vae.eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the folded weights as safetensors, and the geometry as `config.json`."""
-        checkpoint.save_weights(dict(self.state_dict()), Path(folder), self.geometry.to_dict())
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
+        """Write the folded weights as safetensors, converted to `dtype` unless None, and `config.json`."""
+        dtype = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
+        checkpoint.save_weights(dict(self.state_dict()), Path(folder), self.geometry.to_dict(), dtype)
 
 
 def to_pixels(image: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Answers about images: side by side and cached, they are those of whole rows run alone."""
 
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from flashu import InputError, OutOfMemoryError, TextToImagePipeline, answering, understanding, visual_questions
 from flashu.visual_questions import open_picture, picture_latents
+from tests import fakes
 from tests.bounds import EVALUATION, LEVEL
 from tests.reference import relative_error
 
@@ -178,6 +180,57 @@ def test_transparent_parts_are_white_and_cameras_that_were_turned_are_upright():
     picture = Image.new("RGB", (4, 2))
     picture.getexif()[0x0112] = 6
     assert open_picture(picture).size == (2, 4)
+
+
+def torchvision_crops(width, height, side):
+    """What torchvision's Resize(side) and CenterCrop(side) do to a PIL image: left and top of the cut, resized to."""
+    short, long = sorted((width, height))
+    longer = int(side * long / short)
+    resized = (side, longer) if width <= height else (longer, side)
+    left, top = (round((length - side) / 2.0) for length in resized)
+    return (left, top, *resized)
+
+
+def test_pictures_of_every_size_are_resized_and_cropped_as_the_release_does():
+    for side in (64, 432):
+        for width in range(20, 2001):
+            for height in (*range(20 + width % 37, 2001, 53), width, 427, 640):
+                told = visual_questions.covering((width, height), (side, side))
+                assert told == torchvision_crops(width, height, side), (width, height, side)
+
+
+@pytest.mark.parametrize("size", [(640, 427), (401, 300), (20, 2000), (1999, 20), (433, 432), (64, 64), (37, 1001)])
+def test_a_cropped_picture_is_the_releases_pixel_for_pixel(size):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    picture, side = Image.fromarray(noise), 432
+    left, top, *resized = torchvision_crops(*size, side)
+    expected = picture.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    assert visual_questions.cover(picture, side, side).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("target", [(96, 64), (64, 96), (64, 64)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (97, 65), (300, 200), (1, 50_000), (50_000, 1)])
+def test_a_picture_of_any_shape_covers_all_of_what_is_asked_for(size, target):
+    assert set(visual_questions.cover(Image.new("L", size, 200), *target).tobytes()) == {200}
+
+
+def test_answers_of_a_head_trained_apart_are_those_of_whole_rows_and_that_head(tmp_path):
+    untied = replace(fakes.CONFIG, llm=replace(fakes.LLM, tie_word_embeddings=False))
+    tensors = fakes.weights(untied)
+    fakes.write_release_folder(tmp_path, fakes.CONFIG, tensors=tensors)
+    with pytest.warns(UserWarning, match="output head that differs"):
+        pipe = TextToImagePipeline.from_pretrained(tmp_path, vae=fakes.GOLDEN_VAE, tokenizer=tmp_path / "llm")
+    picture = Image.linear_gradient("L").resize((64, 64))
+    latents = picture_latents(pipe.vae, open_picture(picture), (4, 4))
+    head, stop = tensors["showo.lm_head.weight"], pipe.tokenizer.ids.eos
+    for text in ("What is red?", "a"):
+        question, tokens = pipe.tokenizer.encode_question(text), []
+        while len(tokens) < 12 and stop not in tokens:
+            longer = replace(question, after=[*question.after, *tokens])
+            with torch.no_grad():
+                hidden = understanding.prefill(pipe.model, understanding.lay_out(pipe.model, latents, [longer]))
+            tokens.append(int((hidden[0, -1] @ head.T).argmax()))
+        assert pipe.answer(picture, text, max_new_tokens=12) == pipe.tokenizer.decode(tokens)
 
 
 def test_letterbox_shows_the_sides_that_a_crop_cuts_off(pipe):

@@ -7,6 +7,7 @@ import pickle
 import select
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def refusal(folder):
     return str(raised.value)
 
 
+@contextlib.contextmanager
+def in_silence():
+    """Makes a warning an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
 def assert_same_weights(model, expected):
     state = model.state_dict()
     assert state.keys() == expected.keys()
@@ -88,6 +97,129 @@ def test_every_layout_draws_the_same_picture(tmp_path, layout, picture):
     assert draw(TextToImagePipeline.from_pretrained(tmp_path)) == picture
 
 
+def test_of_weights_and_a_variant_the_plain_ones_are_taken_unless_it_is_asked_for(folder):
+    fakes.write_weights(folder, fakes.weights(seed=3), "variant bin")
+    assert_same_weights(load(folder), fakes.weights())
+    assert_same_weights(Showo2Qwen2_5.from_pretrained(folder, variant="bf16"), fakes.weights(seed=3))
+    pipe = TextToImagePipeline.from_pretrained(
+        folder, variant="bf16", vae=fakes.GOLDEN_VAE, tokenizer=folder / "llm", dtype="float32", device="cpu"
+    )
+    assert_same_weights(pipe.model, fakes.weights(seed=3))
+
+
+def test_of_several_variants_one_has_to_be_chosen(folder):
+    (folder / "pytorch_model.bin").rename(folder / "pytorch_model.fp16.bin")
+    fakes.write_weights(folder, fakes.weights(), "variant bin")
+    assert "holds its weights in variants only: bf16, fp16. Choose one with variant=" in refusal(folder)
+    with pytest.raises(CheckpointError, match="has no variant 'ema'; it has bf16, fp16"):
+        Showo2Qwen2_5.from_pretrained(folder, variant="ema")
+
+
+def test_shards_without_an_index_load_beside_those_of_another_save(tmp_path):
+    """A folder saved into twice, the second time in fewer shards, of which one file was then lost."""
+    fakes.write_release_folder(tmp_path, layout="sharded bin, no index")
+    whole = sorted(file.name for file in tmp_path.glob("*.bin"))
+    count = len(whole) + 3
+    (tmp_path / f"pytorch_model-00001-of-{count:05d}.bin").write_bytes(b"of another save")
+    assert_same_weights(load(tmp_path), fakes.weights())
+    (tmp_path / whole[1]).unlink()
+    assert f"has no index, and lacks 1 of {len(whole)} shards: number 2 beside {whole[0]}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("config", [fakes.CONFIG, UNTIED], ids=["tied", "untied"])
+def test_a_head_that_was_trained_apart_from_its_embedding_is_kept(tmp_path, config):
+    """As the release loads it, which unties a tied LLM: its answers are those of the head that is stored."""
+    tensors = fakes.weights(UNTIED)
+    assert not torch.equal(tensors[HEAD], tensors[EMBEDDING])
+    fakes.write_release_folder(tmp_path / "apart", config, tensors=tensors)
+    tied = config is fakes.CONFIG
+    expected = pytest.warns(UserWarning, match="output head that differs from its embedding")
+    with expected if tied else contextlib.nullcontext():
+        model = load(tmp_path / "apart")
+    assert_same_weights(model, tensors)
+    model.save_pretrained(tmp_path / "saved")
+    with in_silence():
+        assert_same_weights(load(tmp_path / "saved"), tensors)
+
+
+def test_a_stored_head_that_equals_its_embedding_stays_tied(folder):
+    tensors = fakes.weights()
+    tensors[HEAD] = tensors[EMBEDDING].clone()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with in_silence():
+        model = load(folder)
+    assert model.showo.lm_head.weight is model.showo.model.embed_tokens.weight
+
+
+def test_a_head_of_another_size_is_named(folder):
+    tensors = fakes.weights()
+    tensors[HEAD] = tensors[HEAD][:-1].clone()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.warns(UserWarning, match="differs"):
+        text = refusal(folder)
+    assert f"1 misshapen ({HEAD} is [{fakes.VOCAB_SIZE - 1}, 48], should be [{fakes.VOCAB_SIZE}, 48])" in text
+
+
+def test_a_vocabulary_that_the_config_does_not_give_is_the_llms_own(folder):
+    edit(folder / "config.json", llm_vocab_size=None)
+    assert_same_weights(load(folder), fakes.weights())
+    edit(folder / "llm" / "config.json", vocab_size=7)
+    assert "misshapen" in refusal(folder)
+    edit(folder / "llm" / "config.json", vocab_size=None)
+    assert "llm_vocab_size is not set, and its LLM ('llm') has no vocab_size" in refusal(folder)
+
+
+SIGLIP = {"hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "siglip",
+    [
+        {"model_type": "siglip", "vision_config": {**SIGLIP, "image_size": 59, "patch_size": 14}},
+        {"model_type": "siglip_vision_model", **SIGLIP, "image_size": 64, "patch_size": 16, "layer_norm_eps": 1e-6},
+    ],
+    ids=["of a whole SigLIP", "of its vision model"],
+)
+def test_the_semantic_layers_are_of_the_size_of_the_siglip_that_the_config_names(folder, siglip):
+    name_siglip(folder, siglip)
+    model = load(folder)
+    assert model.config.vision == fakes.CONFIG.vision
+    assert_same_weights(model, fakes.weights())
+
+
+@pytest.mark.parametrize(
+    ("siglip", "told"),
+    [
+        ({"model_type": "clip"}, "is a 'clip' model; Show-o2's vision is a SigLIP's"),
+        ({"vision_config": [1]}, "vision_config is a JSON list"),
+        ({"vision_config": {"hidden_act": "relu"}}, "hidden_act is 'relu'"),
+        ({"vision_config": {"patch_size": 0}}, "patch_size is 0"),
+        ({"vision_config": {"num_hidden_layers": 1}}, "its layers but the last"),
+    ],
+)
+def test_a_siglip_that_cannot_be_is_named(folder, siglip, told):
+    name_siglip(folder, siglip)
+    text = refusal(folder)
+    assert str(folder / "siglip" / "config.json") in text
+    assert told in text
+
+
+def test_a_siglip_that_is_not_there_is_named(folder):
+    name_siglip(folder, {})
+    edit(folder / "config.json", clip_pretrained_model_path="/no/such/siglip")
+    assert "names a SigLIP (clip_pretrained_model_path) that is not there: no such checkpoint folder" in refusal(folder)
+
+
+def name_siglip(folder, config):
+    """Have a release's config leave its semantic layers' sizes to a SigLIP folder."""
+    file = folder / "config.json"
+    data = json.loads(file.read_text())
+    del data["vision_config"]
+    file.write_text(json.dumps({**data, "clip_pretrained_model_path": "siglip"}))
+    (folder / "siglip").mkdir()
+    (folder / "siglip" / "config.json").write_text(json.dumps({"model_type": "siglip", **config}))
+
+
 @pytest.mark.parametrize("kept", [EMBEDDING, HEAD])
 def test_a_tied_checkpoint_may_name_its_shared_tensor_either_way(folder, kept):
     expected = fakes.weights()
@@ -117,12 +249,92 @@ def test_weights_saved_by_the_hubs_own_function_load(folder):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_saved_loads_back_bit_for_bit(tmp_path, monkeypatch, config, shard_size, dtype):
     model = random_model(Showo2Qwen2_5, config, seed=1, dtype=getattr(torch, dtype))
-    monkeypatch.setattr(checkpoint, "MAX_SHARD_SIZE", shard_size)
+    pattern, index, _ = checkpoint.LAYOUTS["safetensors"]
+    monkeypatch.setitem(checkpoint.LAYOUTS, "safetensors", (pattern, index, shard_size))
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard_size == "200KB")
     again = load(tmp_path)
     assert_same_weights(again, model.state_dict())
     assert replace(again.config, llm_model_path="") == config
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@both_kinds
+def test_diffusers_loads_what_is_saved_in_the_releases_layout(tmp_path, monkeypatch, config, dtype):
+    """Its own loading code, with which the release's is one but for the names of single files."""
+    pattern, index, _ = checkpoint.LAYOUTS["release"]
+    monkeypatch.setitem(checkpoint.LAYOUTS, "release", (pattern, index, "200KB"))
+    model = random_model(Showo2Qwen2_5, replace(config, llm_model_path="llm"), seed=1)
+    model.save_pretrained(tmp_path, dtype, "release")
+    number_format = getattr(torch, dtype or "float32")
+    theirs = (
+        diffusers_model().from_pretrained(tmp_path, use_safetensors=False, low_cpu_mem_usage=False).to(number_format)
+    )  # which the release's scripts do after loading
+    expected = {key: value.to(number_format) for key, value in model.state_dict().items()}
+    assert_same_weights(theirs, expected)
+    assert_same_weights(load(tmp_path), expected)
+    told = {"llm_vocab_size": fakes.VOCAB_SIZE, "llm_model_path": "llm", "load_from_showo": True, "hidden_size": 48}
+    assert told.items() <= dict(theirs.config).items()
+
+
+def diffusers_model():
+    """A model of diffusers' with the constructor of the release's, over a network of the same parameters."""
+    from diffusers import ConfigMixin, ModelMixin
+    from diffusers.configuration_utils import register_to_config
+
+    class Showo2Qwen2_5Released(ModelMixin, ConfigMixin):  # noqa: N801
+        @register_to_config
+        def __init__(
+            self,
+            llm_vocab_size=None,
+            llm_model_path="",
+            load_from_showo=False,
+            image_latent_dim=16,
+            image_latent_height=16,
+            image_latent_width=16,
+            video_latent_height=16,
+            video_latent_width=16,
+            patch_size=2,
+            hidden_size=2048,
+            clip_latent_dim=1152,
+            num_diffusion_layers=10,
+            add_time_embeds=True,
+            add_qk_norm=False,
+            clip_pretrained_model_path="google/siglip-so400m-patch14-384",
+        ):
+            super().__init__()
+            for name, module in random_model(Showo2Qwen2_5, UNTIED, seed=9).named_children():
+                self.add_module(name, module)
+
+    return Showo2Qwen2_5Released
+
+
+def test_one_file_in_the_releases_layout_holds_what_its_reader_asks_for(tmp_path):
+    model = random_model(Showo2Qwen2_5, replace(fakes.CONFIG, llm_model_path="llm"), seed=1)
+    model.save_pretrained(tmp_path, layout="release")
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "pytorch_model.bin"}
+    tensors = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert tensors.keys() == model.state_dict().keys()
+    assert tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr()  # one tensor, and not twice in the file
+    assert_same_weights(load(tmp_path), model.state_dict())
+
+
+def test_a_released_config_is_written_as_the_release_writes_it(tmp_path):
+    for name in ("show-o2-1.5b", "show-o2-7b", "show-o2-1.5b-hq-512"):
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(PRESETS[name].to_release_dict()))
+        data = json.loads(file.read_text())
+        assert len([key for key in data if not key.startswith("_")]) == 15
+        assert checkpoint_files.read_config(file) == PRESETS[name]
+        assert not PRESETS[name].unlike_released()
+    assert PRESETS["embedded"].unlike_released()[0] == "it builds heads of hidden size 2048, not 192"
+
+
+def test_a_layout_that_there_is_not_is_refused(tmp_path):
+    model = random_model(Showo2Qwen2_5, fakes.CONFIG, seed=1)
+    with pytest.raises(InputError, match="layout is 'gguf'; there are: safetensors, release"):
+        model.save_pretrained(tmp_path / "saved", layout="gguf")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_saved_model_is_readable_by_the_user_who_may_read_its_folder(tmp_path):
@@ -320,7 +532,7 @@ def test_buffers_that_older_releases_of_transformers_saved_are_passed_over(folde
         ({"add_time_embeds": False}, "add_time_embeds is false"),
         ({"patch_size": 4}, "patch_size is 4; only 2 is supported"),
         ({"hidden_size": 2048}, "hidden_size is 2048, but its LLM ('llm') has hidden size 48"),
-        ({"clip_latent_dim": 1152}, "clip_latent_dim is 1152, but the semantic layers have hidden size 32"),
+        ({"clip_latent_dim": 1152}, "clip_latent_dim is 1152, but its SigLIP ('google/siglip-so400m-patch14-384') has"),
         ({"llm_model_path": ""}, "names no LLM (llm_model_path)"),
         ({"llm_model_path": 7}, "names no LLM (llm_model_path)"),
         ({"llm_config": {"hidden_size": 48}}, "incomplete LlmGeometry"),
@@ -472,7 +684,7 @@ def test_a_missing_shard_is_named(tmp_path):
     (tmp_path / "model-00002-of-00004.safetensors").unlink()
     text = refusal(tmp_path)
     assert str(tmp_path) in text
-    assert "lacks 1 of 4 shards: model-00002-of-00004.safetensors" in text
+    assert "lacks 1 of 4 shards that model.safetensors.index.json names: model-00002-of-00004.safetensors" in text
 
 
 @pytest.mark.parametrize("outside", ["../x.safetensors", "/etc/passwd", "llm/../../x.safetensors", "."])
@@ -499,12 +711,12 @@ def test_an_empty_folder_is_told_what_it_lacks(tmp_path):
     assert f"{tmp_path} has no config.json; it is not a Show-o2 checkpoint folder" in refusal(tmp_path)
 
 
-def test_a_folder_without_weights_is_told_every_name_that_was_looked_for(folder):
+def test_a_folder_without_weights_is_told_what_it_has_and_what_was_looked_for(folder):
     (folder / "pytorch_model.bin").unlink()
     text = refusal(folder)
     assert f"{folder} holds no weights" in text
-    assert "model.safetensors" in text
-    assert "pytorch_model.bin.index.json" in text
+    assert "It has config.json, llm/" in text
+    assert "pytorch_model.bin, model.safetensors.index.json" in text
 
 
 def test_a_file_is_told_to_be_a_file(folder):

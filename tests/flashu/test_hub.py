@@ -36,6 +36,8 @@ def hub(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     both = fakes.write_showo2(folder / "both", layout="bin", llm=LLM)
     fakes.write_weights(both, fakes.weights(), "safetensors")
+    for name in ("model.fp16.safetensors", "pytorch_model.bf16.bin"):
+        (both / name).write_bytes(b"a variant that nobody asked for")
     pickled = fakes.write_showo2(folder / "pickled", layout="sharded bin", llm=LLM)
     llm = folder / "llm"
     fakes.write_llm_folder(llm)
@@ -223,7 +225,7 @@ def test_a_hub_id_is_all_that_a_picture_needs(first_run):
     assert Image.open(first_run.picture).size == (64, 64)
 
 
-def test_of_two_formats_only_safetensors_is_fetched(first_run, hub):
+def test_of_two_formats_and_their_variants_only_plain_safetensors_are_fetched(first_run, hub):
     assert fetched(hub, MODEL) == {"config.json", "model.safetensors"}
 
 
@@ -255,7 +257,7 @@ def test_a_repository_with_pickles_only_is_fetched_as_it_is(first_run, later_run
     run = later_runs["hub there"][PICKLED_MODEL]
     assert run.code == 0, run.err
     assert run.picture.read_bytes() == first_run.picture.read_bytes()
-    assert "pytorch_model.bin.index.json" in fetched(hub, PICKLED_MODEL)
+    assert "diffusion_pytorch_model.bin.index.json" in fetched(hub, PICKLED_MODEL)
 
 
 @pytest.mark.parametrize(

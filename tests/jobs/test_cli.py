@@ -262,6 +262,53 @@ def test_a_converted_folder_holds_safetensors_in_bfloat16_and_no_pickle(flashu, 
             assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"BF16"}  # noqa: SIM118
 
 
+def test_a_folder_in_the_releases_layout_draws_what_its_source_drew(flashu, generate, release, tmp_path):
+    """And has the names that the released code looks for, with the VAE's own file, video weights and all."""
+    generate("a red circle", "--model", release, "-o", tmp_path / "before.png")
+    outcome = flashu("convert", release, tmp_path / "back", "--layout", "release", "--dtype", "float32")
+    assert outcome.code == 0, outcome.err
+    assert "released code cannot load this model: it builds heads of hidden size 2048, not 64" in outcome.out
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == [
+        "Wan2.1_VAE.pth",
+        "config.json",
+        "pytorch_model.bin",
+        "tokenizer",
+    ]
+    assert (tmp_path / "back" / "Wan2.1_VAE.pth").read_bytes() == (release / "Wan2.1_VAE.pth").read_bytes()
+    generate("a red circle", "--model", tmp_path / "back", "-o", tmp_path / "after.png")
+    before, after = (Image.open(tmp_path / name) for name in ("before.png", "after.png"))
+    assert max(high for _, high in ImageChops.difference(before, after).getextrema()) <= 1
+
+
+def test_a_vae_kept_for_images_alone_is_told_not_to_be_the_releases(flashu, tmp_path):
+    outcome = flashu("convert", "embedded", tmp_path / "back", "--layout", "release")
+    assert outcome.code == 0, outcome.err
+    assert "the model names no LLM" in outcome.out
+    assert "scripts want Wan2.1_VAE.pth too" in outcome.out
+    assert_refused(flashu("convert", "embedded", tmp_path / "x", "--layout", "gguf"), "there are safetensors, release")
+
+
+def test_a_variant_that_is_named_is_what_draws(flashu, generate, release, tmp_path):
+    generate("a red circle", "--model", release, "-o", tmp_path / "plain.png")
+    fakes.write_weights(release, fakes.weights(seed=3), "variant bin")
+    generate("a red circle", "--model", release, "-o", tmp_path / "still plain.png")
+    generate("a red circle", "--model", release, "--variant", "bf16", "-o", tmp_path / "bf16.png")
+    plain, still, other = ((tmp_path / f"{name}.png").read_bytes() for name in ("plain", "still plain", "bf16"))
+    assert plain == still != other
+    told = "has no variant 'ema'; it has bf16"
+    assert_refused(flashu("convert", release, tmp_path / "x", "--variant", "ema"), told)
+    assert_refused(flashu("ask", tmp_path / "bf16.png", "What?", "--model", release, "--variant", "ema"), told)
+
+
+def test_a_size_that_the_hq_model_was_not_made_for_is_told_unless_it_was_asked_for(flashu, release, tmp_path):
+    hq = release.rename(tmp_path / "show-o2-1.5B-HQ")
+    told = f"flashu: warning: {hq} is made for 512x512 and 1024x1024 pixels, but its config says 64 a side"
+    command = ("generate", "a red circle", "--steps", "3", "--model", hq, "-o")
+    assert told in flashu(*command, tmp_path / "out.png").err
+    assert "made for" not in flashu(*command, tmp_path / "asked.png", "--size", "64").err
+    assert (tmp_path / "out.png").read_bytes() == (tmp_path / "asked.png").read_bytes()
+
+
 def test_the_built_in_model_can_be_converted_too(flashu, generate, tmp_path):
     flashu("convert", "embedded", tmp_path / "converted", "--dtype", "float32")
     generate("a red circle", "-o", tmp_path / "built-in.png")

@@ -82,7 +82,7 @@ def test_a_folder_that_holds_something_else_is_told(model, tmp_path):
     for overrides, told in (
         ([f"model.path={empty}"], f"model.path: {empty} has no config.json; it is not a Show-o2 checkpoint folder"),
         ([f"model.path={file}"], f"model.path: {file} is a file; give the checkpoint's folder"),
-        ([f"model.vae={empty}"], f"model.vae: {empty} holds no weights; looked for "),
+        ([f"model.vae={empty}"], f"model.vae: {empty} holds no weights. It has no files; looked for "),
         ([f"model.tokenizer={empty}"], f"model.tokenizer: {empty} holds no tokenizer.json"),
         ([f"model.tokenizer={empty}/tokenizer.json"], f"model.tokenizer: there is no file {empty}/tokenizer.json"),
         ([f"flashu.scores={empty}"], f"flashu.scores: {empty} is a folder; give a file"),
@@ -97,7 +97,7 @@ def test_a_folder_that_holds_something_else_is_told(model, tmp_path):
     assert looked_at(f"quality.clip={empty}", "quality.enabled=false") == []
 
     (model / "model.safetensors").unlink()
-    assert refusal(f"model.path={model}").startswith(f"model.path: {model} holds no weights; looked for model.saf")
+    assert refusal(f"model.path={model}").startswith(f"model.path: {model} holds no weights. It has README.md")
     (model / "config.json").write_text(json.dumps({"_class_name": "Other"}))
     assert "describes a 'Other', not a Show-o2 (Showo2Qwen2_5) model" in refusal(f"model.path={model}")
     (model / "config.json").write_text("{")
@@ -142,9 +142,7 @@ def test_what_is_in_s3_is_looked_for_there(bucket, model):
 
     assert refusal(*s3, f"model.path={url}") == f"model.path: {url} holds none of config.json"
     put("config.json")
-    assert refusal(*s3, f"model.path={url}/").startswith(
-        f"model.path: {url}/ holds none of model.safetensors.index.json"
-    )
+    assert refusal(*s3, f"model.path={url}/").startswith(f"model.path: {url}/ holds no weights. It has config.json")
     put("model.safetensors")
     assert refusal(*s3, f"model.path={url}").startswith("model.vae is not set, and the model has none beside it: ")
     put("vae/config.json", "vae/model.safetensors")
@@ -160,6 +158,13 @@ def test_what_is_in_s3_is_looked_for_there(bucket, model):
     assert refusal(*s3, f"model.path={url}").startswith(f"model.path: {url}/config.json describes a 'Other'")
     nowhere = f"model.path=s3://{bucket.name}-nowhere/m"
     assert "nowhere" in refusal(*s3, nowhere)
+
+
+def test_a_size_that_the_hq_model_was_not_made_for_is_told(model, tmp_path):
+    hq = model.rename(tmp_path / "Show-o2-1.5B-HQ")
+    (warning,) = looked_at(f"model.path={hq}")
+    assert warning.startswith(f"Warning: sampling.size is not set. {hq} is made for 512x512 and 1024x1024 pixels")
+    assert looked_at(f"model.path={hq}", "sampling.size=64") == []
 
 
 def test_it_is_told_before_torch_is_imported(tmp_path):
