@@ -46,7 +46,7 @@ def build_tokenizer(vocab_size: int, seed: int) -> PromptTokenizer:
     )
     tokenizer.train_from_iterator(_texts(random.Random(seed)), trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in framing])
-    return PromptTokenizer(tokenizer)
+    return PromptTokenizer(tokenizer, normalized=False)
 
 
 def _texts(rng: random.Random) -> list[str]:

@@ -53,14 +53,19 @@ class EncodedPrompt:
 
 
 class PromptTokenizer:
-    def __init__(self, tokenizer: Tokenizer):
-        """Wrap a Qwen2.5 tokenizer; Show-o2's four tokens are added where they are missing."""
+    def __init__(self, tokenizer: Tokenizer, *, normalized: bool = True):
+        """Wrap a Qwen2.5 tokenizer; Show-o2's four tokens are added where they are missing.
+
+        normalized: whether they are looked for in the normalised text (all but [PAD]), as the release does. There
+        `<image>` with a combining stroke after it ends in one letter, "≯", and is no token. Those that are there stay.
+        """
         self.tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
         for token in ADDED_TOKENS:
             if tokenizer.token_to_id(token) is None:
-                tokenizer.add_tokens([AddedToken(token, normalized=False, special=token == PAD)])
+                special = token == PAD
+                tokenizer.add_tokens([AddedToken(token, normalized=normalized and not special, special=special)])
         ids = {token: tokenizer.token_to_id(token) for token in (BOS, EOS, BOI, EOI, IMAGE_PLACEHOLDER, PAD)}
         absent = [token for token, token_id in ids.items() if token_id is None]
         if absent:
@@ -96,6 +101,8 @@ class PromptTokenizer:
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> PromptTokenizer:
         """Load a `tokenizer.json`, given itself, or in a folder, its `tokenizer/` subfolder, or a hub repository.
+
+        Of Qwen2.5's own file, ids are those of the release, which adds the four tokens to it too.
 
         Raises `CheckpointError` when there is none or it cannot be read.
         """

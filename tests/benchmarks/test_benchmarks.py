@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from flashu.models.geometry import DEFAULT_VOCAB_SIZE
 from tests.command import BENCHMARKS, benchmark
 
 
@@ -41,6 +42,43 @@ def test_accelerated_image_takes_far_fewer_operations_than_the_release():
     assert len(steps) == 34
     assert max(steps[5:9]) < 0.001, "a step that reuses the head's output runs one small linear layer"
     assert sum(steps) + result["parts"]["VAE decode"] == pytest.approx(result["tflop_per_image"], rel=1e-9)
+
+
+def test_the_mean_over_prompts_is_that_of_their_single_counts(tmp_path):
+    """Exactly, from a few counts; an empty prompt and one that is cut are no exception."""
+    lengths, file = {0: 2, 3: 1, 17: 4, 40: 1, 60: 1, 99: 2}, tmp_path / "lengths.json"
+    file.write_text(json.dumps({"prompts_of_tokens": lengths}))
+    base = ("flops.py", "--preset", "embedded", "--flashu", "embedded", "--json")
+    result = json.loads(run(*base, "--lengths", file))
+    assert result["prompts"] == {
+        "count": 11, "text_tokens": {"mean": pytest.approx(369 / 11), "median": 17, "least": 0, "most": 99}, "cut": 2
+    }  # fmt: skip
+    singles = {length: json.loads(run(*base, "--prefix", 2 + min(length, 60))) for length in lengths}
+    for key in ("tflop_per_image", "prefix_tokens"):
+        mean = sum(times * singles[length][key] for length, times in lengths.items()) / 11
+        assert result[key] == pytest.approx(mean, rel=1e-9), key
+
+
+def test_lengths_are_counted_by_the_tokenizer_that_is_given(tmp_path):
+    prompts, file = tmp_path / "prompts.txt", tmp_path / "lengths.json"
+    prompts.write_text("a red circle\na blue square\na\n")
+    file.write_text(run("flops.py", "--count-lengths", prompts, "--tokenizer", "embedded"))
+    counted = json.loads(file.read_text())
+    assert counted["prompts_of_tokens"] == {"1": 1, "3": 2}
+    assert counted["text_tokens"] == {"mean": pytest.approx(7 / 3), "median": 3, "least": 1, "most": 3}
+    told = run("flops.py", "--preset", "embedded", "--lengths", file)
+    assert "prefix 4.333 tokens, the mean of 3 prompts of 3 to 5; FlashU: off" in told
+
+
+def test_the_prompts_of_dpg_bench_are_short_enough_and_cost_little_more_than_the_tables():
+    file = BENCHMARKS / "results" / "2026-11-28-dpg-lengths.json"
+    lengths = json.loads(file.read_text())
+    assert sum(lengths["prompts_of_tokens"].values()) == lengths["count"] == 1065
+    assert lengths["vocabulary"] == DEFAULT_VOCAB_SIZE
+    result = json.loads(run("flops.py", "--flashu", "few-steps", "--lengths", file, "--json"))
+    assert result["prompts"] == {"count": 1065, "text_tokens": lengths["text_tokens"], "cut": 0}
+    table = committed()["show-o2-1.5b", "few-steps"]["tflop_per_image"]
+    assert result["tflop_per_image"] / table == pytest.approx(1.0025, abs=0.0001)
 
 
 def test_readme_shows_the_counts_of_the_committed_result():
@@ -147,6 +185,10 @@ def test_compiling_counts_what_prompts_compile_after_a_workers_warm_up(tmp_path)
         ("compiling.py", "--prompts", __file__, "--count", 1000),
         ("flops.py", "--steps", 1),
         ("flops.py", "--size", 100),
+        ("flops.py", "--lengths", __file__),
+        ("flops.py", "--lengths", "nowhere.json"),
+        ("flops.py", "--count-lengths", __file__, "--tokenizer", "embedded"),
+        ("flops.py", "--count-lengths", "prompts.txt"),
         ("generate.py", "--size", 7),
         ("generate.py", "--flashu", "fast", "--steps", 50),
     ],
