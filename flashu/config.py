@@ -117,6 +117,18 @@ class FlashUConfig:
         return sum(steps for steps, _ in self.schedule) if self.schedule else NUM_INFERENCE_STEPS
 
     @property
+    def final_guidance(self) -> float | None:
+        """The scale of the schedule's last phase, the paper's s0 (§3.6), which is the baseline's; None without one."""
+        return self.schedule[-1][1] if self.schedule else None
+
+    def at_guidance(self, scale: float) -> FlashUConfig:
+        """The same, with the schedule's scales in proportion and its last at `scale`; unchanged without a schedule."""
+        last = self.final_guidance
+        if not last:
+            return self
+        return replace(self, schedule=tuple((steps, scale * (phase / last)) for steps, phase in self.schedule))
+
+    @property
     def skips_layers(self) -> bool:
         return self.r_LS > 0 and self.T_LS is not None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashu.config import FLASHU_PRESETS, NUM_INFERENCE_STEPS, flashu_preset
+from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,13 @@ def plan(
     preset: Annotated[str, typer.Option(help=f"FlashU settings: {', '.join(FLASHU_PRESETS)}.")] = "paper-1.5b",
     model: Annotated[str, typer.Option("--model", help="A model's size by name.")] = "show-o2-1.5b",
     steps: Annotated[int | None, typer.Option(help="Inference steps.", show_default="the preset's")] = None,
-    guidance: Annotated[float, typer.Option(help="Guidance scale where the preset has no schedule.")] = 7.5,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Guidance scale; the preset's schedule ends there.",
+            show_default=f"the schedule's, or {GUIDANCE_SCALE}",
+        ),
+    ] = None,
     prefix: Annotated[int, typer.Option(help="Tokens of the prompt, with bos and boi.")] = 62,
 ) -> None:
     """Print what FlashU does at every step of a run, and what each step costs.
@@ -67,7 +73,9 @@ def plan(
     config, vae = model_preset(model)
     grid = config.native_grid
     steps = settings.total_steps if steps is None else steps
-    guidance = arguments.finite("--guidance", guidance, zero=True)
+    if guidance is not None:
+        settings = settings.at_guidance(arguments.finite("--guidance", guidance, zero=True))
+    guidance = GUIDANCE_SCALE if guidance is None else guidance
     planned = Acceleration.of(settings, config.llm).plan(steps, guidance)
     cost = count_image(config, vae, planned, grid, prefix)
     typer.echo(f"{model} with {preset}: {settings.describe()}\n")

@@ -26,7 +26,7 @@ from flashu.config import (
     flashu_preset,
 )
 from flashu.errors import InputError, OutOfMemoryError
-from jobs import acceleration_cli, dpg_cli, geneval_cli, manifest_cli, run_cli
+from jobs import acceleration_cli, dpg_cli, geneval_cli, manifest_cli, reproduce_cli, run_cli
 from jobs.image_size import parse_size
 from manifests.errors import ManifestError
 
@@ -106,7 +106,8 @@ def generate(
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="Guidance scale; 0 or 1 for none.", show_default=f"the model's own; {GUIDANCE_SCALE} for released ones"
+            help="Guidance scale; 0 or 1 for none. FlashU's schedule ends there.",
+            show_default=f"the model's own; {GUIDANCE_SCALE} for released ones",
         ),
     ] = None,
     negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
@@ -151,6 +152,7 @@ def generate(
     arguments.seeds(seed, len(prompts))
     if guidance is not None:
         arguments.finite("--guidance", guidance, zero=True)
+        settings = settings and settings.at_guidance(guidance)
     make_plan(settings, steps, guidance or GUIDANCE_SCALE)  # raises where they do not fit
 
     pipe = TextToImagePipeline.from_pretrained(
@@ -278,6 +280,7 @@ app.command("filter")(run_cli.filter_)
 app.add_typer(manifest_cli.app, name="manifest")
 app.add_typer(dpg_cli.app, name="dpg")
 app.add_typer(geneval_cli.app, name="geneval")
+app.add_typer(reproduce_cli.app, name="reproduce")
 app.command()(acceleration_cli.plan)
 app.command()(acceleration_cli.calibrate)
 app.add_typer(acceleration_cli.analyze, name="analyze")

@@ -45,7 +45,9 @@ class FlashUSection:
     tau: Optional[int] = None
     schedule: Any = None  # [[steps, guidance scale], …]; [] for sampling.guidance_scale throughout
     solver_order: Optional[int] = None  # 1: Euler; 2: Adams-Bashforth
+    num_inference_steps: Optional[int] = None  # goes before sampling.num_inference_steps, where FlashU is on
     scores: Optional[str] = None  # of `flashu calibrate`; null measures them once, into the run's folder
+    calibration: Optional[str] = None  # how they are measured: trajectories, which is null, or release
 
 
 @dataclass
@@ -124,7 +126,7 @@ class RunConfig:
         return asdict(self)
 
 
-Config = TypeVar("Config", bound=RunConfig)
+Config = TypeVar("Config")
 
 
 def read_config(config: str | None, overrides: Sequence[str] = (), kind: type[Config] = RunConfig) -> Config:
@@ -166,10 +168,15 @@ def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def built_in_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name."""
+    return {file.stem: file for file in sorted(BUILT_IN.glob("*.yaml"), key=lambda file: file.stem)}
+
+
 def _find(config: str) -> Path:
     if config.endswith(MANIFESTS):
         raise InputError(f"{config} is no config; name one, and the manifest in it: default manifest.path={config}")
-    built_in = {file.stem: file for file in sorted(BUILT_IN.glob("*.yaml"))}
+    built_in = built_in_configs()
     if Path(config).is_file():
         return Path(config)
     if config in built_in:

@@ -58,11 +58,19 @@ def compare(
         config, overrides = None, [config, *overrides]
     elif config is None and not demo:
         raise InputError("give a config, or settings such as questions=dpg_bench.csv, or --demo")
-    from jobs.config import read_config
+    from jobs.arms import describe_arms, resolved
+    from jobs.config import built_in_configs, read_config
     from jobs.dpg.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
+    from jobs.reproduce.told import table, told_by
 
     settings = read_config(config, overrides, BenchmarkConfig)
-    sys.exit(run_benchmark(a_demo_of(settings, DEMO_PROMPTS) if demo else settings))
+    told = told_by(built_in_configs()[config]) if config in built_in_configs() else []
+    if told:
+        for line in table(told, resolved(settings)):
+            typer.echo(line)
+        typer.echo(f"\n{describe_arms(settings)}\n")
+    code, _ = run_benchmark(a_demo_of(settings, DEMO_PROMPTS) if demo else settings)
+    sys.exit(code)
 
 
 @app.command()

@@ -123,7 +123,9 @@ class GenerationWork(ShardWork):
                 )
             self.manifest.read(0)
             device = None if place.gpus else "cpu"  # Ray hides no GPU from workers that asked for none
-            self.model = worker_model.load(config.model, config.flashu, self.settings, self.storage, self.s3, device)
+            self.model = worker_model.load(
+                config.model, config.flashu, self.settings, self.storage, self.s3, device, self._first_prompt
+            )
             device = self.model.pipe.model.device
             self.defaults = self._defaults()
             scorers = self._scorers(device)
@@ -140,6 +142,13 @@ class GenerationWork(ShardWork):
             self._quality_fields(), [self.manifest.schema.field(n) for n in self.manifest.carried]
         )
         return self.model.identity
+
+    def _first_prompt(self) -> str:
+        for _, rows in self.manifest.batches(["prompt"]):
+            for prompt in rows["prompt"].to_pylist():
+                if prompt:
+                    return prompt
+        raise InputError("flashu.calibration=release goes by the first prompt, and the manifest has none")
 
     def _defaults(self) -> Defaults:
         sampling, own = self.config.sampling, self.model.pipe.model.config.guidance_scale

@@ -98,9 +98,8 @@ class _ModelFiles:
 
 def _settings(config: RunConfig) -> tuple[FlashUConfig | None, int]:
     """FlashU's settings, None for stock, and the run's inference steps."""
-    steps = config.sampling.num_inference_steps
-    settings = flashu_settings(config.flashu, steps)
-    return settings, settings.total_steps if settings else steps or NUM_INFERENCE_STEPS
+    settings = flashu_settings(config.flashu, config.sampling)
+    return settings, settings.total_steps if settings else config.sampling.num_inference_steps or NUM_INFERENCE_STEPS
 
 
 def _plan(config: RunConfig, network: Showo2Config, settings: FlashUConfig | None, steps: int) -> Plan:

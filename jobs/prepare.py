@@ -65,7 +65,7 @@ def prepare(config: RunConfig) -> PreparedRun:
     notes = []
     if len(committed) < manifest.num_shards:
         check_address(config.cluster.address)
-        notes = check_inputs(config) + costly(config)
+        notes = check_inputs(config) + costly(config) + _overruled(config, settings)
     storage.check()
     run = _describe(config, manifest)
     if earlier is None:
@@ -78,7 +78,7 @@ def prepare(config: RunConfig) -> PreparedRun:
         run |= {"created": earlier["created"], "model": earlier.get("model")}
     write_run(storage, run)
     size = parse_size("sampling.size", config.sampling.size)
-    work = GenerationWork(_with_absolute_paths(config), manifest, settings, size, s3)
+    work = GenerationWork(_for_workers(config, settings), manifest, settings, size, s3)
     return PreparedRun(config, manifest, storage, run, sorted(committed), work, notes)
 
 
@@ -105,7 +105,7 @@ def open_manifest(config: RunConfig) -> Manifest:
 def check_settings(config: RunConfig) -> FlashUConfig | None:
     """Check what needs no look at files. Returns FlashU's settings, None for stock. Raises `InputError`."""
     sampling, output = config.sampling, config.output
-    settings = flashu_settings(config.flashu, sampling.num_inference_steps)
+    settings = flashu_settings(config.flashu, sampling)
     steps = settings.total_steps if settings else sampling.num_inference_steps or NUM_INFERENCE_STEPS
     time_grid(steps, sampling.time_shift)
     guidance = GUIDANCE_SCALE if sampling.guidance_scale is None else sampling.guidance_scale
@@ -155,9 +155,23 @@ def absolute_paths(model: Mapping[str, Any]) -> ModelSection:
     return ModelSection(**model | {name: _absolute(model[name]) for name in ("path", "vae", "tokenizer")})
 
 
-def _with_absolute_paths(config: RunConfig) -> RunConfig:
+def _overruled(config: RunConfig, settings: FlashUConfig | None) -> list[str]:
+    """Settings that another one goes before, where both are set."""
+    asked = config.sampling.num_inference_steps
+    if not settings or asked in (None, settings.total_steps):
+        return []
+    return [
+        f"FlashU is on, so its own {settings.total_steps} inference steps count (flashu.num_inference_steps), and not "
+        f"sampling.num_inference_steps={asked}"
+    ]
+
+
+def _for_workers(config: RunConfig, settings: FlashUConfig | None) -> RunConfig:
+    """The config as workers take it: paths that mean something elsewhere, and the steps that count."""
+    steps = settings.total_steps if settings else config.sampling.num_inference_steps
     return replace(
         config,
+        sampling=replace(config.sampling, num_inference_steps=steps),
         model=absolute_paths(asdict(config.model)),
         flashu=replace(config.flashu, scores=_absolute(config.flashu.scores)),
         output=replace(config.output, path=_absolute(config.output.path)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from filelock import FileLock
 from cluster.checkpoint_cache import local_copy
 from cluster.node_cache import cache_folder
 from cluster.storage import S3Options, Storage
+from flashu import arguments
 from flashu.acceleration.wanda import WandaScores
 from flashu.calibration import calibrate
 from flashu.config import FlashUConfig, flashu_preset
@@ -22,12 +24,15 @@ from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.patch import Acceleration, apply_flashu_patch
 from flashu.pipeline import TextToImagePipeline
-from jobs.config import FlashUSection, ModelSection
+from flashu.probe import PROMPTS
+from jobs.config import FlashUSection, ModelSection, SamplingSection
 from jobs.run_folder import SCORES
 
 OFF = "off"
 COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"  # where PyTorch keeps it
 SETTINGS = ("r_p", "head_prune_ratio", "r_LS", "T_LS", "T_cache", "tau", "schedule", "solver_order")
+TRAJECTORIES, RELEASE = "trajectories", "release"
+CALIBRATIONS = {TRAJECTORIES: "trajectories", RELEASE: "tokens"}  # as `flashu.calibration` calls the methods
 
 
 @dataclass
@@ -40,17 +45,27 @@ class WorkerModel:
     identity: str  # of what is loaded: alike on all workers of a run, now and when it goes on
 
 
-def flashu_settings(section: FlashUSection, num_inference_steps: int | None) -> FlashUConfig | None:
-    """The section's settings, or None for stock Show-o2. Raises `InputError`."""
+def flashu_settings(section: FlashUSection, sampling: SamplingSection) -> FlashUConfig | None:
+    """The section's settings, or None for stock Show-o2. Raises `InputError`.
+
+    A preset's schedule is in proportion to the guidance scale, where one is set: it ends there (§3.6).
+    """
     given = {name: getattr(section, name) for name in SETTINGS if getattr(section, name) is not None}
     if section.preset == OFF:
-        if given or section.scores:
-            settings = ", ".join(given) or "scores"
+        idle = [*given, *(name for name in ("num_inference_steps", "scores", "calibration") if getattr(section, name))]
+        if idle:
             raise InputError(
-                f"flashu.preset is off, so {settings} would do nothing; choose another preset, or drop them"
+                f"flashu.preset is off, so {', '.join(idle)} would do nothing; choose another preset, or drop them"
             )
         return None
+    if section.calibration not in (None, *CALIBRATIONS):
+        raise InputError(f"flashu.calibration is {section.calibration!r}; choose one of: {', '.join(CALIBRATIONS)}")
+    if section.calibration and section.scores:
+        raise InputError("flashu.scores names scores, so flashu.calibration would do nothing; drop one of them")
     preset = flashu_preset(section.preset)
+    if sampling.guidance_scale is not None:
+        preset = preset.at_guidance(arguments.finite("sampling.guidance_scale", sampling.guidance_scale, zero=True))
+    num_inference_steps = section.num_inference_steps or sampling.num_inference_steps
     values = {name: getattr(preset, name) for name in SETTINGS}
     if "schedule" in given:
         given["schedule"] = given["schedule"] or None
@@ -59,8 +74,9 @@ def flashu_settings(section: FlashUSection, num_inference_steps: int | None) -> 
     except InputError as error:
         if given or num_inference_steps is None:
             raise
+        name = "flashu" if section.num_inference_steps else "sampling"
         raise InputError(
-            f"sampling.num_inference_steps is {num_inference_steps}, and flashu.preset={section.preset} is made for "
+            f"{name}.num_inference_steps is {num_inference_steps}, and flashu.preset={section.preset} is made for "
             f"{preset.total_steps}: {error}. Set flashu.tau or flashu.schedule to fit, or another flashu.preset "
             "(few-steps, off)"
         ) from None
@@ -73,8 +89,11 @@ def load(
     run: Storage,
     s3: S3Options,
     device: str | None = None,
+    first_prompt: Callable[[], str] | None = None,
 ) -> WorkerModel:
     """Fetch and load the checkpoint onto a device, CUDA if there is one and none is named, and switch FlashU on.
+
+    `first_prompt` is the run's, which calibration as the release does it goes by.
 
     Raises `InputError` (with `CheckpointError`) and `StorageError` for what a user can mend.
     """
@@ -100,7 +119,7 @@ def load(
         scores = None
         if Acceleration.of(settings, pipe.model.config.llm).needs_generation_scores:
             given = here(flashu.scores)
-            scores = WandaScores.load(given) if given else _shared_scores(pipe, run)
+            scores = WandaScores.load(given) if given else _shared_scores(pipe, run, flashu, first_prompt)
             identity += f", scores {_digest(scores)[:16]}"
         apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
     return WorkerModel(pipe, own, dtype, identity)
@@ -121,14 +140,18 @@ def compiling_facts(pipe: TextToImagePipeline) -> dict[str, str | None]:
     return {"torch": torch.__version__, "gpu": gpu, "folder": os.environ.get(COMPILED_CODE)}
 
 
-def _shared_scores(pipe: TextToImagePipeline, run: Storage) -> WandaScores:
+def _shared_scores(
+    pipe: TextToImagePipeline, run: Storage, flashu: FlashUSection, first_prompt: Callable[[], str] | None
+) -> WandaScores:
     """The scores that all workers of the run prune by: measured by the first, in the run's folder from then on."""
     key = hashlib.sha256(f"{os.getuid()} {run.url}".encode()).hexdigest()[:20]
     lock = FileLock(Path(tempfile.gettempdir()) / f"flashu-scores-{key}.lock")  # one worker of a node measures
     with tempfile.TemporaryDirectory() as scratch, lock:
         file = Path(scratch) / SCORES
         if not run.exists(SCORES):
-            calibrate(pipe.model, tokenizer=pipe.tokenizer).save(file)
+            method = CALIBRATIONS[flashu.calibration or TRAJECTORIES]
+            prompts = [first_prompt()] if flashu.calibration == RELEASE else PROMPTS
+            calibrate(pipe.model, prompts, tokenizer=pipe.tokenizer, method=method).save(file)
             run.put_new(SCORES, file.read_bytes())  # another node may have been faster: its scores count
         file.write_bytes(run.get(SCORES))
         return WandaScores.load(file)

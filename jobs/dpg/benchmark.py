@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,25 +23,22 @@ import pyarrow.parquet as pq
 
 from cluster.storage import NotFound, S3Options, Storage, StorageError, open_storage
 from flashu.errors import InputError
-from jobs.config import FlashUSection, RunConfig, SamplingSection, check_no_credentials
+from jobs.arms import ArmsConfig, check_arms, make_images
+from jobs.config import check_no_credentials
 from jobs.dpg.comparison import Arm, compare, format_comparison
 from jobs.dpg.page import write_comparison
 from jobs.dpg.questions import Item, read_questions
 from jobs.dpg.score import read_about, read_text, score_run, some
 from jobs.dpg.vqa import SELF, check_judge, check_vqa
-from jobs.generate import EXIT_INCOMPLETE, GenerationJob
+from jobs.generate import EXIT_INCOMPLETE
 from jobs.image_cost import tflop_per_image
 from jobs.inputs import check_inputs, is_on_cluster
 from jobs.prepare import PreparedRun, check_settings, open_manifest, prepare
-from jobs.progress import Progress
 from jobs.report import collect_statistics
 from jobs.report.summary import summarise
 from jobs.run_folder import RUN
-from jobs.worker_model import OFF
-from manifests.dpg import IMAGES
 from manifests.plan import Manifest
 
-BASELINE, FLASHU = "baseline", "flashu"
 PROMPTS = "prompts.parquet"
 DEMO_QUESTIONS = Path(__file__).parent / "demo.csv"
 SIGNALLED = 128  # exit codes from there on are of a signal
@@ -49,27 +46,11 @@ MEASURED_PROMPTS = 1024  # whose lengths say what an image costs
 
 
 @dataclass
-class BenchmarkConfig(RunConfig):
-    """A run's settings, and what a benchmark needs beside them. Its arms differ in the flashu section alone."""
+class BenchmarkConfig(ArmsConfig):
+    """The settings of two arms, and what the benchmark needs beside them."""
 
-    sampling: SamplingSection = field(default_factory=lambda: SamplingSection(num_images=IMAGES))
     questions: str = ""  # the question file, local or s3://
     vqa: str = SELF  # who answers
-    arms: Any = f"{BASELINE},{FLASHU}"  # or one of them
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.arms, str):
-            self.arms = [arm.strip() for arm in self.arms.split(",")]
-
-    def run_config(self, arm: str, manifest: str) -> RunConfig:
-        """The run of an arm."""
-        sections = {section.name: getattr(self, section.name) for section in fields(RunConfig)}
-        sections["output"] = replace(self.output, path=f"{self.output.path.rstrip('/')}/{arm}")
-        sections["manifest"] = replace(self.manifest, path=manifest)
-        if arm == BASELINE:
-            sections["flashu"] = FlashUSection(preset=OFF)
-        return RunConfig(**sections)
 
 
 def a_demo_of(config: BenchmarkConfig, prompts: int) -> BenchmarkConfig:
@@ -82,35 +63,31 @@ def a_demo_of(config: BenchmarkConfig, prompts: int) -> BenchmarkConfig:
     )
 
 
-def run_benchmark(config: BenchmarkConfig) -> int:
-    """Do what is left of a benchmark, and print the comparison. Returns the exit code.
+def run_benchmark(config: BenchmarkConfig) -> tuple[int, dict[str, Any] | None]:
+    """Do what is left of a benchmark, and print the comparison. Returns the exit code, and the comparison if it came
+    to that.
 
     0 if every prompt has its images and every image its answers; 1 if some have none; 128 and more after a signal.
     Raises `InputError`, `ManifestError`, `StorageError` or `SessionError` for what a user can mend, before any worker
     is started.
     """
     storage, runs, items = _prepare(config)
-    incomplete, arms = False, []
-    stages = 2 * len(runs)
-    for number, (name, prepared) in enumerate(runs.items(), start=1):
-        with Progress() as progress:
-            progress.note(f"Stage {number} of {stages}: images, {name}")
-            job = GenerationJob(prepared, progress)
-            code = job.run()
-        if job.state != "complete":
-            return code or EXIT_INCOMPLETE
-        incomplete |= bool(code)
+    stages, arms = 2 * len(runs), []
+    go_on, code = make_images(runs, stages)
+    if not go_on:
+        return code, None
+    incomplete = bool(code)
     for number, (name, prepared) in enumerate(runs.items(), start=len(runs) + 1):
         _note(f"Stage {number} of {stages}: scores, {name}")
         scored, code = score_run(prepared.storage.url, config.questions, config.vqa, config, _note)
         if not scored.complete or code >= SIGNALLED:
-            return code or EXIT_INCOMPLETE
+            return code or EXIT_INCOMPLETE, None
         incomplete |= bool(code)
         arms.append(Arm(name, prepared.storage, scored, _summary(prepared), _tflop(prepared)))
     comparison = compare(arms)
     page = write_comparison(storage, comparison, arms, items, config.vqa)
     print(f"\n{format_comparison(comparison)}\n\n{storage.url}/{page}")
-    return EXIT_INCOMPLETE if incomplete else 0
+    return EXIT_INCOMPLETE if incomplete else 0, comparison
 
 
 def _note(text: str) -> None:
@@ -125,7 +102,7 @@ def _summary(prepared: PreparedRun) -> dict[str, Any]:
 def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], dict[str, Item]]:
     """Check everything that can be before the first image is made. Returns the output, the runs and the items."""
     check_no_credentials(config)
-    _check_arms(config)
+    check_arms(config)
     if not config.questions:
         raise InputError("questions is not set; put the question file into the config, or add questions=dpg_bench.csv")
     if not config.output.path:
@@ -151,14 +128,6 @@ def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], 
     else:
         path = _write_prompts(storage, items)
     return storage, {arm: prepare(config.run_config(arm, path)) for arm in config.arms}, items
-
-
-def _check_arms(config: BenchmarkConfig) -> None:
-    if config.arms not in ([BASELINE], [FLASHU], [BASELINE, FLASHU]):
-        given = ",".join(map(str, config.arms)) if isinstance(config.arms, list) else config.arms
-        raise InputError(f"arms is {given!r}; give {BASELINE}, {FLASHU}, or both as {BASELINE},{FLASHU}")
-    if FLASHU in config.arms and config.flashu.preset == OFF:
-        raise InputError(f"flashu.preset is off, so the arm {FLASHU} would be the {BASELINE}; choose a preset, or arms")
 
 
 def _write_prompts(storage: Storage, items: dict[str, Item]) -> str:

@@ -1,0 +1,1 @@
+"""What the papers ran, run again, with the published figures beside what comes out."""

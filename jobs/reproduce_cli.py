@@ -1,0 +1,226 @@
+"""`flashu reproduce`: what the papers ran, by one command each, with the published figures beside what comes out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from flashu.errors import InputError
+from jobs.reproduce.published import DPG, FIGURES, GENEVAL, MODELS, UNDERSTANDING, UNLIKE, beside, released_model
+from jobs.run_cli import OverridesArgument
+
+EMBEDDED = "embedded"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""What the papers ran, with the released settings, and the published figures beside what comes out.
+
+    Try it, with no download and no GPU:
+
+        flashu reproduce dpg
+    """,
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Checkpoint: a folder, a hub id such as showlab/show-o2-1.5B, or 'embedded'.")
+]
+LikeOption = Annotated[
+    str | None,
+    typer.Option(help=f"Which released model it is of: {', '.join(MODELS)}.", show_default="as its name says"),
+]
+OutputOption = Annotated[str, typer.Option("--output", "-o", help="The folder to write, local or s3://…")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the settings and where they are from, no more.")]
+
+
+@app.command()
+def dpg(
+    overrides: OverridesArgument = None,
+    model: ModelOption = EMBEDDED,
+    like: LikeOption = None,
+    questions: Annotated[
+        str, typer.Option(help="The question file, dpg_bench.csv.", show_default="five prompts of the built-in model's")
+    ] = "",
+    output: OutputOption = "reproduce-dpg",
+    dry_run: DryRunOption = False,
+) -> None:
+    """DPG-Bench, unaccelerated and with FlashU: `flashu dpg` with the released settings.
+
+    Settings on top are those of `flashu dpg`, as in vqa=mplug, the papers' judge. Run the same command again to go on
+    after a stop.
+    """
+    from jobs.config import read_config
+    from jobs.dpg.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
+
+    released = _released(DPG, model, like)
+    given = [f"model.path={model}", f"output.path={output}"] + ([f"questions={questions}"] if questions else [])
+    config = read_config(_config_name(DPG, model, released), [*given, *(overrides or ())], BenchmarkConfig)
+    if model == EMBEDDED and not config.questions:
+        config = a_demo_of(config, 5)
+    other = _tell_settings(DPG, model, released, config)
+    if dry_run:
+        _tell_figures(DPG, model, released, other)
+        return
+    code, comparison = run_benchmark(config)
+    if comparison:
+        _tell_figures(DPG, model, released, other, _measured(comparison["arms"], comparison.get("speed_up")))
+    sys.exit(code)
+
+
+@app.command()
+def geneval(
+    overrides: OverridesArgument = None,
+    model: ModelOption = EMBEDDED,
+    like: LikeOption = None,
+    prompts: Annotated[
+        str, typer.Option(help="evaluation_metadata.jsonl, or Show-o2's rewritten prompts in its format.")
+    ] = "",
+    output: OutputOption = "reproduce-geneval",
+    dry_run: DryRunOption = False,
+) -> None:
+    """GenEval's images, unaccelerated and with FlashU, as folders for its own evaluator; and its scores, once it ran.
+
+    Settings on top are those of `flashu run`. Run the same command again to go on after a stop, and when the evaluator
+    has written its results where the command says.
+    """
+    from jobs.config import read_config
+    from jobs.reproduce.geneval import EVALUATE, GenevalConfig, run_geneval
+
+    released = _released(GENEVAL, model, like)
+    given = [f"model.path={model}", f"output.path={output}"] + ([f"prompts={prompts}"] if prompts else [])
+    config = read_config(_config_name(GENEVAL, model, released), [*given, *(overrides or ())], GenevalConfig)
+    other = _tell_settings(GENEVAL, model, released, config)
+    if dry_run:
+        _tell_figures(GENEVAL, model, released, other)
+        return
+    code, arms = run_geneval(config)
+    if not arms:
+        sys.exit(code)
+    measured: dict[str, dict[str, str]] = {name: {} for name in arms}
+    for name, arm in arms.items():
+        if arm.scores:
+            measured[name]["score"] = f"{arm.scores['overall']:.2f}"
+            typer.echo(f"\n{name}: " + ", ".join(f"{tag} {score:.2f}" for tag, score in arm.scores.items()))
+        elif arm.samples:
+            typer.echo(f"\nScore {name} with GenEval's own script, then run this command again:")
+            typer.echo(f"    {EVALUATE.format(samples=arm.samples.absolute(), results=arm.results.absolute())}")
+        else:
+            typer.echo(f"\nHand {name} to GenEval's script: flashu geneval export {output.rstrip('/')}/{name} DIR")
+    _add_speed_up(measured, {name: arm.summary["throughput"] for name, arm in arms.items()}, "worker_seconds_per_image")
+    _tell_figures(GENEVAL, model, released, other, measured)
+    sys.exit(code)
+
+
+@app.command()
+def understanding(
+    overrides: OverridesArgument = None,
+    model: ModelOption = EMBEDDED,
+    like: LikeOption = None,
+    questions: Annotated[
+        str,
+        typer.Option(
+            help='JSON lines {"image": FILE, "question": TEXT, "answer": TEXT}, the answer where it is known.',
+            show_default="about the built-in model's own pictures",
+        ),
+    ] = "",
+    output: OutputOption = "reproduce-understanding",
+    dry_run: DryRunOption = False,
+) -> None:
+    """Questions about images, answered unaccelerated and with FlashU, on this machine.
+
+    Settings on top are those of the config, as in answering.max_new_tokens=128, model.dtype=bfloat16 or
+    flashu.und_r_p=0.4.
+    """
+    from jobs.config import read_config
+    from jobs.reproduce.understanding import RESULT, UnderstandingConfig, run_understanding
+
+    released = _released(UNDERSTANDING, model, like)
+    given = [f"model.path={model}", f"output={output}"] + ([f"questions={questions}"] if questions else [])
+    name = _config_name(UNDERSTANDING, model, released)
+    config = read_config(name, [*given, *(overrides or ())], UnderstandingConfig)
+    other = _tell_settings(UNDERSTANDING, model, released, config)
+    if dry_run:
+        _tell_figures(UNDERSTANDING, model, released, other)
+        return
+    result = run_understanding(config)
+    measured = {}
+    for arm, figures in result["arms"].items():
+        right = "" if figures["right"] is None else f", {100 * figures['right']:.1f}% right"
+        typer.echo(
+            f"{arm}: {figures['seconds_per_answer']:.3f} s and {figures['tflop_per_answer']:.4f} TFLOP an answer of "
+            f"{figures['tokens_per_answer']:.1f} tokens{right} ({figures['settings']})"
+        )
+        measured[arm] = {"speed_up": f"{result['speed_up']:.2f}x"}
+    typer.echo(f"{result['same_answers']:,} of {result['questions']:,} answers are the same; {output}/{RESULT}")
+    _tell_figures(UNDERSTANDING, model, released, other, measured)
+
+
+def _released(benchmark: str, model: str, like: str | None) -> str:
+    """The released model whose settings and figures go with a checkpoint. Raises `InputError`."""
+    known = [name for of_benchmark, name in FIGURES if of_benchmark == benchmark]
+    if like and like not in known:
+        raise InputError(f"--like {like}: there are {', '.join(known)}")
+    released = like or (known[0] if model == EMBEDDED else released_model(model))
+    if released not in known:
+        raise InputError(f"nothing is published of {released} on {benchmark}; there are {', '.join(known)}")
+    return released
+
+
+def _config_name(benchmark: str, model: str, released: str) -> str | None:
+    """The built-in config of a benchmark; none for the built-in model, which the released settings do not suit."""
+    return None if model == EMBEDDED else f"{benchmark}-{released}"
+
+
+def _tell_settings(benchmark: str, model: str, released: str, config: Any) -> list[str]:
+    """Print the settings that there will be, and where the release has them. Returns those that it has otherwise."""
+    from dataclasses import asdict
+
+    from jobs.arms import ArmsConfig, describe_arms, resolved
+    from jobs.config import built_in_configs
+    from jobs.reproduce.told import other_than, table, told_by
+
+    if model == EMBEDDED:
+        typer.echo(f"The built-in model has settings and figures of its own; those published are of {released}.\n")
+    told = told_by(built_in_configs()[f"{benchmark}-{released}"])
+    settings = resolved(config) if isinstance(config, ArmsConfig) else asdict(config)
+    typer.echo("Settings, and where the release has them (S is Show-o2's, F FlashU's):\n")
+    for line in table(told, settings):
+        typer.echo(line)
+    if isinstance(config, ArmsConfig):
+        typer.echo(f"\n{describe_arms(config)}")
+    typer.echo("")
+    return other_than(told, settings)
+
+
+def _measured(arms: dict[str, Any], speed_up: dict[str, Any] | None) -> dict[str, dict[str, str]]:
+    """Of `comparison.json`, what stands beside published figures."""
+    measured = {name: {"score": f"{arm['score']:.2f}"} for name, arm in arms.items() if arm["score"] is not None}
+    _add_speed_up(measured, arms, "seconds_per_image")
+    return measured
+
+
+def _add_speed_up(measured: dict[str, dict[str, str]], arms: dict[str, Any], wall: str) -> None:
+    """By the time that GPUs took, where it was measured, else by the workers'."""
+    if len(arms) < 2:
+        return
+    first, second = arms.values()
+    for key in ("gpu_seconds_per_image", wall):
+        if first.get(key) and second.get(key):
+            measured.setdefault(list(arms)[1], {})["speed_up"] = f"{first[key] / second[key]:.2f}x"
+            return
+
+
+def _tell_figures(
+    benchmark: str, model: str, released: str, other: list[str], measured: dict[str, dict[str, str]] | None = None
+) -> None:
+    """Print what was published, what came out here if it did, and what was not run as published."""
+    if measured is not None:
+        title = f"Published of {released}, and what came out here"
+        typer.echo(f"\n{title}{' of the built-in model' if model == EMBEDDED else ''}:\n")
+        for line in beside(FIGURES[benchmark, released], measured):
+            typer.echo(line)
+        typer.echo("")
+    typer.echo("Not as published:\n")
+    for line in (*other, *UNLIKE[benchmark]):
+        typer.echo(f"- {line}")
