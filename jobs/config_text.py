@@ -338,5 +338,5 @@ def _unknown(key: str, settings: Mapping[str, Setting], sections: Mapping[str, A
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     # A key in the wrong section is nearer by its last part.
     near = [name for name in known if name.split(".")[-1] == key.split(".")[-1]] or near
-    hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+    hint = f"; did you mean {' or '.join(near[:2])}?" if near else f"; there are: {', '.join(known)}"
     return f"there is no setting {key}{hint}"

@@ -46,6 +46,9 @@ def compare(
         bool,
         typer.Option("--demo", help=f"{DEMO_PROMPTS} prompts only; without a question file, the built-in model's."),
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the settings, and where a built-in config has them from, no more.")
+    ] = False,
 ) -> None:
     """Run the benchmark with and without FlashU, and compare scores and costs.
 
@@ -58,18 +61,23 @@ def compare(
         config, overrides = None, [config, *overrides]
     elif config is None and not demo:
         raise InputError("give a config, or settings such as questions=dpg_bench.csv, or --demo")
-    from jobs.arms import describe_arms, resolved
+    from jobs.arms import check_arms, describe_arms, resolved
     from jobs.config import built_in_configs, read_config
     from jobs.dpg.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
     from jobs.reproduce.told import table, told_by
 
     settings = read_config(config, overrides, BenchmarkConfig)
     told = told_by(built_in_configs()[config]) if config in built_in_configs() else []
-    if told:
-        for line in table(told, resolved(settings)):
-            typer.echo(line)
-        typer.echo(f"\n{describe_arms(settings)}\n")
-    code, _ = run_benchmark(a_demo_of(settings, DEMO_PROMPTS) if demo else settings)
+
+    def announce() -> None:
+        if told or dry_run:
+            check_arms(settings)
+            typer.echo("\n".join([*table(told, resolved(settings)), "", describe_arms(settings), ""]))
+
+    if dry_run:
+        announce()
+        return
+    code, _ = run_benchmark(a_demo_of(settings, DEMO_PROMPTS) if demo else settings, announce)
     sys.exit(code)
 
 

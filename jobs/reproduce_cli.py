@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -55,16 +56,17 @@ def dpg(
 
     released = _released(DPG, model, like)
     given = [f"model.path={model}", f"output.path={output}"] + ([f"questions={questions}"] if questions else [])
-    config = read_config(_config_name(DPG, model, released), [*given, *(overrides or ())], BenchmarkConfig)
+    config = read_config(_config(DPG, model, released), [*given, *(overrides or ())], BenchmarkConfig)
     if model == EMBEDDED and not config.questions:
         config = a_demo_of(config, 5)
-    other = _tell_settings(DPG, model, released, config)
+    told = _Told(DPG, model, released, config)
     if dry_run:
-        _tell_figures(DPG, model, released, other)
+        told.settings()
+        told.figures()
         return
-    code, comparison = run_benchmark(config)
+    code, comparison = run_benchmark(config, told.settings)
     if comparison:
-        _tell_figures(DPG, model, released, other, _measured(comparison["arms"], comparison.get("speed_up")))
+        told.figures(_measured(comparison["arms"], comparison.get("speed_up")))
     sys.exit(code)
 
 
@@ -89,12 +91,13 @@ def geneval(
 
     released = _released(GENEVAL, model, like)
     given = [f"model.path={model}", f"output.path={output}"] + ([f"prompts={prompts}"] if prompts else [])
-    config = read_config(_config_name(GENEVAL, model, released), [*given, *(overrides or ())], GenevalConfig)
-    other = _tell_settings(GENEVAL, model, released, config)
+    config = read_config(_config(GENEVAL, model, released), [*given, *(overrides or ())], GenevalConfig)
+    told = _Told(GENEVAL, model, released, config)
     if dry_run:
-        _tell_figures(GENEVAL, model, released, other)
+        told.settings()
+        told.figures()
         return
-    code, arms = run_geneval(config)
+    code, arms = run_geneval(config, told.settings)
     if not arms:
         sys.exit(code)
     measured: dict[str, dict[str, str]] = {name: {} for name in arms}
@@ -108,7 +111,7 @@ def geneval(
         else:
             typer.echo(f"\nHand {name} to GenEval's script: flashu geneval export {output.rstrip('/')}/{name} DIR")
     _add_speed_up(measured, {name: arm.summary["throughput"] for name, arm in arms.items()}, "worker_seconds_per_image")
-    _tell_figures(GENEVAL, model, released, other, measured)
+    told.figures(measured)
     sys.exit(code)
 
 
@@ -137,13 +140,13 @@ def understanding(
 
     released = _released(UNDERSTANDING, model, like)
     given = [f"model.path={model}", f"output={output}"] + ([f"questions={questions}"] if questions else [])
-    name = _config_name(UNDERSTANDING, model, released)
-    config = read_config(name, [*given, *(overrides or ())], UnderstandingConfig)
-    other = _tell_settings(UNDERSTANDING, model, released, config)
+    config = read_config(_config(UNDERSTANDING, model, released), [*given, *(overrides or ())], UnderstandingConfig)
+    told = _Told(UNDERSTANDING, model, released, config)
     if dry_run:
-        _tell_figures(UNDERSTANDING, model, released, other)
+        told.settings()
+        told.figures()
         return
-    result = run_understanding(config)
+    result = run_understanding(config, told.settings)
     measured = {}
     for arm, figures in result["arms"].items():
         right = "" if figures["right"] is None else f", {100 * figures['right']:.1f}% right"
@@ -153,7 +156,7 @@ def understanding(
         )
         measured[arm] = {"speed_up": f"{result['speed_up']:.2f}x"}
     typer.echo(f"{result['same_answers']:,} of {result['questions']:,} answers are the same; {output}/{RESULT}")
-    _tell_figures(UNDERSTANDING, model, released, other, measured)
+    told.figures(measured)
 
 
 def _released(benchmark: str, model: str, like: str | None) -> str:
@@ -167,30 +170,56 @@ def _released(benchmark: str, model: str, like: str | None) -> str:
     return released
 
 
-def _config_name(benchmark: str, model: str, released: str) -> str | None:
-    """The built-in config of a benchmark; none for the built-in model, which the released settings do not suit."""
-    return None if model == EMBEDDED else f"{benchmark}-{released}"
+def _config_file(benchmark: str, released: str) -> Path:
+    """The config that has the released settings."""
+    folder = Path(__file__).parent / ("reproduce" if benchmark == UNDERSTANDING else "configs")
+    return folder / f"{benchmark}-{released}.yaml"
 
 
-def _tell_settings(benchmark: str, model: str, released: str, config: Any) -> list[str]:
-    """Print the settings that there will be, and where the release has them. Returns those that it has otherwise."""
-    from dataclasses import asdict
+def _config(benchmark: str, model: str, released: str) -> str | None:
+    """The config to start from; none for the built-in model, which the released settings do not suit."""
+    return None if model == EMBEDDED else str(_config_file(benchmark, released))
 
-    from jobs.arms import ArmsConfig, describe_arms, resolved
-    from jobs.config import built_in_configs
-    from jobs.reproduce.told import other_than, table, told_by
 
-    if model == EMBEDDED:
-        typer.echo(f"The built-in model has settings and figures of its own; those published are of {released}.\n")
-    told = told_by(built_in_configs()[f"{benchmark}-{released}"])
-    settings = resolved(config) if isinstance(config, ArmsConfig) else asdict(config)
-    typer.echo("Settings, and where the release has them (S is Show-o2's, F FlashU's):\n")
-    for line in table(told, settings):
-        typer.echo(line)
-    if isinstance(config, ArmsConfig):
-        typer.echo(f"\n{describe_arms(config)}")
-    typer.echo("")
-    return other_than(told, settings)
+class _Told:
+    """What is printed of a benchmark: its settings before, and the figures after."""
+
+    def __init__(self, benchmark: str, model: str, released: str, config: Any):
+        from dataclasses import asdict
+
+        from jobs.arms import ArmsConfig, describe_arms, resolved
+        from jobs.reproduce.told import told_by
+
+        self.benchmark, self.model, self.released = benchmark, model, released
+        self.told = told_by(_config_file(benchmark, released))
+        has_arms = isinstance(config, ArmsConfig)
+        self.now = resolved(config) if has_arms else asdict(config)
+        self.arms = describe_arms(config) if has_arms else ""
+
+    def settings(self) -> None:
+        """The settings that there are, and where the release has them."""
+        from jobs.reproduce.told import table
+
+        if self.model == EMBEDDED:
+            typer.echo(f"The built-in model has settings and figures of its own; those told are of {self.released}.\n")
+        typer.echo("Settings, and where the release has them (S is Show-o2's, F FlashU's):\n")
+        for line in table(self.told, self.now):
+            typer.echo(line)
+        typer.echo(f"\n{self.arms}\n" if self.arms else "")
+
+    def figures(self, measured: dict[str, dict[str, str]] | None = None) -> None:
+        """What was published, what came out here if it did, and what was not run as published."""
+        from jobs.reproduce.told import other_than
+
+        if measured is not None:
+            here = " of the built-in model" if self.model == EMBEDDED else ""
+            typer.echo(f"\nPublished of {self.released}, and what came out here{here}:\n")
+            for line in beside(FIGURES[self.benchmark, self.released], measured):
+                typer.echo(line)
+            typer.echo("")
+        typer.echo("Not as published:\n")
+        for line in (*other_than(self.told, self.now), *UNLIKE[self.benchmark]):
+            typer.echo(f"- {line}")
 
 
 def _measured(arms: dict[str, Any], speed_up: dict[str, Any] | None) -> dict[str, dict[str, str]]:
@@ -209,18 +238,3 @@ def _add_speed_up(measured: dict[str, dict[str, str]], arms: dict[str, Any], wal
         if first.get(key) and second.get(key):
             measured.setdefault(list(arms)[1], {})["speed_up"] = f"{first[key] / second[key]:.2f}x"
             return
-
-
-def _tell_figures(
-    benchmark: str, model: str, released: str, other: list[str], measured: dict[str, dict[str, str]] | None = None
-) -> None:
-    """Print what was published, what came out here if it did, and what was not run as published."""
-    if measured is not None:
-        title = f"Published of {released}, and what came out here"
-        typer.echo(f"\n{title}{' of the built-in model' if model == EMBEDDED else ''}:\n")
-        for line in beside(FIGURES[benchmark, released], measured):
-            typer.echo(line)
-        typer.echo("")
-    typer.echo("Not as published:\n")
-    for line in (*other, *UNLIKE[benchmark]):
-        typer.echo(f"- {line}")

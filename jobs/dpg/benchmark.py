@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -63,15 +64,18 @@ def a_demo_of(config: BenchmarkConfig, prompts: int) -> BenchmarkConfig:
     )
 
 
-def run_benchmark(config: BenchmarkConfig) -> tuple[int, dict[str, Any] | None]:
+def run_benchmark(
+    config: BenchmarkConfig, announce: Callable[[], object] = lambda: None
+) -> tuple[int, dict[str, Any] | None]:
     """Do what is left of a benchmark, and print the comparison. Returns the exit code, and the comparison if it came
-    to that.
+    to that. `announce` is called once everything was found good.
 
     0 if every prompt has its images and every image its answers; 1 if some have none; 128 and more after a signal.
     Raises `InputError`, `ManifestError`, `StorageError` or `SessionError` for what a user can mend, before any worker
     is started.
     """
     storage, runs, items = _prepare(config)
+    announce()
     stages, arms = 2 * len(runs), []
     go_on, code = make_images(runs, stages)
     if not go_on:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,16 @@ class GenevalArm:
     scores: dict[str, float] | None  # of each tag, and "overall"
 
 
-def run_geneval(config: GenevalConfig) -> tuple[int, dict[str, GenevalArm]]:
+def run_geneval(config: GenevalConfig, announce: Callable[[], object]) -> tuple[int, dict[str, GenevalArm]]:
     """Make what is left of the images, write the evaluator's folders, and read what it wrote.
 
-    Returns the exit code, as of a run, and the arms, where all images were made.
+    `announce` is called once everything was found good. Returns the exit code, as of a run, and the arms, where all
+    images were made.
     Raises `InputError`, `ManifestError`, `StorageError` or `SessionError` for what a user can mend, before any worker
     is started.
     """
     storage, runs = _prepare(config)
+    announce()
     go_on, code = make_images(runs, len(runs))
     if not go_on:
         return code, {}

@@ -45,7 +45,7 @@ def table(told: list[Told], settings: Mapping[str, Any]) -> list[str]:
         now = _setting(settings, each)
         same = now == each.value
         rows.append((each.name, _shown(now), each.source if same else f"NOT {_shown(each.value)}: {each.source}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
     return [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -73,8 +73,8 @@ class Question:
     answer: str | None
 
 
-def run_understanding(config: UnderstandingConfig) -> dict[str, Any]:
-    """Answer both ways, write the result, and return it.
+def run_understanding(config: UnderstandingConfig, announce: Callable[[], object]) -> dict[str, Any]:
+    """Answer both ways, write the result, and return it. `announce` is called once everything was found good.
 
     Raises `InputError` for what a user can mend; before the model is loaded, but for what only it can tell.
     """
@@ -91,6 +91,7 @@ def run_understanding(config: UnderstandingConfig) -> dict[str, Any]:
 
     scores = WandaScores.load(config.flashu.scores) if config.flashu.scores else None
     pipe, measured = _load(config), {}
+    announce()
     with tempfile.TemporaryDirectory() as scratch:
         questions = questions or _own_questions(pipe, Path(scratch))
         pictures, of_picture = _by_picture(questions)

@@ -1,0 +1,189 @@
+"""`flashu reproduce`: settings with where they are from, runs to the end on the built-in model, and what is refused."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from cluster.storage import S3Options, open_storage
+from flashu import TextToImagePipeline
+from flashu.calibration import calibrate
+from flashu.config import flashu_preset
+from jobs.config import FlashUSection, ModelSection, built_in_configs
+from jobs.reproduce.geneval import read_scores
+from jobs.reproduce.published import FIGURES, MODELS, UNLIKE
+from jobs.reproduce.told import told_by
+from jobs.worker_model import load
+from tests.command import assert_refused, flashu
+
+RELEASED = "showlab/show-o2-1.5B"
+QUICK = ("sampling.num_images=2", "sampling.num_inference_steps=12", "flashu.tau=3", "cluster.workers=1")
+REWRITTEN = (  # as Show-o2's file: the evaluator's line, with a prompt that was made longer
+    {"tag": "single_object", "include": [{"class": "kite", "count": 1}], "prompt": "a photo of a kite. It is high up."},
+    {"tag": "counting", "include": [{"class": "cup", "count": 2}], "prompt": "a photo of two cups. Both are blue."},
+)
+
+
+def test_every_built_in_benchmark_config_says_where_each_value_is_from():
+    for name, file in built_in_configs().items():
+        if not name.startswith(("dpg-", "geneval-")):
+            continue
+        told = [each.name for each in told_by(file)]
+        text = file.read_text(encoding="utf-8")
+        values = re.findall(r"^  \w+: .+$", text.partition("cluster:")[0], re.MULTILINE)
+        assert len(told) == len(values) >= 9, name
+        benchmark, _, model = name.partition("-")
+        assert FIGURES[benchmark, model], name
+        assert model in MODELS
+        assert UNLIKE[benchmark]
+
+
+def test_a_dry_run_prints_each_value_and_where_the_release_sets_it(tmp_path):
+    command = ("reproduce", "dpg", "--model", RELEASED, "--questions", "q.csv", "-o", tmp_path / "out", "--dry-run")
+    outcome = flashu(*command)
+    assert outcome.code == 0, outcome.err
+    lines = [" ".join(line.split()) for line in outcome.out.splitlines()]
+    assert "sampling.guidance_scale 10 S evaluation/sample_dpg.sh; FlashU's schedule is 0.75 and 1 times it" in lines
+    assert "baseline: 50 points, guidance 10" in lines
+    assert any(line.startswith("flashu: 35 points") and line.endswith("guidance 24x7.5, 11x10") for line in lines)
+    assert "NOT" not in outcome.out
+    changed = flashu(*command, "sampling.guidance_scale=5", "output.image_format=webp").out
+    assert "- sampling.guidance_scale: 10 there, 5 here" in changed
+    assert "- output.image_format: png there, webp here" in changed
+    assert "guidance 24x3.75, 11x5" in changed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("config", ["dpg-show-o2-1.5b", "dpg-show-o2-7b"])
+def test_flashu_dpg_says_where_the_settings_of_a_built_in_config_are_from(config, tmp_path):
+    settings = ("questions=/no/such.csv", f"output.path={tmp_path / 'out'}")
+    outcome = flashu("dpg", config, *settings, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"sampling.num_inference_steps +50 +S evaluation/sample_dpg.sh", outcome.out)
+    assert "guidance 24x7.5, 11x10" in outcome.out
+    assert_refused(flashu("dpg", config, *settings), "/no/such.csv cannot be read")
+
+
+def test_genevals_images_are_made_by_both_arms_and_its_results_read(cluster, tmp_path):
+    prompts, out = tmp_path / "rewritten.jsonl", tmp_path / "out"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in REWRITTEN))
+    command = ("reproduce", "geneval", "--prompts", prompts, "-o", out, *QUICK, cluster)
+    outcome = flashu(*command)
+    assert outcome.code == 0, outcome
+    for arm in ("baseline", "flashu"):
+        for number, line in enumerate(REWRITTEN):
+            folder = out / "samples" / arm / f"{number:05d}"
+            assert json.loads((folder / "metadata.jsonl").read_text()) == line
+            assert [Image.open(file).size for file in sorted((folder / "samples").iterdir())] == [(64, 64)] * 2
+        samples, results = out / "samples" / arm, out / f"{arm}.jsonl"
+        assert f"evaluate_images.py {samples} --outfile {results}" in outcome.out
+    pictures = [(out / "samples" / arm / "00001/samples/0000.png").read_bytes() for arm in ("baseline", "flashu")]
+    assert pictures[0] != pictures[1]
+    assert re.search(r"GenEval score, baseline +0\.73 +not measured +Show-o2", outcome.out)
+
+    for arm, right in (("baseline", [1, 1, 1, 0]), ("flashu", [1, 1, 0, 0])):
+        rows = [{"tag": tag, "correct": bool(ok)} for tag, ok in zip(["a", "a", "b", "b"], right, strict=True)]
+        (out / f"{arm}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = flashu(*command)
+    assert again.code == 0, again
+    assert "baseline: a 1.00, b 0.50, overall 0.75" in again.out
+    assert re.search(r"GenEval score, baseline +0\.73 +0\.75 +Show-o2", again.out)
+
+    prompts.write_text(json.dumps(REWRITTEN[0]) + "\n")
+    assert_refused(flashu(*command), "holds the prompts of another file; give another output.path")
+
+
+def test_the_evaluators_scores_are_means_of_its_tags(tmp_path):
+    results = tmp_path / "results.jsonl"
+    rows = [{"tag": "many", "correct": True}] * 8 + [{"tag": "few", "correct": False}, {"tag": "few", "correct": True}]
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_scores(results) == {"few": 0.5, "many": 1.0, "overall": 0.75}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]\n", '{"tag": "a"}\n'])
+def test_results_of_something_else_are_refused(tmp_path, content):
+    results = tmp_path / "results.jsonl"
+    results.write_text(content)
+    with pytest.raises(ValueError, match=r"results\.jsonl is (not what|empty)"):
+        read_scores(results)
+
+
+def test_answers_with_and_without_flashu_stand_beside_each_other(tmp_path):
+    for name, colour in (("red", (220, 40, 40)), ("blue", (40, 40, 220))):
+        Image.new("RGB", (90, 64), colour).save(tmp_path / f"{name}.png")
+    lines = [
+        {"image": "red.png", "question": "What colour is the background?", "answer": "red"},
+        {"image": "blue.png", "question": "Is the background blue?", "answer": "yes"},
+        {"image": "red.png", "question": "Is there a circle?"},
+    ]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    outcome = flashu("reproduce", "understanding", "--questions", questions, "-o", out, "answering.max_new_tokens=8")
+    assert outcome.code == 0, outcome
+    result = json.loads((out / "understanding.json").read_text())
+    pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
+    asked = Counter()
+    for row in result["answers"]:
+        expected = pipe.answer(row["image"], row["question"], max_new_tokens=8)
+        assert row["baseline"] == expected, row
+        asked[row["question"], row["answer"]] += 1
+    assert asked == Counter((line["question"], line.get("answer")) for line in lines)
+    baseline, accelerated = (result["arms"][arm] for arm in ("baseline", "flashu"))
+    assert baseline["right"] in (0, 0.5, 1)
+    assert f"{result['speed_up']:.2f}x" in outcome.out
+    assert "und_r_p=0.2" in accelerated["settings"]
+    assert result["fewer_operations"] == pytest.approx(baseline["tflop_per_answer"] / accelerated["tflop_per_answer"])
+    assert "- model.dtype: float32 there, null here" in outcome.out
+    assert_refused(flashu("reproduce", "understanding", "--questions", questions, "-o", out), "exists already")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([], "holds no questions"),
+        (["{"], "line 1: needs"),
+        (['{"image": "x.png"}'], "line 1: needs"),
+        (['{"image": "x.png", "question": ""}'], "line 1: needs"),
+        (['{"image": "x.png", "question": "Is it?", "answer": 3}'], "line 1: needs"),
+        (["", '{"image": "x.png", "question": "Is it?"}'], "line 2: there is no image"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_told_with_their_line(tmp_path, lines, told):
+    questions = tmp_path / "q.jsonl"
+    questions.write_text("\n".join(lines))
+    outcome = flashu("reproduce", "understanding", "--questions", questions, "-o", tmp_path / "out")
+    assert_refused(outcome, questions, told)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("geneval",), "prompts is not set"),
+        (("geneval", "--prompts", "p.jsonl", "manifest.path=demo"), "manifest.path is not for GenEval"),
+        (("dpg", "--model", "/a/folder"), "its name does not say which released model it is of; add --like"),
+        (("dpg", "--model", "/a/folder", "--like", "show-o3"), "--like show-o3: there are show-o2-1.5b, show-o2-7b"),
+        (("dpg", "--model", "showlab/show-o2-1.5B-HQ"), "nothing is published of show-o2-1.5b-hq on dpg"),
+        (("understanding", "--model", RELEASED), "questions is not set"),
+        (("dpg", "sampling.sead=1"), "did you mean sampling.seed?"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_told_before_anything_is_made(command, told, tmp_path):
+    outcome = flashu("reproduce", *command, "-o", tmp_path / "out")
+    assert_refused(outcome, told)
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibration_as_the_release_does_it_is_one_forward_of_the_first_prompt(tmp_path):
+    run = open_storage(str(tmp_path / "run"), S3Options())
+    section = FlashUSection(preset="embedded", calibration="release")
+    load(ModelSection(), section, flashu_preset("embedded"), run, S3Options(), "cpu", lambda: "two blue squares")
+    pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
+    expected = calibrate(pipe.model, ["two blue squares"], tokenizer=pipe.tokenizer, method="tokens")
+    expected.save(tmp_path / "expected.safetensors")
+    found, wanted = load_file(tmp_path / "run" / "scores.safetensors"), load_file(tmp_path / "expected.safetensors")
+    assert found.keys() == wanted.keys()
+    assert all((found[name] == tensor).all() for name, tensor in wanted.items())
