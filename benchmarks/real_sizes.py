@@ -10,6 +10,8 @@ for the next time. Then each step runs in a process of its own, which reads the 
     load      `Showo2Qwen2_5.from_pretrained`, as stored
     convert   `flashu convert`, to bfloat16
     setup     a worker's, without FlashU, in bfloat16; and again of what `convert` wrote, where it did
+    setup_flashu  the same with FlashU at the paper's settings, calibrated as the release does: one forward, then the
+              FFNs in another order
     evaluate  one evaluation of an image with guidance, of a prompt of 62 tokens, after loading and the prefix
 
 Reported are a step's seconds, and the most memory that its process had: resident, and anonymous, which leaves out pages
@@ -41,9 +43,12 @@ from flashu.models.geometry import BUILT_IN_LLMS, PRESETS
 if TYPE_CHECKING:
     import torch
 
-STEPS = ("load", "convert", "setup", "evaluate")
+    from jobs.config import FlashUSection
+
+STEPS = ("load", "convert", "setup", "setup_flashu", "evaluate")
 RELEASED, CONVERTED = "released", "converted"  # what the two folders are called
 PROMPT_TOKENS = 62
+PROMPT = "a photograph of a lighthouse on a rocky coast at dusk, waves breaking below"
 SAMPLE_S = 0.05
 GIB = 2**30
 
@@ -167,14 +172,28 @@ def convert(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
 
 
 def setup(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
+    from jobs.config import FlashUSection
+
+    return set_up(folder, FlashUSection(preset="off"))
+
+
+def setup_flashu(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
+    from jobs.config import FlashUSection
+
+    return set_up(folder, FlashUSection(preset="paper-1.5b", calibration="release"))
+
+
+def set_up(folder: Path, flashu: FlashUSection) -> dict[str, Any]:
     from cluster.storage import S3Options, open_storage
     from jobs import worker_model
-    from jobs.config import FlashUSection, ModelSection
+    from jobs.config import ModelSection, SamplingSection
 
-    model, flashu = ModelSection(path=str(folder), dtype="bfloat16"), FlashUSection(preset=worker_model.OFF)
+    model = ModelSection(path=str(folder), dtype="bfloat16")
+    settings = worker_model.flashu_settings(flashu, SamplingSection())
+    shutil.rmtree(folder.parent / "run", ignore_errors=True)  # where the scores of an earlier one are
     run = open_storage(str(folder.parent / "run"))
     with measured() as figures:
-        ready = worker_model.load(model, flashu, worker_model.flashu_settings(flashu, None), run, S3Options(), "cpu")
+        ready = worker_model.load(model, flashu, settings, run, S3Options(), "cpu", lambda: PROMPT)
     return {**figures, "dtype": ready.dtype, "identity": ready.identity}
 
 
@@ -212,6 +231,7 @@ WORK: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "load": load,
     "convert": convert,
     "setup": setup,
+    "setup_flashu": setup_flashu,
     "evaluate": evaluate,
 }
 

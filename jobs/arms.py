@@ -81,7 +81,8 @@ def resolved(config: ArmsConfig) -> dict[str, Any]:
     if settings:
         told["flashu"]["num_inference_steps"] = settings.total_steps
         told["flashu"]["calibration"] = config.flashu.calibration or TRAJECTORIES
-        told["sampling"]["guidance_scale"] = config.sampling.guidance_scale or settings.final_guidance
+        if config.sampling.guidance_scale is None:
+            told["sampling"]["guidance_scale"] = settings.final_guidance
     told["sampling"]["num_inference_steps"] = config.sampling.num_inference_steps or NUM_INFERENCE_STEPS
     return told
 

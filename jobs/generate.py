@@ -132,6 +132,7 @@ class GenerationJob:
             self.raised += report["raised"]
         if snapshot.identity and not self.run_json.get("model"):
             self.run_json["model"] = {"identity": snapshot.identity}
+            self.progress.note(f"Loaded: {snapshot.identity}")
             with suppress(StorageError):  # it is written again with the report
                 write_run(self.storage, self.run_json)
         self.tracebacks.keep(snapshot.tracebacks)

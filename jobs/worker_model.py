@@ -111,7 +111,8 @@ def load(
     )
     own = fingerprint(pipe.model)
     dtype = pipe.model.number_format
-    identity = f"model {own[:16]}, VAE {fingerprint(pipe.vae)[:16]}, {dtype}"
+    identity = f"model {own[:16]}{', with a head of its own' if pipe.model.has_own_head else ''}"
+    identity += f", VAE {fingerprint(pipe.vae)[:16]}, {dtype}"
     if model.compile != OFF:
         _keep_compiled_code(cache_folder(model.cache_dir) / "compiled")
         pipe.compile(model.compile)

@@ -149,7 +149,7 @@ def load_showo2(
     if in_float8:
         require_float8(device, config)
     tensors = read_tensors(weight_files(folder, variant))
-    optional = []
+    optional, own_head = [], False
     if config.llm.tie_word_embeddings:  # one tensor under two names, of which a file may hold either, or both
         if _head_differs(tensors):
             warnings.warn(
@@ -157,7 +157,7 @@ def load_showo2(
                 "was trained on untied, and is loaded with the head that it has",
                 stacklevel=3,
             )
-            config = replace(config, llm=replace(config.llm, tie_word_embeddings=False))
+            config, own_head = replace(config, llm=replace(config.llm, tie_word_embeddings=False)), True
         else:
             optional.append(HEAD)
             if HEAD in tensors:
@@ -171,7 +171,7 @@ def load_showo2(
     if in_float8:
         to_float8(model, device)
         model.to(device)
-    model.source = folder
+    model.source, model.has_own_head = folder, own_head
     return model.eval()
 
 
@@ -229,16 +229,25 @@ def save_weights(
     config_file = folder / "config.json"
     config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     pattern, index, shard_size = LAYOUTS[layout]
-    sizes = {
-        name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta") for name, tensor in tensors.items()
-    }
-    split = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=shard_size)
+    split = split_torch_state_dict_into_shards(
+        _sizes(tensors, dtype), filename_pattern=pattern, max_shard_size=shard_size
+    )
     for file_name, names in split.filename_to_tensors.items():
         _write_shard({name: tensors[name] for name in names}, folder / file_name, dtype)
         (folder / file_name).chmod(config_file.stat().st_mode)  # safetensors are made readable by their owner alone
     if split.is_sharded:
         content = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / index).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _sizes(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Tensors of the sizes that these will have in a file; none of one that is there already under another name."""
+    sizes, seen = {}, set()
+    for name, tensor in tensors.items():
+        shape = (0,) if tensor.data_ptr() in seen else tensor.shape
+        sizes[name] = torch.empty(shape, dtype=dtype or tensor.dtype, device="meta")
+        seen.add(tensor.data_ptr())
+    return sizes
 
 
 def _write_shard(tensors: dict[str, Tensor], file: Path, dtype: torch.dtype | None) -> None:

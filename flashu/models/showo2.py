@@ -90,6 +90,7 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         super().__init__()
         self.config = config
         self.source: Path | None = None  # the folder it was loaded from
+        self.has_own_head = False  # whether that has an output head apart, where the LLM's config ties it
         self.acceleration: Acceleration | None = None  # set by `flashu.apply_flashu_patch`
         self.original_fingerprint: str | None = None  # of the weights that `to_float8` was given
         self._companions: Any = None  # VAE and tokenizer of the last `t2i_generate`, by what was asked for

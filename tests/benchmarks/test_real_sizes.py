@@ -48,13 +48,14 @@ def test_checkpoint_is_sharded_as_the_release_and_loads(made):
 def test_every_step_has_its_figures(made):
     _, outcome, result = made
     steps = result["steps"]
-    assert list(steps) == ["make", "load", "convert", "setup", "setup_converted", "evaluate"]
+    assert list(steps) == ["make", "load", "convert", "setup", "setup_converted", "setup_flashu", "evaluate"]
     for name, figures in steps.items():
         assert figures["seconds"] > 0, name
         assert figures["peak_rss_gib"] > figures["peak_anonymous_gib"] > 0, name
         assert f"{name} " in outcome.out
     assert steps["make"]["shards"] == len(SHARDS)
     assert steps["setup"]["identity"] == steps["setup_converted"]["identity"]
+    assert steps["setup_flashu"]["identity"].startswith(steps["setup"]["identity"] + ", scores ")
     assert {"date", "cpu", "python", "torch"} <= set(result)
 
 

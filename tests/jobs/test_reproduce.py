@@ -3,6 +3,8 @@
 import json
 import re
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ from jobs.reproduce.geneval import read_scores
 from jobs.reproduce.published import FIGURES, MODELS, UNLIKE
 from jobs.reproduce.told import told_by
 from jobs.worker_model import load
+from tests import fakes
 from tests.command import assert_refused, flashu
 
 RELEASED = "showlab/show-o2-1.5B"
@@ -175,6 +178,16 @@ def test_what_cannot_be_reproduced_is_told_before_anything_is_made(command, told
     outcome = flashu("reproduce", *command, "-o", tmp_path / "out")
     assert_refused(outcome, told)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_says_that_the_head_is_the_checkpoints_own(tmp_path):
+    untied = replace(fakes.CONFIG, llm=replace(fakes.LLM, tie_word_embeddings=False))
+    for name, tensors in (("apart", fakes.weights(untied)), ("tied", fakes.weights())):
+        folder = fakes.write_whole_folder(tmp_path / name, tensors=tensors)
+        fakes.write_tokenizer(folder)
+        with nullcontext() if name == "tied" else pytest.warns(UserWarning, match="head that differs"):
+            model = load(ModelSection(str(folder)), FlashUSection("off"), None, None, S3Options(), "cpu")
+        assert (", with a head of its own, VAE " in model.identity) == (name == "apart")
 
 
 def test_calibration_as_the_release_does_it_is_one_forward_of_the_first_prompt(tmp_path):
