@@ -12,7 +12,8 @@ for the next time. Then each step runs in a process of its own, which reads the 
     setup     a worker's, without FlashU, in bfloat16; and again of what `convert` wrote, where it did
     setup_flashu  the same with FlashU at the paper's settings, calibrated as the release does: one forward, then the
               FFNs in another order
-    evaluate  one evaluation of an image with guidance, of a prompt of 62 tokens, after loading and the prefix
+    evaluate  one evaluation of an image with guidance, of a prompt of 62 tokens with bos and boi; loading and
+              the prefix come before
 
 Reported are a step's seconds, and the most memory that its process had: resident, and anonymous, which leaves out pages
 of mapped files, as these are dropped where memory is wanted. Of anonymous memory some is taken by imports, before the
@@ -209,7 +210,7 @@ def evaluate(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
     config, generator = model.config, torch.Generator().manual_seed(1)
     height, width = (PATCH_SIZE * side for side in config.native_grid)
     noise = sampler.initial_noise([0], config.image_latent_dim, height, width)
-    bos, *text, boi = torch.randint(config.llm_vocab_size, (PROMPT_TOKENS + 2,), generator=generator).tolist()
+    bos, *text, boi = torch.randint(config.llm_vocab_size, (PROMPT_TOKENS,), generator=generator).tolist()
     with torch.no_grad():
         times = model.embed_times(sampler.time_grid(2)[:-1])
         with measured() as making_prefix:
@@ -282,8 +283,8 @@ def run(step: str, folder: Path, options: argparse.Namespace, limit_s: float | N
             process.kill()  # where it has not ended, also as this one is stopped
     sys.stderr.write(err)
     if process.returncode:
-        told = err.strip().splitlines() or [f"ended by signal {-process.returncode}"]
-        return {"failed": told[-1].replace(f"{folder.parent}/", ""), "peak_anonymous_gib": peak}
+        told = [f"ended by signal {-process.returncode}"] if process.returncode < 0 else err.strip().splitlines()
+        return {"failed": (told or ["no word of why"])[-1].replace(f"{folder.parent}/", ""), "peak_anonymous_gib": peak}
     figures = json.loads(out.splitlines()[-1])
     return {**figures, "peak_anonymous_gib": max(peak, figures["peak_anonymous_gib"])}
 

@@ -220,7 +220,9 @@ class WorkerPool:
         self.work, self.options = ray.put(work), options  # pickled once, however many workers there will be
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         queue_class = ray.remote(QueueActor).options(num_cpus=0, scheduling_strategy=here, max_concurrency=10_000)
+        committed = list(committed)
         self.queue = queue_class.remote(num_shards, committed, identity, options)
+        self.to_do = num_shards - len(set(committed))
         self.members: dict[str, _Member] = {}
         self.lost: list[str] = []
         self.ever_ready: set[str] = set()
@@ -234,6 +236,8 @@ class WorkerPool:
         `watch` sees every snapshot. Raises `PoolError` when no worker can be set up, or results cannot be written.
         """
         try:
+            if self.to_do and stop() is Stop.NO:
+                self._fill(self.to_do)  # while the queue's own process starts
             while True:
                 snapshot = self._snapshot()
                 watch(snapshot)
@@ -248,7 +252,7 @@ class WorkerPool:
                         watch(snapshot)
                         break
                 else:
-                    self._fill(snapshot)
+                    self._fill(snapshot.remaining)
                 self._sleep()
             if snapshot.fatal:
                 raise PoolError(snapshot.fatal)
@@ -316,8 +320,9 @@ class WorkerPool:
             if self.failed_starts >= enough and not self.ever_ready & self.members.keys():
                 raise PoolError(f"no worker can be set up; the last one: {error}")
 
-    def _fill(self, snapshot: Snapshot) -> None:
-        wanted = min(self.options.workers or max(1, capacity(self.options)), snapshot.remaining)
+    def _fill(self, remaining: int) -> None:
+        """Hire as many workers as there are places, or shards that remain."""
+        wanted = min(self.options.workers or max(1, capacity(self.options)), remaining)
         if time.monotonic() < self.next_start:
             return
         while len(self.members) < wanted:

@@ -118,11 +118,16 @@ class FlashUConfig:
 
     @property
     def final_guidance(self) -> float | None:
-        """The scale of the schedule's last phase, the paper's s0 (§3.6), which is the baseline's; None without one."""
-        return self.schedule[-1][1] if self.schedule else None
+        """The scale of the last step, the paper's s0 (§3.6), which is the baseline's; None without a schedule."""
+        left = self.total_steps - 1
+        for steps, scale in self.schedule or ():
+            left -= steps
+            if left <= 0:
+                return scale
+        return None
 
     def at_guidance(self, scale: float) -> FlashUConfig:
-        """The same, with the schedule's scales in proportion and its last at `scale`; unchanged without a schedule."""
+        """The same, with the schedule's scales in proportion and the last step's `scale`; unchanged without one."""
         last = self.final_guidance
         if not last:
             return self

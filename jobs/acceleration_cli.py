@@ -251,7 +251,7 @@ def _check_task(task: str, pairs: Path | None) -> None:
 def _read_prompts(file: Path | None) -> list[str]:
     if file is None:
         return []
-    prompts = [line.strip() for line in _read(file).splitlines() if line.strip()]
+    prompts = [line.strip() for line in _read(file).split("\n") if line.strip()]
     if not prompts:
         raise InputError(f"{file} holds no prompts")
     return prompts
@@ -262,7 +262,8 @@ def _read_pairs(file: Path) -> list[tuple[Image.Image, str]]:
     from flashu.visual_questions import open_picture
 
     asked = []
-    for number, line in enumerate(_read(file).splitlines(), start=1):
+    lines = [(number, line) for number, line in enumerate(_read(file).split("\n"), start=1) if line.strip()]
+    for number, line in lines:  # split there alone: a text may hold what Python takes for other ends of lines
         try:
             pair = json.loads(line)
             asked.append((open_picture(file.parent / pair["image"]), str(pair["question"])))
@@ -307,7 +308,7 @@ def _writing(target: Path) -> Iterator[None]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

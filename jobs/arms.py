@@ -3,25 +3,33 @@
     OUT/baseline/    a run
     OUT/flashu/      a run
 
-What a benchmark makes of their images is its own: `jobs.dpg.benchmark`, `jobs.geneval_benchmark`.
+What a benchmark makes of their images is its own: `jobs.dpg.benchmark`, `jobs.reproduce.geneval`.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.storage import NotFound, S3Options, Storage, open_storage
 from flashu.config import NUM_INFERENCE_STEPS
 from flashu.errors import InputError
-from jobs.config import FlashUSection, RunConfig, SamplingSection
+from jobs.config import BASELINE, FLASHU, FlashUSection, RunConfig, SamplingSection
 from jobs.generate import EXIT_INCOMPLETE, GenerationJob
-from jobs.prepare import PreparedRun
+from jobs.inputs import check_inputs
+from jobs.prepare import PreparedRun, check_settings
 from jobs.progress import Progress
+from jobs.run_folder import RUN
 from jobs.worker_model import OFF, TRAJECTORIES, flashu_settings
 from manifests.dpg import IMAGES
+from manifests.plan import Manifest
 
-BASELINE, FLASHU = "baseline", "flashu"
+PROMPTS = "prompts.parquet"
 
 
 @dataclass
@@ -52,7 +60,7 @@ class ArmsConfig(RunConfig):
                 guidance = settings.final_guidance
             sections["sampling"] = replace(self.sampling, guidance_scale=guidance)
             sections["flashu"] = FlashUSection(preset=OFF)
-        elif self.flashu.num_inference_steps:
+        elif self.flashu.num_inference_steps is not None:
             sections["sampling"] = replace(self.sampling, num_inference_steps=self.flashu.num_inference_steps)
             sections["flashu"] = replace(self.flashu, num_inference_steps=None)
         return RunConfig(**sections)
@@ -74,16 +82,69 @@ def check_arms(config: ArmsConfig) -> None:
         )
 
 
+def check_guidance(config: ArmsConfig, manifest: Manifest) -> None:
+    """Raises `InputError` for a manifest that says how the baseline is guided, where FlashU goes by its schedule."""
+    settings = flashu_settings(config.flashu, config.sampling)
+    if len(config.arms) > 1 and settings and settings.schedule and "guidance_scale" in manifest.schema.names:
+        raise InputError(
+            f"{manifest.path} has guidance scales of its own, which FlashU's schedule goes before, so the arms would "
+            "not be guided alike; drop the column, or set flashu.schedule=[]"
+        )
+
+
+def open_output(config: ArmsConfig) -> tuple[Storage, bool]:
+    """Where the arms' runs go, and whether that is new; nothing is written there yet.
+
+    Raises `InputError`, `StorageError` for settings or inputs that cannot be used.
+    """
+    check_arms(config)
+    if not config.output.path:
+        raise InputError("output.path is not set; put it into the config, or add output.path=…")
+    for arm in config.arms:
+        check_settings(config.run_config(arm, config.manifest.path))
+    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
+    storage = open_storage(config.output.path, s3)
+    new = not any(storage.exists(f"{arm}/{RUN}") for arm in config.arms)
+    if new:  # else `prepare` knows whether it matters
+        check_inputs(config)
+    if storage.exists(RUN):
+        raise InputError(f"{storage.url} holds a run; give a benchmark another output.path")
+    return storage, new
+
+
+def write_prompts(storage: Storage, prompts: pa.Table, source: str) -> str:
+    """A benchmark's own prompts as a manifest, written once: a run holds on to its manifest's fingerprint.
+
+    Returns its URL. Raises `InputError` where other prompts are there.
+    """
+    url = f"{storage.url}/{PROMPTS}"
+    try:
+        if pq.read_table(io.BytesIO(storage.get(PROMPTS))).to_pydict() != prompts.to_pydict():
+            raise InputError(
+                f"{url} holds other prompts than {source}, or another number of images of each; "
+                "give another output.path"
+            )
+    except pa.ArrowInvalid:
+        raise InputError(f"{url} cannot be read; remove it, and it is made again") from None
+    except NotFound:
+        buffer = io.BytesIO()
+        pq.write_table(prompts, buffer)
+        storage.put(PROMPTS, buffer.getvalue())
+    return url
+
+
 def resolved(config: ArmsConfig) -> dict[str, Any]:
     """The settings, with what null comes to where the files here say it."""
     settings = flashu_settings(config.flashu, config.sampling)
     told = config.to_dict()
     if settings:
         told["flashu"]["num_inference_steps"] = settings.total_steps
-        told["flashu"]["calibration"] = config.flashu.calibration or TRAJECTORIES
+        if (settings.r_p or settings.head_prune_ratio) and not config.flashu.scores:
+            told["flashu"]["calibration"] = config.flashu.calibration or TRAJECTORIES
         if config.sampling.guidance_scale is None:
             told["sampling"]["guidance_scale"] = settings.final_guidance
-    told["sampling"]["num_inference_steps"] = config.sampling.num_inference_steps or NUM_INFERENCE_STEPS
+    if config.sampling.num_inference_steps is None:
+        told["sampling"]["num_inference_steps"] = NUM_INFERENCE_STEPS
     return told
 
 

@@ -18,6 +18,7 @@ from jobs.config_text import MANIFESTS, check_overrides, merge, told_by_file, to
 
 BUILT_IN = Path(__file__).parent / "configs"
 AUTO = "auto"
+BASELINE, FLASHU = "baseline", "flashu"  # the arms of a comparison
 
 # OmegaConf reads these annotations at run time, where Python 3.10 knows `X | None` but not every OmegaConf does.
 # ruff: noqa: UP045
@@ -53,7 +54,7 @@ class FlashUSection:
 @dataclass
 class SamplingSection:
     num_inference_steps: Optional[int] = None  # 50, or what FlashU is set to
-    guidance_scale: Optional[float] = None  # the model's own: 7.5 for the released ones
+    guidance_scale: Optional[float] = None  # the model's own, 7.5 for the released ones, or what FlashU's schedule says
     time_shift: Optional[float] = 3.0
     size: Any = None  # pixels per side, or WIDTHxHEIGHT; null is the model's own
     num_images: int = 1  # per prompt
@@ -148,7 +149,7 @@ def read_config(config: str | None, overrides: Sequence[str] = (), kind: type[Co
 def check_no_credentials(config: RunConfig) -> None:
     """Raises `InputError` for a URL that holds a password or key, without repeating it. For where settings get known:
     a run's `run.json`, a cluster's dashboard."""
-    for name, value in _flat(config.to_dict()):
+    for name, value in flat(config.to_dict()):
         if not isinstance(value, str) or "://" not in value or name == "sampling.negative_prompt":
             continue
         scheme, _, rest = value.partition("://")
@@ -159,7 +160,7 @@ def check_no_credentials(config: RunConfig) -> None:
             )
 
 
-def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Settings under their names as one gives them, `section.key` or `key`."""
     for name, value in settings.items():
         if isinstance(value, dict):

@@ -62,22 +62,26 @@ def compare(
     elif config is None and not demo:
         raise InputError("give a config, or settings such as questions=dpg_bench.csv, or --demo")
     from jobs.arms import check_arms, describe_arms, resolved
-    from jobs.config import built_in_configs, read_config
+    from jobs.config import flat, read_config
+    from jobs.config_sources import table, told_by_release
     from jobs.dpg.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
-    from jobs.reproduce.told import table, told_by
 
     settings = read_config(config, overrides, BenchmarkConfig)
-    told = told_by(built_in_configs()[config]) if config in built_in_configs() else []
+    settings = a_demo_of(settings, DEMO_PROMPTS) if demo else settings
+    told = told_by_release(config)
 
     def announce() -> None:
-        if told or dry_run:
-            check_arms(settings)
+        check_arms(settings)
+        if told:
             typer.echo("\n".join([*table(told, resolved(settings)), "", describe_arms(settings), ""]))
+        elif dry_run:
+            every = [f"{name}: {value}" for name, value in flat(resolved(settings))]
+            typer.echo("\n".join([*every, "", describe_arms(settings)]))
 
     if dry_run:
         announce()
         return
-    code, _ = run_benchmark(a_demo_of(settings, DEMO_PROMPTS) if demo else settings, announce)
+    code, _ = run_benchmark(settings, announce)
     sys.exit(code)
 
 

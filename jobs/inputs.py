@@ -33,13 +33,13 @@ from flashu.models.checkpoint_files import (
 )
 from flashu.models.geometry import Showo2Config, unsuited_size
 from flashu.models.tokenizer import PromptTokenizer
-from flashu.models.weight_names import find_weights
+from flashu.models.weight_names import STEMS, find_weights
 from jobs.config import ModelSection, RunConfig
 from jobs.run_folder import RUN
 
 SMALL_FILES = (CONFIG, f"vae/{CONFIG}", TOKENIZER, f"tokenizer/{TOKENIZER}")
 S3 = "s3://"
-MANY = 10_000  # objects of an s3:// checkpoint that are looked at
+MANY, SOME = 10_000, 100  # objects of an s3:// checkpoint that are looked at
 FORMS = "give a folder, a hub id (OWNER/NAME) or an s3:// folder"
 
 Found = TypeVar("Found")
@@ -245,8 +245,10 @@ class _Look:
         return self._storage(path).exists(name)
 
     def _names(self, path: str) -> list[str]:
-        """What an s3:// folder holds itself, of its first many objects."""
-        return [key for key in islice(self._storage(path).list(), MANY) if "/" not in key]
+        """What an s3:// folder holds itself: all that may be weights, and some of what else there is."""
+        storage = self._storage(path)
+        keys = {key for stem in STEMS for key in islice(storage.list(stem), MANY)} | set(islice(storage.list(), SOME))
+        return [key for key in keys if "/" not in key]
 
     def _storage(self, path: str) -> Storage:
         if path not in self.storages:  # which take a while to open

@@ -17,7 +17,7 @@ from cluster.session import check_address
 from cluster.storage import S3Options, Storage, open_storage
 from flashu import arguments
 from flashu.acceleration.plan import make_plan
-from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
+from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.devices import resolve_dtype
 from flashu.errors import InputError
 from flashu.models.blocks import check_mode
@@ -67,7 +67,7 @@ def prepare(config: RunConfig) -> PreparedRun:
         check_address(config.cluster.address)
         notes = check_inputs(config) + costly(config) + _overruled(config, settings)
     storage.check()
-    run = _describe(config, manifest)
+    run = _describe(config, settings, manifest)
     if earlier is None:
         if next(iter(storage.list(METADATA)), None):
             raise InputError(f"{storage.url} holds shards but no run.json; give another output.path")
@@ -156,14 +156,20 @@ def absolute_paths(model: Mapping[str, Any]) -> ModelSection:
 
 
 def _overruled(config: RunConfig, settings: FlashUConfig | None) -> list[str]:
-    """Settings that another one goes before, where both are set."""
-    asked = config.sampling.num_inference_steps
-    if not settings or asked in (None, settings.total_steps):
+    """Settings that another one goes before, where both are set, or that nothing needs."""
+    if not settings:
         return []
-    return [
-        f"FlashU is on, so its own {settings.total_steps} inference steps count (flashu.num_inference_steps), and not "
-        f"sampling.num_inference_steps={asked}"
-    ]
+    notes, steps, guidance = [], config.sampling.num_inference_steps, config.sampling.guidance_scale
+    if steps not in (None, settings.total_steps):
+        notes.append(
+            f"FlashU is on, so its own {settings.total_steps} inference steps count (flashu.num_inference_steps), and "
+            f"not sampling.num_inference_steps={steps}"
+        )
+    if config.flashu.schedule and guidance is not None:
+        notes.append(f"flashu.schedule says how images are guided, and not sampling.guidance_scale={guidance:g}")
+    if config.flashu.calibration and not (settings.r_p or settings.head_prune_ratio):
+        notes.append("Nothing is pruned with these settings, so flashu.calibration does nothing")
+    return notes
 
 
 def _for_workers(config: RunConfig, settings: FlashUConfig | None) -> RunConfig:
@@ -179,12 +185,13 @@ def _for_workers(config: RunConfig, settings: FlashUConfig | None) -> RunConfig:
     )
 
 
-def _describe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
+def _describe(config: RunConfig, settings: FlashUConfig | None, manifest: Manifest) -> dict[str, Any]:
     """What goes into `run.json`. No secrets: a config holds none."""
     return {
         "version": 1,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": config.to_dict(),
+        "guidance_schedule": _listed(settings and settings.schedule),
         "manifest": {
             "path": config.manifest.path,
             "num_rows": manifest.num_rows,
@@ -204,6 +211,19 @@ def code_fingerprint() -> str:
         digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _schedule_of_old(config: dict[str, Any]) -> list[list[float]] | None:
+    """The schedule of a run whose run.json does not say it: a preset's was as it stands, whatever else was set."""
+    section = config["flashu"]
+    if section["schedule"] is not None or section["preset"] not in FLASHU_PRESETS:
+        return _listed(section["schedule"])
+    return _listed(FLASHU_PRESETS[section["preset"]].schedule)
+
+
+def _listed(schedule: Any) -> list[list[float]] | None:
+    """A schedule as JSON has it."""
+    return [[steps, float(scale)] for steps, scale in schedule] if schedule else None
 
 
 def _compare(earlier: dict[str, Any], now: dict[str, Any], url: str) -> None:
@@ -231,4 +251,5 @@ def _essence(run: dict[str, Any]) -> dict[str, Any]:
     for name in ("sampling.batch_size", "model.cache_dir", "model.compile", "output.path", "output.retry_failures"):
         essence.pop(name, None)
     essence |= {f"manifest.{name}": config["manifest"][name] for name in ("shard_size", "limit")}
+    essence["FlashU's guidance schedule"] = run.get("guidance_schedule", _schedule_of_old(config))
     return essence | {"the manifest's fingerprint": run["manifest"]["fingerprint"]}

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from flashu.errors import InputError
+from flashu.models.checkpoint_files import EMBEDDED
+from jobs.config import BASELINE, FLASHU
 from jobs.reproduce.published import DPG, FIGURES, GENEVAL, MODELS, UNDERSTANDING, UNLIKE, beside, released_model
 from jobs.run_cli import OverridesArgument
-
-EMBEDDED = "embedded"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +54,7 @@ def dpg(
     from jobs.config import read_config
     from jobs.dpg.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
 
+    _refuse(overrides, {"model.path": "--model", "output.path": "-o", "questions": "--questions"})
     released = _released(DPG, model, like)
     given = [f"model.path={model}", f"output.path={output}"] + ([f"questions={questions}"] if questions else [])
     config = read_config(_config(DPG, model, released), [*given, *(overrides or ())], BenchmarkConfig)
@@ -66,7 +67,7 @@ def dpg(
         return
     code, comparison = run_benchmark(config, told.settings)
     if comparison:
-        told.figures(_measured(comparison["arms"], comparison.get("speed_up")))
+        told.figures(_measured(comparison["arms"]))
     sys.exit(code)
 
 
@@ -89,6 +90,7 @@ def geneval(
     from jobs.config import read_config
     from jobs.reproduce.geneval import EVALUATE, GenevalConfig, run_geneval
 
+    _refuse(overrides, {"model.path": "--model", "output.path": "-o", "prompts": "--prompts"})
     released = _released(GENEVAL, model, like)
     given = [f"model.path={model}", f"output.path={output}"] + ([f"prompts={prompts}"] if prompts else [])
     config = read_config(_config(GENEVAL, model, released), [*given, *(overrides or ())], GenevalConfig)
@@ -138,6 +140,7 @@ def understanding(
     from jobs.config import read_config
     from jobs.reproduce.understanding import RESULT, UnderstandingConfig, run_understanding
 
+    _refuse(overrides, {"model.path": "--model", "output": "-o", "questions": "--questions"})
     released = _released(UNDERSTANDING, model, like)
     given = [f"model.path={model}", f"output={output}"] + ([f"questions={questions}"] if questions else [])
     config = read_config(_config(UNDERSTANDING, model, released), [*given, *(overrides or ())], UnderstandingConfig)
@@ -147,16 +150,25 @@ def understanding(
         told.figures()
         return
     result = run_understanding(config, told.settings)
-    measured = {}
+    first, second = (result["arms"][arm] for arm in (BASELINE, FLASHU))
     for arm, figures in result["arms"].items():
         right = "" if figures["right"] is None else f", {100 * figures['right']:.1f}% right"
         typer.echo(
             f"{arm}: {figures['seconds_per_answer']:.3f} s and {figures['tflop_per_answer']:.4f} TFLOP an answer of "
             f"{figures['tokens_per_answer']:.1f} tokens{right} ({figures['settings']})"
         )
-        measured[arm] = {"speed_up": f"{result['speed_up']:.2f}x"}
-    typer.echo(f"{result['same_answers']:,} of {result['questions']:,} answers are the same; {output}/{RESULT}")
-    told.figures(measured)
+    same = sum(row[BASELINE] == row[FLASHU] for row in result["answers"])
+    typer.echo(f"{same:,} of {len(result['answers']):,} answers are the same; {output}/{RESULT}")
+    ratio = first["seconds_per_answer"] / second["seconds_per_answer"]
+    told.figures({FLASHU: {"speed_up": f"{ratio:.2f}x"}})
+
+
+def _refuse(overrides: list[str] | None, options: dict[str, str]) -> None:
+    """Raises `InputError` for settings that have an option here, by which more than the run goes."""
+    for override in overrides or ():
+        name = override.partition("=")[0].strip()
+        if name in options:
+            raise InputError(f"give {name} as {options[name]}")
 
 
 def _released(benchmark: str, model: str, like: str | None) -> str:
@@ -187,18 +199,20 @@ class _Told:
     def __init__(self, benchmark: str, model: str, released: str, config: Any):
         from dataclasses import asdict
 
-        from jobs.arms import ArmsConfig, describe_arms, resolved
-        from jobs.reproduce.told import told_by
+        from jobs.arms import ArmsConfig, check_arms, describe_arms, resolved
+        from jobs.config_sources import told_by
 
         self.benchmark, self.model, self.released = benchmark, model, released
         self.told = told_by(_config_file(benchmark, released))
         has_arms = isinstance(config, ArmsConfig)
+        if has_arms:
+            check_arms(config)
         self.now = resolved(config) if has_arms else asdict(config)
         self.arms = describe_arms(config) if has_arms else ""
 
     def settings(self) -> None:
         """The settings that there are, and where the release has them."""
-        from jobs.reproduce.told import table
+        from jobs.config_sources import table
 
         if self.model == EMBEDDED:
             typer.echo(f"The built-in model has settings and figures of its own; those told are of {self.released}.\n")
@@ -209,7 +223,7 @@ class _Told:
 
     def figures(self, measured: dict[str, dict[str, str]] | None = None) -> None:
         """What was published, what came out here if it did, and what was not run as published."""
-        from jobs.reproduce.told import other_than
+        from jobs.config_sources import other_than
 
         if measured is not None:
             here = " of the built-in model" if self.model == EMBEDDED else ""
@@ -222,7 +236,7 @@ class _Told:
             typer.echo(f"- {line}")
 
 
-def _measured(arms: dict[str, Any], speed_up: dict[str, Any] | None) -> dict[str, dict[str, str]]:
+def _measured(arms: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Of `comparison.json`, what stands beside published figures."""
     measured = {name: {"score": f"{arm['score']:.2f}"} for name, arm in arms.items() if arm["score"] is not None}
     _add_speed_up(measured, arms, "seconds_per_image")

@@ -11,7 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Over a hundred processes that tests start import the same modules.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-LONGEST = ("test_chaos.py", "test_benchmark.py", "test_run.py", "test_pool.py", "test_submit.py", "test_warm_up.py")
+LONGEST = (
+    "test_chaos.py",
+    "test_benchmark.py",
+    "test_run.py",
+    "test_pool.py",
+    "test_submit.py",
+    "test_warm_up.py",
+    "test_from_the_release.py",
+)
 GOLDEN = Path(__file__).parent / "golden"
 
 LIGHT = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}

@@ -6,6 +6,7 @@ Weights are memory-mapped and assigned to a model built on the `meta` device, so
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from flashu.devices import DTYPES, FLOAT8, resolve_device, resolve_dtype
 from flashu.errors import CheckpointError, InputError
+from flashu.models import weight_names
 from flashu.models.checkpoint_files import read_config, resolve_folder, weight_files
 from flashu.models.float8 import require_float8, to_float8
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from flashu.models.showo2 import Showo2Qwen2_5
 
 EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"
-FILES = ["config.json", "*.json", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]  # that may be read
+FILES = ["*.json", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]  # that may be read
 SAFETENSORS, RELEASE = "safetensors", "release"
 LAYOUTS = {  # how a model is written: names of files, of the index of shards, and what a shard holds at most
     SAFETENSORS: ("model{suffix}.safetensors", "model.safetensors.index.json", "5GB"),
@@ -141,7 +143,7 @@ def load_showo2(
     device = resolve_device(device)
     in_float8, as_stored = dtype == FLOAT8, dtype == STORED
     dtype = None if dtype is None or as_stored else resolve_dtype(dtype, device)
-    folder = resolve_folder(path_or_hub_id, FILES, variant)
+    folder = resolve_folder(path_or_hub_id, FILES, weights=True, variant=variant)
     config_file = folder / "config.json"
     if not config_file.exists():
         raise CheckpointError(f"{folder} has no config.json; it is not a Show-o2 checkpoint folder")
@@ -235,6 +237,9 @@ def save_weights(
     for file_name, names in split.filename_to_tensors.items():
         _write_shard({name: tensors[name] for name in names}, folder / file_name, dtype)
         (folder / file_name).chmod(config_file.stat().st_mode)  # safetensors are made readable by their owner alone
+    for name in os.listdir(folder):  # what an earlier model left would be read in this one's place
+        if weight_names.is_plain(name) and name not in split.filename_to_tensors:
+            (folder / name).unlink()
     if split.is_sharded:
         content = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / index).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -258,8 +263,13 @@ def _write_shard(tensors: dict[str, Tensor], file: Path, dtype: torch.dtype | No
             # What is a view of more (see `Joined`) is copied, as files are written from whole blocks of memory.
             if made[key].untyped_storage().nbytes() != made[key].nbytes:
                 made[key] = made[key].clone()
-        tensors[name] = made[key]
+            tensors[name] = made[key]
+        else:  # which safetensors cannot hold twice
+            tensors[name] = made[key].clone() if file.suffix == ".safetensors" else made[key]
     if file.suffix == ".safetensors":
         save_file(tensors, file, {"format": "pt"})
-    else:
+        return
+    try:
         torch.save(tensors, file)
+    except RuntimeError as error:  # of PyTorch's own writer, which tells no more
+        raise CheckpointError(f"{file} cannot be written (is the disk full?): {str(error).splitlines()[0]}") from None

@@ -37,10 +37,13 @@ RELEASED_VAE_REPOSITORY, RELEASED_VAE = "Wan-AI/Wan2.1-T2V-14B", "Wan2.1_VAE.pth
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
-def resolve_folder(path_or_hub_id: str | Path, patterns: Iterable[str], variant: str | None = None) -> Path:
+def resolve_folder(
+    path_or_hub_id: str | Path, patterns: Iterable[str], *, weights: bool = False, variant: str | None = None
+) -> Path:
     """A local folder as it is, or a hub repository's files that match `patterns`, downloaded or cached.
 
-    Of weights in several formats or variants, only those that `weight_files` would choose are downloaded.
+    weights: whether the patterns are of a model's weights too: of several formats and variants, only those that
+        `weight_files` would choose for `variant` are downloaded, and a repository without them is an error.
     `"embedded"` is the folder that ships with the package. Raises `CheckpointError` when it is none of these.
     """
     name = str(path_or_hub_id)
@@ -57,11 +60,29 @@ def resolve_folder(path_or_hub_id: str | Path, patterns: Iterable[str], variant:
         raise CheckpointError(f"{name} is a file; give the checkpoint's folder")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(f"no such checkpoint folder: {name}")
-    return _download(name, list(patterns), variant)
+    needless, cached = _needless_weights(name, variant) if weights else ([], None)
+    return cached or _download(name, list(patterns), needless)
 
 
-def _download(repo: str, patterns: list[str], variant: str | None) -> Path:
+def _needless_weights(repo: str, variant: str | None) -> tuple[list[str], Path | None]:
+    """The weights of a repository that its best copy makes needless; or, where the hub cannot be asked, the folder in
+    the cache that holds a copy. Raises `CheckpointError` where the repository has no such weights."""
     from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        files = [name for name in HfApi().list_repo_files(repo) if "/" not in name]
+    except Exception:  # offline, or not to be had: the download then says why, unless the cache has all that is needed
+        with suppress(Exception):
+            folder = Path(snapshot_download(repo, allow_patterns=[CONFIG], local_files_only=True))
+            if weight_files(folder, variant):
+                return [], folder
+        return [], None
+    chosen = weight_names.find_weights(files, repo, variant)
+    return [name for name in files if weight_names.is_weights(name) and not chosen.holds(name)], None
+
+
+def _download(repo: str, patterns: list[str], needless: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -70,17 +91,8 @@ def _download(repo: str, patterns: list[str], variant: str | None) -> Path:
         RepositoryNotFoundError,
     )
 
-    superseded = []  # of a repository with several formats or variants, one is fetched, and cached
     try:
-        superseded = _superseded([name for name in HfApi().list_repo_files(repo) if "/" not in name], repo, variant)
-    except CheckpointError:  # no weights, or not those asked for; whoever needs them says so
-        pass
-    except Exception:  # offline: the cache may still have it, and if not, the call below says why
-        named = [pattern for pattern in patterns if "*" not in pattern]
-        with suppress(LocalEntryNotFoundError, HFValidationError):  # whether weights are missing is seen on reading
-            return Path(snapshot_download(repo, allow_patterns=named, local_files_only=True))
-    try:
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=superseded))
+        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=needless))
     except HFValidationError:
         raise CheckpointError(f"no such checkpoint folder: {repo}") from None
     except GatedRepoError:
@@ -99,12 +111,6 @@ def _download(repo: str, patterns: list[str], variant: str | None) -> Path:
             raise
         reason = f"the hub cannot be reached ({type(error).__name__})"
     raise CheckpointError(f"{repo!r} is neither a local folder nor a hub id that can be loaded: {reason}")
-
-
-def _superseded(files: list[str], repo: str, variant: str | None) -> list[str]:
-    """The weights of a repository that its best copy makes needless. Raises `CheckpointError` where it has none."""
-    chosen = weight_names.find_weights(files, repo, variant)
-    return [name for name in files if weight_names.is_weights(name) and not chosen.holds(name)]
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
@@ -205,4 +211,6 @@ def _config_of(name: str, what: str, config_file: Path) -> Path:
     try:
         return (local if len(name) < 256 and local.is_dir() else resolve_folder(name, [CONFIG])) / CONFIG
     except CheckpointError as error:
-        raise CheckpointError(f"{config_file} names {what} that is not there: {error}") from None
+        raise CheckpointError(
+            f"{config_file} names {what} that is not there: {error}; name its folder, or a hub id"
+        ) from None

@@ -131,8 +131,11 @@ class Showo2Config:
 
     def to_release_dict(self) -> dict[str, Any]:
         """As `to_dict`, of our own keys only those that say more than the released ones."""
+        known = BUILT_IN_LLMS.get(self.llm_model_path)
+        if known and self.llm.vocab_size is None:  # as files from before say nothing of it
+            known = replace(known, vocab_size=None)
         told = {
-            "llm_config": asdict(BUILT_IN_LLMS[self.llm_model_path]) if self.llm_model_path in BUILT_IN_LLMS else None,
+            "llm_config": known and asdict(known),
             "vision_config": asdict(VisionGeometry()) if self.clip_pretrained_model_path == SIGLIP else None,
             "head_config": asdict(HeadGeometry()),
             "max_prompt_tokens": None,
@@ -146,6 +149,8 @@ class Showo2Config:
         reasons = []
         if self.head != HeadGeometry():
             reasons.append(f"it builds heads of hidden size {HeadGeometry().hidden_size}, not {self.head.hidden_size}")
+        if self.clip_pretrained_model_path == SIGLIP and self.vision != VisionGeometry():
+            reasons.append(f"it takes its semantic layers' sizes from {SIGLIP}, which has others")
         if not self.llm_model_path:
             reasons.append("it goes by llm_model_path, and the model names no LLM")
         return reasons
@@ -210,7 +215,8 @@ class Showo2Config:
             known.add("llm_vocab_size")
         elif llm.vocab_size is None:
             raise CheckpointError(
-                f"{where}: llm_vocab_size is not set, and its LLM ({data.get('llm_model_path')!r}) has no vocab_size"
+                f"{where}: llm_vocab_size is not set, and its LLM ({data.get('llm_model_path')!r}) has no "
+                "vocab_size; set llm_vocab_size to the rows of the embedding"
             )
         _check_sizes({key: data[key] for key in known & data.keys()}, where)
         if data.get("guidance_scale") is not None:
@@ -374,7 +380,8 @@ def unsuited_size(name: object, native_grid: tuple[int, int]) -> str | None:
     The released HQ model was trained at two sizes, and its config may say neither.
     """
     side = min(native_grid) * PIXELS_PER_TOKEN
-    if side >= HQ_SIZES[0] or not re.search(r"show-?o2[^/]*hq", str(name), re.IGNORECASE):
+    called = re.findall(r"show-?o2[^/]*", str(name), re.IGNORECASE)
+    if side >= HQ_SIZES[0] or not called or "hq" not in called[-1].lower():
         return None
     sizes = " and ".join(f"{size}x{size}" for size in HQ_SIZES)
     return (

@@ -72,6 +72,11 @@ def is_weights(name: str) -> bool:
     return _parse(name) is not None
 
 
+def is_plain(name: str) -> bool:
+    """Whether it does, and is of no variant."""
+    return (meaning := _parse(name)) is not None and meaning.variant is None
+
+
 def find_weights(names: Iterable[str], where: object, variant: str | None = None) -> Weights:
     """The weights among a folder's file names; of several formats the safer, and an index before what has none.
 
@@ -108,10 +113,9 @@ def _choose_variant(variants: set[str | None], where: object, variant: str | Non
     return next(iter(variants))
 
 
-def _preference(name: _Name) -> tuple[int, int, int]:
-    """Safetensors before pickles; an index before one file before shards without an index."""
-    kind = 0 if name.is_index else 1 if not name.count else 2
-    return FORMATS.index(name.format), kind, STEMS.index(name.stem)
+def _preference(name: _Name) -> tuple[int, bool, int, bool]:
+    """Safetensors before pickles, shards without an index last, and of one stem an index before one file."""
+    return FORMATS.index(name.format), bool(name.count), STEMS.index(name.stem), not name.is_index
 
 
 def _whole(shards: dict[str, _Name], where: object) -> tuple[str, ...]:
@@ -119,9 +123,14 @@ def _whole(shards: dict[str, _Name], where: object) -> tuple[str, ...]:
     sets: dict[int, dict[int, str]] = defaultdict(dict)
     for name, meaning in shards.items():
         sets[meaning.count][meaning.number] = name
-    for count, numbered in sets.items():
-        if set(numbered) == set(range(1, count + 1)):
-            return tuple(numbered[number] for number in range(1, count + 1))
+    whole = [numbered for count, numbered in sorted(sets.items()) if set(numbered) == set(range(1, count + 1))]
+    if len(whole) > 1:
+        raise CheckpointError(
+            f"{where} holds several sets of shards, of {' and '.join(str(len(numbered)) for numbered in whole)} files, "
+            "and no index; remove those that are not wanted"
+        )
+    if whole:
+        return tuple(whole[0][number] for number in sorted(whole[0]))
     count, numbered = max(sets.items(), key=lambda item: len(item[1]) / item[0])
     missing = [str(number) for number in range(1, count + 1) if number not in numbered]
     raise CheckpointError(

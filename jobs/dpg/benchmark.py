@@ -11,7 +11,6 @@ Each stage goes on where it stands, so the same command does whatever is left.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cluster.storage import NotFound, S3Options, Storage, StorageError, open_storage
+from cluster.storage import S3Options, Storage, StorageError, open_storage
 from flashu.errors import InputError
-from jobs.arms import ArmsConfig, check_arms, make_images
+from jobs.arms import ArmsConfig, check_guidance, make_images, open_output, write_prompts
 from jobs.config import check_no_credentials
 from jobs.dpg.comparison import Arm, compare, format_comparison
 from jobs.dpg.page import write_comparison
@@ -33,14 +31,12 @@ from jobs.dpg.score import read_about, read_text, score_run, some
 from jobs.dpg.vqa import SELF, check_judge, check_vqa
 from jobs.generate import EXIT_INCOMPLETE
 from jobs.image_cost import tflop_per_image
-from jobs.inputs import check_inputs, is_on_cluster
-from jobs.prepare import PreparedRun, check_settings, open_manifest, prepare
+from jobs.inputs import is_on_cluster
+from jobs.prepare import PreparedRun, open_manifest, prepare
 from jobs.report import collect_statistics
 from jobs.report.summary import summarise
-from jobs.run_folder import RUN
 from manifests.plan import Manifest
 
-PROMPTS = "prompts.parquet"
 DEMO_QUESTIONS = Path(__file__).parent / "demo.csv"
 SIGNALLED = 128  # exit codes from there on are of a signal
 MEASURED_PROMPTS = 1024  # whose lengths say what an image costs
@@ -106,48 +102,26 @@ def _summary(prepared: PreparedRun) -> dict[str, Any]:
 def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], dict[str, Item]]:
     """Check everything that can be before the first image is made. Returns the output, the runs and the items."""
     check_no_credentials(config)
-    check_arms(config)
     if not config.questions:
         raise InputError("questions is not set; put the question file into the config, or add questions=dpg_bench.csv")
-    if not config.output.path:
-        raise InputError("output.path is not set; put it into the config, or add output.path=…")
-    for arm in config.arms:
-        check_settings(config.run_config(arm, config.manifest.path))
     s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
     check_vqa(config.vqa, s3, is_on_cluster(config.cluster.address))
     questions = read_text(config.questions, s3)
     items = read_questions(questions, config.questions)
-    storage = open_storage(config.output.path, s3)
-    if not any(storage.exists(f"{arm}/{RUN}") for arm in config.arms):  # else `prepare` knows whether it matters
-        check_inputs(config)
+    storage, new = open_output(config)
+    if new:
         check_judge(config.vqa, config.model, config)
     storage.check()
     for arm in config.arms:
         read_about(open_storage(f"{storage.url}/{arm}", s3), config.vqa, questions)
-    if storage.exists(RUN):
-        raise InputError(f"{storage.url} holds a run; give a benchmark another output.path")
     if config.manifest.path:
-        path = config.manifest.path
-        _check_questions(open_manifest(config), items, config.questions)
+        path, manifest = config.manifest.path, open_manifest(config)
+        check_guidance(config, manifest)
+        _check_questions(manifest, items, config.questions)
     else:
-        path = _write_prompts(storage, items)
+        prompts = {"prompt_id": list(items), "prompt": [item.prompt for item in items.values()]}
+        path = write_prompts(storage, pa.table(prompts), config.questions)
     return storage, {arm: prepare(config.run_config(arm, path)) for arm in config.arms}, items
-
-
-def _write_prompts(storage: Storage, items: dict[str, Item]) -> str:
-    """The question file's own prompts as a manifest, written once: a run holds on to its manifest's fingerprint."""
-    columns = {"prompt_id": list(items), "prompt": [item.prompt for item in items.values()]}
-    url = f"{storage.url}/{PROMPTS}"
-    try:
-        if pq.read_table(io.BytesIO(storage.get(PROMPTS))).to_pydict() != columns:
-            raise InputError(f"{url} holds the prompts of another question file; give another output.path")
-    except pa.ArrowInvalid:
-        raise InputError(f"{url} cannot be read; remove it, and it is made again") from None
-    except NotFound:
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(columns), buffer)
-        storage.put(PROMPTS, buffer.getvalue())
-    return url
 
 
 def _check_questions(manifest: Manifest, items: dict[str, Item], questions: str) -> None:

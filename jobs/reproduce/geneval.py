@@ -10,7 +10,6 @@ The same command goes on where it stands, and at last reads what the evaluator w
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,19 +19,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from cluster.storage import NotFound, S3Options, Storage, StorageError, open_storage
+from cluster.storage import Storage
 from flashu.errors import InputError
-from jobs.arms import ArmsConfig, check_arms, make_images
+from jobs.arms import PROMPTS, ArmsConfig, make_images, open_output, write_prompts
 from jobs.config import check_no_credentials
 from jobs.geneval import export_images
-from jobs.inputs import check_inputs
-from jobs.prepare import PreparedRun, check_settings, prepare
+from jobs.prepare import PreparedRun, prepare
 from jobs.report import collect_statistics
 from jobs.report.summary import summarise
-from jobs.run_folder import RUN
 from manifests.geneval import build_geneval
+from manifests.sources import json_lines
 
-PROMPTS, SAMPLES = "prompts.parquet", "samples"
+SAMPLES = "samples"
 EVALUATE = "python evaluation/evaluate_images.py {samples} --outfile {results} --model-path weights"
 
 
@@ -77,68 +75,47 @@ def run_geneval(config: GenevalConfig, announce: Callable[[], object]) -> tuple[
         for what in done.missing:
             print(f"Missing: {what}")
         code = max(code, 1 if done.missing else 0)
-        arms[name] = GenevalArm(summary, samples, results, read_scores(results) if results.exists() else None)
+        scores = read_scores(results, done.images) if results.exists() else None
+        arms[name] = GenevalArm(summary, samples, results, scores)
     return code, arms
 
 
-def read_scores(results: Path) -> dict[str, float]:
+def read_scores(results: Path, images: int) -> dict[str, float]:
     """What GenEval's evaluator wrote, a line an image, as its own summary has it: the share of images that are right
     for each tag, and "overall", the mean of the tags'.
 
-    Raises `InputError` for a file of something else.
+    Raises `InputError` for a file of something else, or of another number of images.
     """
     right: dict[str, list[bool]] = defaultdict(list)
-    try:
-        for line in results.read_text(encoding="utf-8").splitlines():
-            image = json.loads(line)
-            right[str(image["tag"])].append(bool(image["correct"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{results} is not what GenEval's evaluate_images.py writes: {error}") from None
-    if not right:
-        raise InputError(f"{results} is empty; GenEval's evaluate_images.py writes a line for each image")
-    scores = {tag: sum(images) / len(images) for tag, images in sorted(right.items())}
+    with results.open("rb") as file:
+        for number, line in json_lines(file, str(results)):
+            if not isinstance(line, dict) or not isinstance(line.get("correct"), bool):
+                raise InputError(
+                    f"{results}:{number}: not a line of GenEval's evaluate_images.py, with tag and correct"
+                )
+            right[str(line.get("tag"))].append(line["correct"])
+    found = sum(map(len, right.values()))
+    if found != images:
+        raise InputError(
+            f"{results} is of {found:,} images, and there are {images:,}; remove it, and run the evaluator again"
+        )
+    scores = {tag: sum(of_tag) / len(of_tag) for tag, of_tag in sorted(right.items())}
     return scores | {"overall": sum(scores.values()) / len(scores)}
 
 
 def _prepare(config: GenevalConfig) -> tuple[Storage, dict[str, PreparedRun]]:
     """Check everything that can be before the first image is made."""
     check_no_credentials(config)
-    check_arms(config)
     if not config.prompts:
-        raise InputError("prompts is not set; give the prompts file, as in prompts=evaluation_metadata.jsonl")
+        raise InputError("prompts is not set; give the prompts file, as in --prompts evaluation_metadata.jsonl")
     if config.manifest.path:
         raise InputError("manifest.path is not for GenEval, whose manifest is made of its prompts file; drop it")
-    if not config.output.path:
-        raise InputError("output.path is not set; give it with -o, or output.path=…")
-    for arm in config.arms:
-        check_settings(config.run_config(arm, PROMPTS))
-    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
-    storage = open_storage(config.output.path, s3)
-    if not any(storage.exists(f"{arm}/{RUN}") for arm in config.arms):  # else `prepare` knows whether it matters
-        check_inputs(config)
-    storage.check()
-    if storage.exists(RUN):
-        raise InputError(f"{storage.url} holds a run; give a benchmark another output.path")
-    manifest = _write_prompts(storage, config)
-    return storage, {arm: prepare(config.run_config(arm, manifest)) for arm in config.arms}
-
-
-def _write_prompts(storage: Storage, config: GenevalConfig) -> str:
-    """The prompts file as a manifest, written once: a run holds on to its manifest's fingerprint."""
-    url = f"{storage.url}/{PROMPTS}"
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / PROMPTS
         place = {"endpoint_url": config.storage.endpoint_url, "region": config.storage.region}
         build_geneval(config.prompts, str(file), num_images=config.sampling.num_images, **place)
-        try:
-            earlier = Path(scratch) / "earlier.parquet"
-            earlier.write_bytes(storage.get(PROMPTS))
-            if pq.read_table(earlier).to_pydict() != pq.read_table(file).to_pydict():
-                raise InputError(f"{url} holds the prompts of another file; give another output.path")
-        except NotFound:
-            storage.put(PROMPTS, file.read_bytes())
-        except (OSError, ValueError) as error:  # pyarrow's
-            if isinstance(error, (InputError, StorageError)):
-                raise
-            raise InputError(f"{url} cannot be read; remove it, and it is made again") from None
-    return url
+        prompts = pq.read_table(file)
+    storage, _ = open_output(config)
+    storage.check()
+    manifest = write_prompts(storage, prompts, config.prompts)
+    return storage, {arm: prepare(config.run_config(arm, manifest)) for arm in config.arms}

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flashu.errors import InputError
+from jobs.config import BASELINE, FLASHU
 
 DPG, GENEVAL, UNDERSTANDING = "dpg", "geneval", "understanding"
 MODELS = ("show-o2-1.5b", "show-o2-1.5b-hq", "show-o2-7b")
-BASELINE, FLASHU = "baseline", "flashu"
-
 PAPER = "Show-o2, arXiv 2506.15564"
 FLASHU_PAPER = "FlashU, arXiv 2603.15271, abstract"
 ONEIG = "OneIG-Bench's authors, 432 pixels"
@@ -88,8 +87,8 @@ UNLIKE: dict[str, tuple[str, ...]] = {
 
 def released_model(name: str) -> str:
     """Which released model a hub id or folder is of, by its name. Raises `InputError` where it says none."""
-    found = re.search(r"show-?o2-(1\.5b|7b)(-hq)?", name, re.IGNORECASE)
-    model = found[0].lower().replace("showo2", "show-o2") if found else None
+    called = re.findall(r"show-?o2-((?:1\.5b|7b)(?:-hq)?)", name, re.IGNORECASE)
+    model = f"show-o2-{called[-1].lower()}" if called else None
     if model not in MODELS:
         raise InputError(
             f"--model {name}: its name does not say which released model it is of; add --like with one of: "

@@ -1,26 +1,33 @@
 """Questions about images, answered unaccelerated and with FlashU, here: seconds, operations, and what is right.
 
-OUT/understanding.json    settings, both arms' figures, and every answer
+    OUT/understanding.json    settings, both arms' figures, and every answer; written when an arm is done
+    OUT/pictures/             of the built-in model, where no questions were given
+
+The same command goes on with the arm that is left.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
+from flashu import arguments
 from flashu.config import FLASHU_PRESETS, FlashUConfig
 from flashu.errors import InputError
-from jobs.reproduce.published import BASELINE, FLASHU
+from flashu.models.checkpoint_files import EMBEDDED
+from jobs.config import BASELINE, FLASHU
+from manifests.sources import json_lines
 
 if TYPE_CHECKING:
     from flashu.pipeline import TextToImagePipeline
 
-RESULT = "understanding.json"
+RESULT, PICTURES = "understanding.json", "pictures"
 FORM = '{"image": FILE, "question": TEXT}, with an "answer": TEXT where it is known'
 
 # OmegaConf reads these annotations at run time, where Python 3.10 knows `X | None` but not every OmegaConf does.
@@ -29,7 +36,7 @@ FORM = '{"image": FILE, "question": TEXT}, with an "answer": TEXT where it is kn
 
 @dataclass
 class AnsweredBySection:
-    path: str = "embedded"  # folder, hub id, or "embedded", the built-in model
+    path: str = EMBEDDED  # folder, hub id, or "embedded", the built-in model
     variant: Optional[str] = None  # of the weights, as in pytorch_model.bf16.bin
     vae: Optional[str] = None  # beside the model, else the hub
     tokenizer: Optional[str] = None  # beside the model, else the hub
@@ -74,82 +81,110 @@ class Question:
 
 
 def run_understanding(config: UnderstandingConfig, announce: Callable[[], object]) -> dict[str, Any]:
-    """Answer both ways, write the result, and return it. `announce` is called once everything was found good.
+    """Answer what is left, write each arm when it is done, and return the result.
 
-    Raises `InputError` for what a user can mend; before the model is loaded, but for what only it can tell.
+    `announce` is called once everything was found good. Raises `InputError` for what a user can mend, before a question
+    is answered.
     """
-    settings = replace(FLASHU_PRESETS["off"], **{k: v for k, v in asdict(config.flashu).items() if k != "scores"})
-    if not config.output:
-        raise InputError("output is not set; give a folder with -o")
-    result_file = Path(config.output) / RESULT
-    if result_file.exists():
-        raise InputError(f"{result_file} exists already; name another folder, or remove it first")
-    if not config.questions and config.model.path != "embedded":
-        raise InputError(f"questions is not set; give a file of JSON lines {FORM}")
-    questions = read_questions(Path(config.questions)) if config.questions else None
+    settings = _check(config)
+    file = Path(config.output).expanduser() / RESULT
+    result = _earlier(file, config)
+    questions = read_questions(Path(config.questions).expanduser()) if config.questions else None
+    left = [arm for arm in (BASELINE, FLASHU) if arm not in result["arms"]]
+    if not left:
+        announce()
+        return result
     from flashu.acceleration.wanda import WandaScores
+    from flashu.patch import apply_flashu_patch, unpatched
 
     scores = WandaScores.load(config.flashu.scores) if config.flashu.scores else None
-    pipe, measured = _load(config), {}
+    pipe = _load(config)
+    apply_flashu_patch(pipe.model, settings, understanding_scores=scores, tokenizer=pipe.tokenizer)
     announce()
-    with tempfile.TemporaryDirectory() as scratch:
-        questions = questions or _own_questions(pipe, Path(scratch))
-        pictures, of_picture = _by_picture(questions)
-        places = {picture: place for place, picture in enumerate(pictures)}
-        questions = sorted(questions, key=lambda question: places[question.image])  # as answers come
-        for arm in (BASELINE, FLASHU):
-            measured[arm] = _answer(pipe, config, settings if arm == FLASHU else None, scores, pictures, of_picture)
-    result = {
-        "version": 1,
-        "config": asdict(config),
-        "device": str(pipe.model.device),
-        "dtype": pipe.model.number_format,
-        "questions": len(questions),
-        "images": len(pictures),
-        "arms": {arm: figures for arm, (figures, _) in measured.items()},
-        "speed_up": _ratio(measured, "seconds_per_answer"),
-        "fewer_operations": _ratio(measured, "tflop_per_answer"),
-        "same_answers": sum(map(str.__eq__, *(answers for _, answers in measured.values()))),
-        "answers": [
+    _write(file, result)  # which is known to be possible, then
+    with unpatched(pipe.model):
+        questions = _by_image(questions or _own_questions(pipe, file.parent / PICTURES))
+    for arm in left:
+        with unpatched(pipe.model) if arm == BASELINE else nullcontext():
+            figures, answers = _answer(pipe, config.answering, questions)
+        rows = result["answers"] or [
             {"image": question.image, "question": question.text, "answer": question.answer}
-            | {arm: answers[index] for arm, (_, answers) in measured.items()}
-            for index, question in enumerate(questions)
-        ],
-    }
-    for arm, (figures, _) in measured.items():
-        figures["right"] = _right(result["answers"], arm)
-    try:
-        result_file.parent.mkdir(parents=True, exist_ok=True)
-        result_file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{result_file} cannot be written: {error.strerror}") from None
+            for of_image in questions
+            for question in of_image
+        ]
+        result["answers"] = [row | {arm: answer} for row, answer in zip(rows, answers, strict=True)]
+        result["arms"][arm] = figures | {"right": _right(result["answers"], arm)}
+        _write(file, result)
     return result
 
 
-def read_questions(file: Path) -> list[Question]:
-    """Questions from JSON lines; images are named relative to the file. Raises `InputError` naming the line."""
+def _check(config: UnderstandingConfig) -> FlashUConfig:
+    """FlashU's settings. Raises `InputError` for settings that cannot be used."""
+    for name in ("questions", "output"):
+        if "://" in getattr(config, name):
+            raise InputError(
+                f"{name} is {getattr(config, name)}; questions are answered on this machine: name a path here"
+            )
+    if not config.output:
+        raise InputError("output is not set; give a folder with -o")
+    if not config.questions and config.model.path != EMBEDDED:
+        raise InputError(f"questions is not set; give a file of JSON lines {FORM}")
+    arguments.whole("answering.images_at_once", config.answering.images_at_once, least=1)
+    arguments.whole("answering.max_new_tokens", config.answering.max_new_tokens, least=1)
+    given = asdict(config.flashu)
+    del given["scores"]
+    return replace(FLASHU_PRESETS["off"], **given)
+
+
+def _earlier(file: Path, config: UnderstandingConfig) -> dict[str, Any]:
+    """What is answered already. Raises `InputError` where that was with other settings, or is something else."""
+    if not file.exists():
+        return {"version": 1, "config": asdict(config), "arms": {}, "answers": []}
     try:
-        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        same = earlier["config"] == asdict(config) and isinstance(earlier["arms"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise InputError(f"{file} holds answers that were given with other settings; name another folder, or remove it")
+    return earlier
+
+
+def _write(file: Path, result: dict[str, Any]) -> None:
+    partial = file.with_suffix(".partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}") from None
+
+
+def read_questions(file: Path) -> list[Question]:
+    """Questions from JSON lines; images are named relative to the file.
+
+    Raises `InputError`, `ManifestError`, naming the line.
+    """
     questions = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            image, text, answer = row["image"], row["question"], row.get("answer")
-            if not all(isinstance(value, str) and value.strip() for value in (image, text, answer or "none")):
-                raise ValueError("a text is empty, or is none")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file}, line {number}: needs {FORM}: {error!r}") from None
-        path = file.expanduser().parent / image
-        if not path.is_file():
-            raise InputError(f"{file}, line {number}: there is no image {path}")
-        questions.append(Question(str(path), text, answer))
+    try:
+        with file.open("rb") as stream:
+            for number, row in json_lines(stream, str(file)):
+                questions.append(_question(row, file.parent, f"{file}:{number}"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
     if not questions:
         raise InputError(f"{file} holds no questions; a line each is {FORM}")
     return questions
+
+
+def _question(row: Any, folder: Path, where: str) -> Question:
+    values = [row.get(name) for name in ("image", "question", "answer")] if isinstance(row, dict) else [None]
+    if not all(isinstance(value, str) and value.strip() for value in values if value is not None) or None in values[:2]:
+        raise InputError(f"{where}: needs {FORM}, none of them empty")
+    image, text, answer = values
+    if not (folder / image).is_file():
+        raise InputError(f"{where}: there is no image {folder / image}")
+    return Question(str(folder / image), text, answer)
 
 
 def _load(config: UnderstandingConfig) -> TextToImagePipeline:
@@ -166,80 +201,84 @@ def _own_questions(pipe: TextToImagePipeline, folder: Path) -> list[Question]:
 
     items = read_dpg(DEMO_QUESTIONS.read_text(encoding="utf-8"), str(DEMO_QUESTIONS))
     pictures = pipe([item.prompt for item in items.values()], seeds=0)
+    folder.mkdir(exist_ok=True)
     questions = []
-    for (name, item), picture in zip(items.items(), pictures, strict=True):
-        picture.save(folder / f"{name}.png")
-        questions += [Question(str(folder / f"{name}.png"), asked.text, "yes") for asked in item.questions]
+    for number, (item, picture) in enumerate(zip(items.values(), pictures, strict=True)):
+        file = folder / f"{number}.png"
+        picture.save(file)
+        questions += [Question(str(file), asked.text, "yes") for asked in item.questions]
     return questions
 
 
-def _by_picture(questions: Sequence[Question]) -> tuple[list[str], list[list[str]]]:
-    """The images in the order in which they are first asked about, and the questions about each."""
-    found: dict[str, list[str]] = {}
+def _by_image(questions: Sequence[Question]) -> list[list[Question]]:
+    """The questions about each image together, images in the order in which they are first asked about."""
+    found: dict[str, list[Question]] = {}
     for question in questions:
-        found.setdefault(question.image, []).append(question.text)
-    return list(found), list(found.values())
+        found.setdefault(question.image, []).append(question)
+    return list(found.values())
 
 
 def _answer(
-    pipe: TextToImagePipeline,
-    config: UnderstandingConfig,
-    settings: FlashUConfig | None,
-    scores: Any,
-    pictures: Sequence[str],
-    questions: Sequence[Sequence[str]],
+    pipe: TextToImagePipeline, section: AnsweringSection, questions: Sequence[Sequence[Question]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """An arm's figures, and its answers in the order of the pictures."""
-    from flashu.flops import count_answer
-    from flashu.patch import apply_flashu_patch, remove_flashu_patch
-
-    if settings:
-        apply_flashu_patch(pipe.model, settings, understanding_scores=scores, tokenizer=pipe.tokenizer)
-    options = {
-        "max_new_tokens": config.answering.max_new_tokens,
-        "fit": "letterbox" if config.answering.letterbox else "crop",
-        "batch_size": config.answering.images_at_once,
-    }
-    pipe.answer(pictures[0], list(questions[0]), **options)  # warms up
-    start = time.perf_counter()
-    answers = [
-        text for of_picture in pipe.answer(list(pictures), list(map(list, questions)), **options) for text in of_picture
+    """An arm's figures, and its answers in the order of the questions."""
+    batches = [
+        questions[start : start + section.images_at_once] for start in range(0, len(questions), section.images_at_once)
     ]
+
+    def answers(batches: Sequence[Sequence[Sequence[Question]]]) -> Iterator[str]:
+        for batch in batches:
+            pictures = [of_image[0].image for of_image in batch]
+            texts = [[question.text for question in of_image] for of_image in batch]
+            fit = "letterbox" if section.letterbox else "crop"
+            for of_image in pipe.answer(
+                pictures, texts, max_new_tokens=section.max_new_tokens, fit=fit, batch_size=len(batch)
+            ):
+                yield from of_image
+
+    list(answers(batches[:1]))  # warms up
+    start = time.perf_counter()
+    said = list(answers(batches))
     seconds = time.perf_counter() - start
-    count = len(answers)
-    tokens = [len(pipe.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids) + 1 for text in answers]
-    lengths = {
-        "questions": max(round(count / len(pictures)), 1),
-        "question_tokens": round(
-            sum(len(pipe.tokenizer.encode_question(text).after) - 1 for of in questions for text in of) / count
-        ),
-        "answer_tokens": max(round(sum(tokens) / count), 1),
-        "frame_tokens": len(pipe.tokenizer.encode_question("?").before),
-    }
-    network = pipe.model
-    flop = sum(count_answer(network.config, network.acceleration, network.config.native_grid, **lengths).values())
-    remove_flashu_patch(network)
+    settings = pipe.model.acceleration
     return {
-        "settings": settings.describe() if settings else "unaccelerated",
-        "seconds_per_answer": seconds / count,
-        "tflop_per_answer": flop / lengths["questions"] / 1e12,
-        "tokens_per_answer": sum(tokens) / count,
-    }, answers
+        "settings": settings.config.describe() if settings else "unaccelerated",
+        "device": str(pipe.model.device),
+        "dtype": pipe.model.number_format,
+        "seconds_per_answer": seconds / len(said),
+        **_costs(pipe, [question for of_image in questions for question in of_image], said, len(questions)),
+    }, said
 
 
-def _ratio(measured: dict[str, Any], key: str) -> float:
-    return measured[BASELINE][0][key] / measured[FLASHU][0][key]
+def _costs(
+    pipe: TextToImagePipeline, questions: Sequence[Question], said: Sequence[str], images: int
+) -> dict[str, float]:
+    """Tokens of an answer, and the operations that one of them takes whose question and answer are as long as these are
+    on average."""
+    from flashu.flops import count_answer
+
+    tokens = sum(len(pipe.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids) + 1 for text in said)
+    asked = [pipe.tokenizer.encode_question(question.text) for question in questions]
+    network, each = pipe.model, max(round(len(said) / images), 1)
+    flop = count_answer(
+        network.config,
+        network.acceleration,
+        network.config.native_grid,
+        questions=each,
+        question_tokens=round(sum(len(question.after) - 1 for question in asked) / len(asked)),
+        answer_tokens=max(round(tokens / len(said)), 1),
+        frame_tokens=len(asked[0].before),
+    )
+    return {"tokens_per_answer": tokens / len(said), "tflop_per_answer": sum(flop.values()) / each / 1e12}
 
 
 def _right(answers: Sequence[dict[str, Any]], arm: str) -> float | None:
-    """The share of the known answers that an arm gave: the same words, or yes or no. None where none is known."""
+    """The share of the known answers that an arm gave. None where none is known."""
     known = [answer for answer in answers if answer["answer"] is not None]
     return sum(_agree(answer[arm], answer["answer"]) for answer in known) / len(known) if known else None
 
 
 def _agree(said: str, expected: str) -> bool:
-    from jobs.dpg.vqa import verdict
-
-    if verdict(expected) is not None:
-        return verdict(said) == verdict(expected)
-    return said.strip(" .").casefold() == expected.strip(" .").casefold()
+    """Whether an answer is the expected one: the same words, or where that is yes or no, the same by its first word."""
+    said, expected = (re.findall(r"\w+", text.casefold()) for text in (said, expected))
+    return said[:1] == expected if expected in (["yes"], ["no"]) else said == expected

@@ -244,6 +244,56 @@ def test_weights_saved_by_the_hubs_own_function_load(folder):
     assert_same_weights(load(folder), fakes.weights())
 
 
+def test_of_several_sets_of_shards_without_an_index_none_is_guessed(tmp_path):
+    fakes.write_release_folder(tmp_path, layout="sharded bin, no index")
+    torch.save({}, tmp_path / "pytorch_model-00001-of-00001.bin")
+    assert "holds several sets of shards, of 1 and 4 files, and no index" in refusal(tmp_path)
+
+
+def test_one_file_is_not_hidden_by_an_index_that_is_left_of_another_name(folder):
+    (folder / "pytorch_model.bin").unlink()
+    fakes.write_weights(folder, fakes.weights(seed=2), "safetensors")
+    fakes.write_index(folder / "diffusion_pytorch_model.safetensors.index.json", {"a": "gone.safetensors"})
+    assert_same_weights(load(folder), fakes.weights(seed=2))
+
+
+@pytest.mark.parametrize("second", [("safetensors", "5GB"), ("safetensors", "200KB"), ("release", "10GB")])
+@pytest.mark.parametrize("first", [("safetensors", "5GB"), ("safetensors", "200KB"), ("release", "200KB")])
+def test_what_is_saved_last_is_what_loads(tmp_path, monkeypatch, first, second):
+    for seed, (layout, shard_size) in enumerate((first, second)):
+        pattern, index, _ = checkpoint.LAYOUTS[layout]
+        monkeypatch.setitem(checkpoint.LAYOUTS, layout, (pattern, index, shard_size))
+        model = random_model(Showo2Qwen2_5, fakes.CONFIG, seed)
+        model.save_pretrained(tmp_path, layout=layout)
+        assert_same_weights(load(tmp_path), model.state_dict())
+        (tmp_path / "pytorch_model.ema.bin").touch()  # a variant, which nobody asks for, stays
+    assert (tmp_path / "pytorch_model.ema.bin").exists()
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "release"])
+def test_an_untied_model_whose_file_shares_its_head_can_be_saved(tmp_path, layout):
+    tensors = fakes.weights()  # one tensor under two names
+    fakes.write_release_folder(tmp_path / "source", UNTIED, tensors=tensors)
+    load(tmp_path / "source").save_pretrained(tmp_path / "saved", "bfloat16", layout)
+    assert_same_weights(load(tmp_path / "saved"), {name: tensor.bfloat16() for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "release"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, layout):
+    """A limit on the size of files stands in for one."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "from jobs.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "convert", "embedded", str(tmp_path / "out"), "--layout", layout]
+    outcome = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert outcome.returncode == 2, outcome
+    assert outcome.stderr.count("\n") == 1, outcome.stderr
+    assert "cannot be written" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @both_kinds
 @pytest.mark.parametrize("shard_size", ["5GB", "200KB"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

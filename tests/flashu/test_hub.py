@@ -19,6 +19,7 @@ TOKEN = "hf_NeverToBeShownNeverToBeShown"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 MODEL, PICKLED_MODEL = "showlab-fake/small", "showlab-fake/small-bin"
+VARIANTS = "showlab-fake/small-variants"  # which has no plain weights, and two variants
 LLM = "qwen-fake/small-instruct"
 WAN = "Wan-AI/Wan2.1-T2V-14B"  # where the released VAE is looked for when no --vae is given
 
@@ -39,6 +40,8 @@ def hub(tmp_path_factory):
     for name in ("model.fp16.safetensors", "pytorch_model.bf16.bin"):
         (both / name).write_bytes(b"a variant that nobody asked for")
     pickled = fakes.write_showo2(folder / "pickled", layout="sharded bin", llm=LLM)
+    variants = fakes.write_showo2(folder / "variants", layout="variant bin", llm=LLM)
+    (variants / "pytorch_model.fp16.bin").write_bytes(b"another")
     llm = folder / "llm"
     fakes.write_llm_folder(llm)
     (llm / "model.safetensors").write_bytes(b"gigabytes that nobody needs")
@@ -53,7 +56,7 @@ def hub(tmp_path_factory):
         "google/umt5-xxl/tokenizer.json",
     ):
         (wan / name).write_bytes(b"gigabytes that nobody needs")
-    with Hub({MODEL: both, PICKLED_MODEL: pickled, LLM: llm, WAN: wan}) as hub:
+    with Hub({MODEL: both, PICKLED_MODEL: pickled, VARIANTS: variants, LLM: llm, WAN: wan}) as hub:
         yield hub
 
 
@@ -215,7 +218,7 @@ def later_runs(first_run, home, hub, tmp_path_factory):
     occasions = {
         "hub gone": Session(folders[0], dead_endpoint, [MODEL, "fake/unreachable"], **cached),
         "HF_HUB_OFFLINE": Session(folders[1], hub.url, [MODEL], HF_HUB_OFFLINE="1", **cached),
-        "hub there": Session(folders[2], hub.url, [PICKLED_MODEL, *REFUSALS]),
+        "hub there": Session(folders[2], hub.url, [PICKLED_MODEL, VARIANTS, *REFUSALS]),
     }
     return {name: occasion.wait() for name, occasion in occasions.items()}
 
@@ -258,6 +261,13 @@ def test_a_repository_with_pickles_only_is_fetched_as_it_is(first_run, later_run
     assert run.code == 0, run.err
     assert run.picture.read_bytes() == first_run.picture.read_bytes()
     assert "diffusion_pytorch_model.bin.index.json" in fetched(hub, PICKLED_MODEL)
+
+
+def test_of_a_repository_without_plain_weights_none_is_fetched_before_one_is_chosen(later_runs, hub):
+    run = later_runs["hub there"][VARIANTS]
+    assert run.code == 2
+    assert run.err == f"flashu: {VARIANTS} holds its weights in variants only: bf16, fp16. Choose one with variant=\n"
+    assert fetched(hub, VARIANTS) == set()
 
 
 @pytest.mark.parametrize(

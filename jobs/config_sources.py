@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from jobs.config import built_in_configs
+
 _SECTION = re.compile(r"(\w+):\s*$")
 _SETTING = re.compile(r"  (\w+):\s*(?P<value>.*?)\s+#\s*(?P<source>.*)$")
 
@@ -36,6 +38,12 @@ def told_by(config_file: Path) -> list[Told]:
         elif setting := _SETTING.match(line):
             found.append(Told(f"{section}.{setting[1]}", yaml.safe_load(setting["value"]), setting["source"]))
     return found
+
+
+def told_by_release(config: str | None) -> list[Told]:
+    """The settings of a built-in config that takes them from a release; none of another's."""
+    built_in = built_in_configs()
+    return told_by(built_in[config]) if config in built_in and config.startswith(("dpg-", "geneval-")) else []
 
 
 def table(told: list[Told], settings: Mapping[str, Any]) -> list[str]:
