@@ -195,8 +195,12 @@ def extended_tokenizer():
 def qwen_tokenizer():
     """Qwen2.5's tokenizer with five merges instead of 151387: the same pipeline, the same added tokens in order."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {piece: index for index, piece in enumerate([*alphabet, *map("".join, MERGES)])}
-    tokenizer = Tokenizer(BPE(vocabulary, list(MERGES)))
+    return qwen_pipeline({piece: index for index, piece in enumerate([*alphabet, *map("".join, MERGES)])}, MERGES)
+
+
+def qwen_pipeline(vocabulary, merges):
+    """Qwen2.5's tokenizer of this vocabulary, with its 22 added tokens, of which the last eight are not special."""
+    tokenizer = Tokenizer(BPE(vocabulary, list(merges)))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -206,8 +210,9 @@ def qwen_tokenizer():
     )
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(
-        [AddedToken(t, normalized=False, special="tool" not in t and not t.startswith(("<|fim", "<|repo", "<|file")))
-         for t in QWEN_TOKENS]
-    )  # fmt: skip
+    tokenizer.add_tokens(qwen_added_tokens())
     return tokenizer
+
+
+def qwen_added_tokens():
+    return [AddedToken(token, normalized=False, special=token not in QWEN_TOKENS[14:]) for token in QWEN_TOKENS]

@@ -13,13 +13,9 @@ from importlib.metadata import distribution
 from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
-
-from tests.fakes import QWEN_TOKENS, QWEN_WORDS
+from tests.fakes import qwen_pipeline
 
 VOCABULARY = "dashscope/resources/qwen.tiktoken"
-NOT_SPECIAL = QWEN_TOKENS[14:]  # from <tool_call> on
 
 
 def write_tokenizer(folder):
@@ -30,23 +26,7 @@ def write_tokenizer(folder):
 
 def build_tokenizer():
     """A new tokenizer of 151,665 entries: without what Show-o2 adds."""
-    vocabulary, merges = read_vocabulary()
-    tokenizer = Tokenizer(BPE(vocabulary, merges))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(added_tokens())
-    return tokenizer
-
-
-def added_tokens():
-    return [AddedToken(token, normalized=False, special=token not in NOT_SPECIAL) for token in QWEN_TOKENS]
+    return qwen_pipeline(*read_vocabulary())
 
 
 @cache

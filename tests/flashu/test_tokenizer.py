@@ -101,7 +101,7 @@ def released():
 
     vocabulary, merges = qwen.read_vocabulary()
     tokenizer = Qwen2Tokenizer(vocabulary, merges)
-    tokenizer.add_tokens(qwen.added_tokens())
+    tokenizer.add_tokens(fakes.qwen_added_tokens())
     tokenizer.eos_token = "<|im_end|>"
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.add_tokens("<image>")
