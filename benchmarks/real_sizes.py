@@ -308,7 +308,7 @@ def measure(top: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]
 
     def take(name: str, step: str, folder: Path, limit_s: float | None) -> None:
         write_out_and_drop(top)
-        steps[name] = run(step, folder, options, limit_s)
+        steps[name] = work(step, folder, options) if options.here else run(step, folder, options, limit_s)
         print(shown(name, steps[name]), flush=True)
 
     if not released.exists():
@@ -373,6 +373,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="leave the temporary folder there")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a step is given up (default 600)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+    parser.add_argument("--here", action="store_true", help="all steps in this process: quick, and memory says nothing")
     parser.add_argument("--step", choices=WORK, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -23,7 +23,7 @@ def run(folder, *arguments):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real_sizes")
-    outcome, result = run(folder)
+    outcome, result = run(folder, "--here")
     assert outcome.code == 0, outcome
     return folder / "embedded" / "released", outcome, result
 

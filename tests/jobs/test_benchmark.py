@@ -143,6 +143,8 @@ def test_killed_while_it_scores_it_goes_on_to_the_same_comparison(demo, cluster,
     _, quiet = demo
     out = tmp_path / "out"
     shutil.copytree(quiet / "baseline", out / "baseline")  # what was done before is kept as well
+    shutil.copytree(quiet / "flashu", out / "flashu", ignore=shutil.ignore_patterns("scores"))
+    shutil.copy(quiet / "prompts.parquet", out)
     settings = ("dpg", "--demo", *QUICK, cluster, f"output.path={out}")
     committed = files_of_shards(out)
     driver = subprocess.Popen((sys.executable, "-m", "jobs.cli", *settings), cwd=ROOT, stdout=subprocess.DEVNULL)
