@@ -100,7 +100,7 @@ QUICK = Scale(
     actor_leases=200,
     leases=5_000,
     queue_sizes=(1_000, 10_000),
-    driver_sizes=(500, 1_000),
+    driver_sizes=(200, 400),
     files=20,
     lookups=1_000,
 )

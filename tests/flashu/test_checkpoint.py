@@ -278,15 +278,14 @@ def test_an_untied_model_whose_file_shares_its_head_can_be_saved(tmp_path, layou
     assert_same_weights(load(tmp_path / "saved"), {name: tensor.bfloat16() for name, tensor in tensors.items()})
 
 
-@pytest.mark.parametrize("layout", ["safetensors", "release"])
-def test_a_full_disk_is_told_in_one_line(tmp_path, layout):
-    """A limit on the size of files stands in for one."""
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    """A limit on the size of files stands in for one. In the layout whose writer tells it in the oddest way."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "from jobs.cli import main; main()"
     )
-    command = [sys.executable, "-c", code, "convert", "embedded", str(tmp_path / "out"), "--layout", layout]
+    command = [sys.executable, "-c", code, "convert", "embedded", str(tmp_path / "out"), "--layout", "release"]
     outcome = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert outcome.returncode == 2, outcome
     assert outcome.stderr.count("\n") == 1, outcome.stderr

@@ -41,17 +41,19 @@ STAND_INS = (  # what no machine of the tests has, or has time for: (in commands
     # All of DPG-Bench's commands are about one run, whose images are made once.
     ("manifest dpg", r"--num-images 1", "--num-images 4"),
     *(("dpg", rf"output\.path={name}(?= |$)", "output.path=runs/dpg") for name in RUNS),
+    ("dpg", "arms=flashu", "arms=baseline"),
 )
 FEW = ("sampling.num_inference_steps=12", "sampling.size=64")
 SMALL = ("cluster.workers=1", "cluster.gpus_per_worker=0", "cluster.cpus_per_worker=1")
 ARMS = (*FEW, *SMALL, "flashu.num_inference_steps=12", "flashu.tau=3")
-DPG = (*ARMS, "manifest.path=dpg.parquet", "manifest.limit=5", "manifest.shard_size=1")  # of --demo
+BASELINE = "arms=baseline"  # both are made in test_benchmark.py and test_reproduce.py
+DPG = (*ARMS, BASELINE, "manifest.path=dpg.parquet", "manifest.limit=5", "manifest.shard_size=1")  # as --demo has it
 EXTRA = {  # by how a command begins
     "run": (*FEW, *SMALL),
     "reproduce dpg": DPG,
     "dpg dpg-show-o2-1.5b": DPG,
     "dpg score": SMALL,
-    "reproduce geneval": (*ARMS, "sampling.num_images=1", "arms=baseline"),  # both are made in test_reproduce.py
+    "reproduce geneval": (*ARMS, BASELINE, "sampling.num_images=1"),
     "reproduce understanding": ("answering.max_new_tokens=8",),
 }
 REWRITTEN = (  # as in Show-o2's file
