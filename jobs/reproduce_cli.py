@@ -154,7 +154,7 @@ def understanding(
     for arm, figures in result["arms"].items():
         right = "" if figures["right"] is None else f", {100 * figures['right']:.1f}% right"
         typer.echo(
-            f"{arm}: {figures['seconds_per_answer']:.3f} s and {figures['tflop_per_answer']:.4f} TFLOP an answer of "
+            f"{arm}: {figures['seconds_per_answer']:.3f} s and {figures['tflop_per_answer']:.3g} TFLOP an answer of "
             f"{figures['tokens_per_answer']:.1f} tokens{right} ({figures['settings']})"
         )
     same = sum(row[BASELINE] == row[FLASHU] for row in result["answers"])
