@@ -93,7 +93,7 @@ def test_published_figures_stand_beside_what_came_out_with_their_sources(demo):
     seconds = [comparison["speed_up"][f"{whose}seconds_per_image"] for whose in ("gpu_", "")]
     speed_up = seconds[0] or seconds[1]
     found = {" ".join(line.split()) for line in out.splitlines()}
-    assert f"DPG-Bench score, baseline 85.02 {score:.2f} Show-o2, arXiv 2506.15564, table of DPG-Bench" in found
+    assert f"DPG-Bench score, baseline 82.78 {score:.2f} TorchUMM's README, an independent run" in found
     assert f"speed-up by FlashU, flashu 1.78-2.01x {speed_up:.2f}x FlashU, arXiv 2603.15271, abstract" in found
     assert "sampling.num_images 2 NOT 4: S evaluation/sample_dpg.sh: batch_size (F makes one)" in found
     assert "- sampling.num_inference_steps: 50 there, 12 here" in found
