@@ -263,8 +263,7 @@ def convert(
     size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     typer.echo(f"{destination}: {size / 1e9:.2f} GB. Use it with: flashu generate … --model {destination}")
     if layout == checkpoint.RELEASE:
-        unlike = model.config.unlike_released()
-        for what in unlike:
+        for what in model.config.unlike_released():
             typer.echo(f"The released code cannot load this model: {what}")
         if not (destination / RELEASED_VAE).exists():
             typer.echo(

@@ -21,7 +21,7 @@ _SETTING = re.compile(r"  (\w+):\s*(?P<value>.*?)\s+#\s*(?P<source>.*)$")
 
 
 @dataclass(frozen=True)
-class Told:
+class ReleasedSetting:
     """A setting, as the release has it, and where."""
 
     name: str
@@ -29,27 +29,29 @@ class Told:
     source: str
 
 
-def told_by(config_file: Path) -> list[Told]:
+def released_settings(config_file: Path) -> list[ReleasedSetting]:
     """The settings of a built-in config that say where they are from."""
     found, section = [], ""
     for line in config_file.read_text(encoding="utf-8").splitlines():
         if begins := _SECTION.match(line):
             section = begins[1]
         elif setting := _SETTING.match(line):
-            found.append(Told(f"{section}.{setting[1]}", yaml.safe_load(setting["value"]), setting["source"]))
+            found.append(
+                ReleasedSetting(f"{section}.{setting[1]}", yaml.safe_load(setting["value"]), setting["source"])
+            )
     return found
 
 
-def told_by_release(config: str | None) -> list[Told]:
+def released_settings_of(config: str | None) -> list[ReleasedSetting]:
     """The settings of a built-in config that takes them from a release; none of another's."""
     built_in = built_in_configs()
-    return told_by(built_in[config]) if config in built_in and config.startswith(("dpg-", "geneval-")) else []
+    return released_settings(built_in[config]) if config in built_in and config.startswith(("dpg-", "geneval-")) else []
 
 
-def table(told: list[Told], settings: Mapping[str, Any]) -> list[str]:
+def table(released: list[ReleasedSetting], settings: Mapping[str, Any]) -> list[str]:
     """The settings as lines of a table: as resolved, and where the release has that value, or which other it has."""
     rows = []
-    for each in told:
+    for each in released:
         now = _setting(settings, each)
         same = now == each.value
         rows.append((each.name, _shown(now), each.source if same else f"NOT {_shown(each.value)}: {each.source}"))
@@ -57,17 +59,17 @@ def table(told: list[Told], settings: Mapping[str, Any]) -> list[str]:
     return [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows]
 
 
-def other_than(told: list[Told], settings: Mapping[str, Any]) -> list[str]:
+def other_than(released: list[ReleasedSetting], settings: Mapping[str, Any]) -> list[str]:
     """The settings that are not the release's, in words."""
     return [
         f"{each.name}: {_shown(each.value)} there, {_shown(now)} here"
-        for each in told
+        for each in released
         if (now := _setting(settings, each)) != each.value
     ]
 
 
-def _setting(settings: Mapping[str, Any], told: Told) -> Any:
-    section, _, key = told.name.partition(".")
+def _setting(settings: Mapping[str, Any], setting: ReleasedSetting) -> Any:
+    section, _, key = setting.name.partition(".")
     return settings[section][key]
 
 

@@ -63,22 +63,22 @@ def compare(
         raise InputError("give a config, or settings such as questions=dpg_bench.csv, or --demo")
     from jobs.arms import check_arms, describe_arms, resolved
     from jobs.config import flat, read_config
-    from jobs.config_sources import table, told_by_release
+    from jobs.config_sources import released_settings_of, table
     from jobs.dpg.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
 
     settings = read_config(config, overrides, BenchmarkConfig)
     settings = a_demo_of(settings, DEMO_PROMPTS) if demo else settings
-    told = told_by_release(config)
+    released = released_settings_of(config)
 
     def announce() -> None:
-        check_arms(settings)
-        if told:
-            typer.echo("\n".join([*table(told, resolved(settings)), "", describe_arms(settings), ""]))
+        if released:
+            typer.echo("\n".join([*table(released, resolved(settings)), "", describe_arms(settings), ""]))
         elif dry_run:
             every = [f"{name}: {value}" for name, value in flat(resolved(settings))]
             typer.echo("\n".join([*every, "", describe_arms(settings)]))
 
     if dry_run:
+        check_arms(settings)
         announce()
         return
     code, _ = run_benchmark(settings, announce)

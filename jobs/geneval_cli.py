@@ -33,8 +33,13 @@ def export(
         typer.echo(f"Score them with GenEval's own script: python evaluation/evaluate_images.py {destination}")
     if done.each != IMAGES:
         typer.echo(f"The official benchmark has {IMAGES} images of each prompt, this run {done.each}.")
-    for what in done.missing[:SHOWN]:
-        typer.echo(f"Missing: {what}", err=True)
-    if len(done.missing) > SHOWN:
-        typer.echo(f"Missing: {len(done.missing) - SHOWN:,} more", err=True)
+    tell_missing(done.missing)
     sys.exit(1 if done.missing else 0)
+
+
+def tell_missing(missing: list[str]) -> None:
+    """The first of what an export left out."""
+    for what in missing[:SHOWN]:
+        typer.echo(f"Missing: {what}", err=True)
+    if len(missing) > SHOWN:
+        typer.echo(f"Missing: {len(missing) - SHOWN:,} more", err=True)

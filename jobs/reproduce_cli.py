@@ -11,6 +11,7 @@ import typer
 from flashu.errors import InputError
 from flashu.models.checkpoint_files import EMBEDDED
 from jobs.config import BASELINE, FLASHU
+from jobs.geneval_cli import tell_missing
 from jobs.reproduce.published import DPG, FIGURES, GENEVAL, MODELS, UNDERSTANDING, UNLIKE, beside, released_model
 from jobs.run_cli import OverridesArgument
 
@@ -51,20 +52,15 @@ def dpg(
     Settings on top are those of `flashu dpg`, as in vqa=mplug, the papers' judge. Run the same command again to go on
     after a stop.
     """
-    from jobs.config import read_config
     from jobs.dpg.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
 
-    _refuse(overrides, {"model.path": "--model", "output.path": "-o", "questions": "--questions"})
-    released = _released(DPG, model, like)
-    given = [f"model.path={model}", f"output.path={output}"] + ([f"questions={questions}"] if questions else [])
-    config = read_config(_config(DPG, model, released), [*given, *(overrides or ())], BenchmarkConfig)
+    options = {"output.path": ("-o", output), "questions": ("--questions", questions)}
+    config, told = _begin(DPG, BenchmarkConfig, model, like, options, overrides)
+    if dry_run:
+        told.all()
+        return
     if model == EMBEDDED and not config.questions:
         config = a_demo_of(config, 5)
-    told = _Told(DPG, model, released, config)
-    if dry_run:
-        told.settings()
-        told.figures()
-        return
     code, comparison = run_benchmark(config, told.settings)
     if comparison:
         told.figures(_measured(comparison["arms"]))
@@ -87,23 +83,19 @@ def geneval(
     Settings on top are those of `flashu run`. Run the same command again to go on after a stop, and when the evaluator
     has written its results where the command says.
     """
-    from jobs.config import read_config
     from jobs.reproduce.geneval import EVALUATE, GenevalConfig, run_geneval
 
-    _refuse(overrides, {"model.path": "--model", "output.path": "-o", "prompts": "--prompts"})
-    released = _released(GENEVAL, model, like)
-    given = [f"model.path={model}", f"output.path={output}"] + ([f"prompts={prompts}"] if prompts else [])
-    config = read_config(_config(GENEVAL, model, released), [*given, *(overrides or ())], GenevalConfig)
-    told = _Told(GENEVAL, model, released, config)
+    options = {"output.path": ("-o", output), "prompts": ("--prompts", prompts)}
+    config, told = _begin(GENEVAL, GenevalConfig, model, like, options, overrides)
     if dry_run:
-        told.settings()
-        told.figures()
+        told.all()
         return
     code, arms = run_geneval(config, told.settings)
     if not arms:
         sys.exit(code)
     measured: dict[str, dict[str, str]] = {name: {} for name in arms}
     for name, arm in arms.items():
+        tell_missing(arm.missing)
         if arm.scores:
             measured[name]["score"] = f"{arm.scores['overall']:.2f}"
             typer.echo(f"\n{name}: " + ", ".join(f"{tag} {score:.2f}" for tag, score in arm.scores.items()))
@@ -137,17 +129,12 @@ def understanding(
     Settings on top are those of the config, as in answering.max_new_tokens=128, model.dtype=bfloat16 or
     flashu.und_r_p=0.4.
     """
-    from jobs.config import read_config
     from jobs.reproduce.understanding import RESULT, UnderstandingConfig, run_understanding
 
-    _refuse(overrides, {"model.path": "--model", "output": "-o", "questions": "--questions"})
-    released = _released(UNDERSTANDING, model, like)
-    given = [f"model.path={model}", f"output={output}"] + ([f"questions={questions}"] if questions else [])
-    config = read_config(_config(UNDERSTANDING, model, released), [*given, *(overrides or ())], UnderstandingConfig)
-    told = _Told(UNDERSTANDING, model, released, config)
+    options = {"output": ("-o", output), "questions": ("--questions", questions)}
+    config, told = _begin(UNDERSTANDING, UnderstandingConfig, model, like, options, overrides)
     if dry_run:
-        told.settings()
-        told.figures()
+        told.all()
         return
     result = run_understanding(config, told.settings)
     first, second = (result["arms"][arm] for arm in (BASELINE, FLASHU))
@@ -163,12 +150,29 @@ def understanding(
     told.figures({FLASHU: {"speed_up": f"{ratio:.2f}x"}})
 
 
-def _refuse(overrides: list[str] | None, options: dict[str, str]) -> None:
-    """Raises `InputError` for settings that have an option here, by which more than the run goes."""
-    for override in overrides or ():
-        name = override.partition("=")[0].strip()
+def _begin(
+    benchmark: str,
+    kind: type,
+    model: str,
+    like: str | None,
+    options: dict[str, tuple[str, str]],
+    overrides: list[str] | None,
+) -> tuple[Any, _Told]:
+    """The config of a benchmark, and what is told of it. `options` are settings by their option here, with its value.
+
+    Raises `InputError` for settings on top that have an option, as more than the config goes by those.
+    """
+    from jobs.config import read_config
+
+    options = {"model.path": ("--model", model)} | options
+    for name in (override.partition("=")[0].strip() for override in overrides or ()):
         if name in options:
-            raise InputError(f"give {name} as {options[name]}")
+            raise InputError(f"give {name} as {options[name][0]}")
+    released = _released(benchmark, model, like)
+    given = [f"{name}={value}" for name, (_, value) in options.items() if value]
+    file = None if model == EMBEDDED else str(_config_file(benchmark, released))  # whose settings do not suit that one
+    config = read_config(file, [*given, *(overrides or ())], kind)
+    return config, _Told(benchmark, model, released, config)
 
 
 def _released(benchmark: str, model: str, like: str | None) -> str:
@@ -188,11 +192,6 @@ def _config_file(benchmark: str, released: str) -> Path:
     return folder / f"{benchmark}-{released}.yaml"
 
 
-def _config(benchmark: str, model: str, released: str) -> str | None:
-    """The config to start from; none for the built-in model, which the released settings do not suit."""
-    return None if model == EMBEDDED else str(_config_file(benchmark, released))
-
-
 class _Told:
     """What is printed of a benchmark: its settings before, and the figures after."""
 
@@ -200,10 +199,10 @@ class _Told:
         from dataclasses import asdict
 
         from jobs.arms import ArmsConfig, check_arms, describe_arms, resolved
-        from jobs.config_sources import told_by
+        from jobs.config_sources import released_settings
 
         self.benchmark, self.model, self.released = benchmark, model, released
-        self.told = told_by(_config_file(benchmark, released))
+        self.told = released_settings(_config_file(benchmark, released))
         has_arms = isinstance(config, ArmsConfig)
         if has_arms:
             check_arms(config)
@@ -234,6 +233,11 @@ class _Told:
         typer.echo("Not as published:\n")
         for line in (*other_than(self.told, self.now), *UNLIKE[self.benchmark]):
             typer.echo(f"- {line}")
+
+    def all(self) -> None:
+        """What can be told without running anything."""
+        self.settings()
+        self.figures()
 
 
 def _measured(arms: dict[str, Any]) -> dict[str, dict[str, str]]:

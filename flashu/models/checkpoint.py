@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flashu.models.showo2 import Showo2Qwen2_5
 
 EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"
-FILES = ["*.json", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]  # that may be read
+REPOSITORY_FILES = ["*.json", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]
 SAFETENSORS, RELEASE = "safetensors", "release"
 LAYOUTS = {  # how a model is written: names of files, of the index of shards, and what a shard holds at most
     SAFETENSORS: ("model{suffix}.safetensors", "model.safetensors.index.json", "5GB"),
@@ -143,7 +143,7 @@ def load_showo2(
     device = resolve_device(device)
     in_float8, as_stored = dtype == FLOAT8, dtype == STORED
     dtype = None if dtype is None or as_stored else resolve_dtype(dtype, device)
-    folder = resolve_folder(path_or_hub_id, FILES, weights=True, variant=variant)
+    folder = resolve_folder(path_or_hub_id, REPOSITORY_FILES, weights=True, variant=variant)
     config_file = folder / "config.json"
     if not config_file.exists():
         raise CheckpointError(f"{folder} has no config.json; it is not a Show-o2 checkpoint folder")
@@ -206,19 +206,12 @@ def save_showo2(model: Showo2Qwen2_5, folder: Path, dtype: torch.dtype | str | N
         raise InputError("a model in float8 has rounded weights and is not saved; load it with dtype bfloat16")
     with unpatched(model):
         tensors = dict(model.state_dict())
-        if layout == RELEASE:
-            tensors = _head_beside_embedding(tensors)
-            save_weights(tensors, folder, model.config.to_release_dict(), dtype, RELEASE)
-            return
-        if model.config.llm.tie_word_embeddings:
+        config = model.config.to_release_dict() if layout == RELEASE else model.config.to_dict()
+        if layout == RELEASE:  # a head beside its embedding comes into one shard, where a pickle keeps the two one
+            tensors = {name: tensors[name] for name in (EMBEDDING, HEAD)} | tensors
+        elif model.config.llm.tie_word_embeddings:
             del tensors[HEAD]
-        save_weights(tensors, folder, model.config.to_dict(), dtype)
-
-
-def _head_beside_embedding(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same in an order that puts both into one shard, where a pickle keeps them one."""
-    first = {name: tensors[name] for name in (EMBEDDING, HEAD)}
-    return first | tensors
+        save_weights(tensors, folder, config, dtype, layout)
 
 
 def save_weights(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class GenevalArm:
     samples: Path | None  # None where the output is no local folder
     results: Path | None
     scores: dict[str, float] | None  # of each tag, and "overall"
+    missing: list[str] = field(default_factory=list)  # what the evaluator will not find, in words
 
 
 def run_geneval(config: GenevalConfig, announce: Callable[[], object]) -> tuple[int, dict[str, GenevalArm]]:
@@ -72,11 +73,9 @@ def run_geneval(config: GenevalConfig, announce: Callable[[], object]) -> tuple[
             continue
         samples, results = Path(storage.url) / SAMPLES / name, Path(storage.url) / f"{name}.jsonl"
         done = export_images(prepared.storage, samples)
-        for what in done.missing:
-            print(f"Missing: {what}")
         code = max(code, 1 if done.missing else 0)
         scores = read_scores(results, done.images) if results.exists() else None
-        arms[name] = GenevalArm(summary, samples, results, scores)
+        arms[name] = GenevalArm(summary, samples, results, scores, done.missing)
     return code, arms
 
 

@@ -15,7 +15,7 @@ from flashu import InputError, TextToImagePipeline
 from flashu.calibration import calibrate
 from flashu.config import flashu_preset
 from jobs.config import FlashUSection, ModelSection, built_in_configs
-from jobs.config_sources import told_by
+from jobs.config_sources import released_settings
 from jobs.reproduce.geneval import read_scores
 from jobs.reproduce.published import FIGURES, MODELS, UNLIKE
 from jobs.reproduce.understanding import _agree, read_questions
@@ -36,7 +36,7 @@ def test_every_built_in_benchmark_config_says_where_each_value_is_from():
     for name, file in built_in_configs().items():
         if not name.startswith(("dpg-", "geneval-")):
             continue
-        told = [each.name for each in told_by(file)]
+        told = [each.name for each in released_settings(file)]
         text = file.read_text(encoding="utf-8")
         values = re.findall(r"^  \w+: .+$", text.partition("cluster:")[0], re.MULTILINE)
         assert len(told) == len(values) >= 9, name
