@@ -5,9 +5,9 @@
 
 Two processes, one after the other, share a compile cache that is empty at first, as two workers of a node do. Each
 builds the model with random weights, has it compiled (mode "auto" on CUDA, "max" elsewhere), and makes what a worker
-makes before its first lease, by `jobs.warm_up`. Then the second makes images of 200 prompts of natural lengths in
-batches, and of the last ones alone. Reported are the seconds to the end of the first batch and of the warm-up, cold and
-with the cache, and the graphs that were compiled during the warm-up and after it, which should be none.
+makes before its first lease, by `jobs.worker.warm_up`. Then the second makes images of 200 prompts of natural lengths
+in batches, and of the last ones alone. Reported are the seconds to the end of the first batch and of the warm-up, cold
+and with the cache, and the graphs that were compiled during the warm-up and after it, which should be none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ALONE = 3  # of the prompts, which make an image once more
 
 def warm_up_as_a_worker(make: Callable[..., object], guidance_scale: float, batch_size: int) -> None:
     """What a worker makes before its first lease, in a run whose manifest gives prompts only."""
-    from jobs import warm_up
+    from jobs.worker import warm_up
 
     warm_up.warm_up(make, warm_up.Kinds(guidance_scale), min(batch_size, warm_up.IMAGES))
 

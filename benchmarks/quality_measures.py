@@ -13,7 +13,7 @@ from shapes.render import render
 from shapes.scenes import random_scene
 
 from flashu.pipeline import TextToImagePipeline
-from jobs.quality import METRICS, Picture, measure
+from jobs.metrics.pixels import METRICS, Picture, measure
 
 QUESTIONS = 5  # about each render
 

@@ -44,7 +44,7 @@ from flashu.models.geometry import BUILT_IN_LLMS, PRESETS
 if TYPE_CHECKING:
     import torch
 
-    from jobs.config import FlashUSection
+    from jobs.settings.config import FlashUSection
 
 STEPS = ("load", "convert", "setup", "setup_flashu", "evaluate")
 RELEASED, CONVERTED = "released", "converted"  # what the two folders are called
@@ -158,7 +158,7 @@ def load(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
 
 def convert(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
     import flashu.pipeline  # noqa: F401 - before the clock starts
-    from jobs.cli import main
+    from jobs.cli.main import main
 
     destination = folder.parent / CONVERTED
     shutil.rmtree(destination, ignore_errors=True)
@@ -173,24 +173,26 @@ def convert(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
 
 
 def setup(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
-    from jobs.config import FlashUSection
+    from jobs.settings.config import FlashUSection
 
     return set_up(folder, FlashUSection(preset="off"))
 
 
 def setup_flashu(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
-    from jobs.config import FlashUSection
+    from jobs.settings.config import FlashUSection
 
     return set_up(folder, FlashUSection(preset="paper-1.5b", calibration="release"))
 
 
 def set_up(folder: Path, flashu: FlashUSection) -> dict[str, Any]:
-    from cluster.storage import S3Options, open_storage
-    from jobs import worker_model
-    from jobs.config import ModelSection, SamplingSection
+    from cluster.open_storage import open_storage
+    from cluster.storage import S3Options
+    from jobs.settings.acceleration import flashu_settings
+    from jobs.settings.config import ModelSection, SamplingSection
+    from jobs.worker import model as worker_model
 
     model = ModelSection(path=str(folder), dtype="bfloat16")
-    settings = worker_model.flashu_settings(flashu, SamplingSection())
+    settings = flashu_settings(flashu, SamplingSection())
     shutil.rmtree(folder.parent / "run", ignore_errors=True)  # where the scores of an earlier one are
     run = open_storage(str(folder.parent / "run"))
     with measured() as figures:

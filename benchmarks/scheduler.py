@@ -51,8 +51,8 @@ from cluster.pool import POLL_S, PoolOptions, QueueActor, Snapshot, WorkerPool
 from cluster.queue import WAIT, ShardQueue
 from cluster.session import session
 from cluster.work import Lease, Place, ShardWork, Times
-from jobs.mergeable import Timeline
-from jobs.statistics import RunStatistics
+from jobs.statistics.mergeable import Timeline
+from jobs.statistics.run import RunStatistics
 from manifests.plan import Manifest
 
 IMAGES = 64  # of a shard, all in one batch

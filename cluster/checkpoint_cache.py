@@ -21,9 +21,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from cluster.local_storage import disk_error
 from cluster.node_cache import CACHE_VARIABLE, cache_folder
 from cluster.s3_storage import Entry, S3Storage
-from cluster.storage import S3Options, StorageError, check_key, disk_error
+from cluster.storage import S3Options, StorageError, check_key
 
 FILES_AT_ONCE = 4  # each in up to ten parts
 

@@ -30,8 +30,9 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from cluster.local_storage import disk_error
 from cluster.s3_errors import S3_ERRORS, error_code, is_missing, is_passing, reason
-from cluster.storage import NotFound, S3Options, Storage, StorageError, check_key, disk_error
+from cluster.storage import NotFound, S3Options, Storage, StorageError, check_key
 
 MULTIPART_SIZE = 64 * 2**20  # larger objects are written in parts, so that a broken connection costs one part
 READ_AHEAD = 2**20  # a request takes about as long as transferring this much

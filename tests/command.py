@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
+from jobs.cli.main import main
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

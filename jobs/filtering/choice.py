@@ -21,11 +21,11 @@ from pyarrow import acero
 
 from cluster.storage import Storage
 from flashu.errors import InputError
+from jobs.dataset.keys import metadata_key, read_metadata
 from jobs.filtering.in_order import in_order
 from jobs.filtering.near_duplicates import NearDuplicateFinder
 from jobs.filtering.where import Condition, parse_condition
-from jobs.run_folder import metadata_key, read_metadata
-from jobs.statistics import FOOTER_KEY, RunStatistics
+from jobs.statistics.run import FOOTER_KEY, RunStatistics
 from manifests.unique import DuplicateFinder
 
 VQA_SCORE, PHASH, BROKEN, SHA256 = "quality_vqa_score", "quality_phash", "quality_broken", "sha256"

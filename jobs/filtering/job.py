@@ -22,12 +22,14 @@ from tqdm import tqdm
 from cluster.stop import Stop
 from cluster.storage import Storage, StorageError
 from flashu.errors import InputError
+from jobs.dataset.keys import FAILURES, METADATA, begin_run, read_metadata, read_run, require_run, shards_with
+from jobs.driver.stop_signals import StopSignals
 from jobs.filtering.choice import PHASH, Choice, Filter, Rules, choose
 from jobs.filtering.in_order import in_order
 from jobs.filtering.rewrite import MissingImage, Rewriter
-from jobs.report import SUMMARY_EVERY_S, collect_statistics, write_report, write_summary
-from jobs.run_folder import FAILURES, METADATA, begin_run, read_metadata, read_run, require_run, shards_with
-from jobs.stop_signals import StopSignals
+from jobs.report.builder import write_report
+from jobs.statistics.collect import collect_statistics
+from jobs.statistics.summary import SUMMARY_EVERY_S, write_summary
 
 WRITERS = 4  # shards that are copied at once
 SHOWN_MISSING = 10

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jobs.quality import NEAR_DUPLICATE_BITS
+from jobs.metrics.pixels import NEAR_DUPLICATE_BITS
 
 BITS = 64
 BANDS = NEAR_DUPLICATE_BITS + 1

@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import NotFound, Storage, StorageError, disk_error
+from cluster.local_storage import disk_error
+from cluster.storage import NotFound, Storage, StorageError
+from jobs.dataset.formats import FORMATS, PayloadFormat
+from jobs.dataset.keys import metadata_key, read_metadata
+from jobs.dataset.records import ATTEMPT, EncodedImage, parquet_file
 from jobs.filtering.choice import Choice, usable
-from jobs.formats import FORMATS, PayloadFormat
-from jobs.records import ATTEMPT, EncodedImage, parquet_file
-from jobs.run_folder import metadata_key, read_metadata
-from jobs.statistics import FOOTER_KEY, STAGES, RunStatistics
+from jobs.statistics.run import FOOTER_KEY, STAGES, RunStatistics
 
 ABSENT, DAMAGED = "the run's files lack it", "its bytes are not those that its sha256 is of"
 

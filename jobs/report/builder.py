@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.storage import NotFound, Storage
-from jobs.quality import METRICS, NEAR_DUPLICATE_BITS, SCORES
+from cluster.storage import Storage
+from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, SCORES
 from jobs.report import charts
-from jobs.report.collect import committed_columns
 from jobs.report.dataset_card import dataset_card
 from jobs.report.page import page
-from jobs.report.summary import VERSION, summarise
 from jobs.report.thumbnails import thumbnails
 from jobs.report.wording import share
-from jobs.shard_set import ShardSet
-from jobs.statistics import STAGES, RunStatistics
+from jobs.statistics.collect import committed_columns
+from jobs.statistics.run import STAGES, RunStatistics
+from jobs.statistics.shard_set import ShardSet
+from jobs.statistics.summary import write_summary
 
-SUMMARY_EVERY_S = 30.0  # while a run is going
-SUMMARY, PAGE, CARD = "summary.json", "report.html", "README.md"
+PAGE, CARD = "report.html", "README.md"
 MAX_WORKERS = 24  # shown one by one
 
 
@@ -39,29 +37,6 @@ def write_report(
     summary = write_summary(storage, statistics, run, state=state, counted=counted)
     storage.put(PAGE, render_page(storage, statistics, summary).encode())
     storage.put(CARD, dataset_card(summary, committed_columns(storage)).encode())
-
-
-def write_summary(
-    storage: Storage,
-    statistics: RunStatistics,
-    run: Mapping[str, Any],
-    *,
-    state: str,
-    counted: ShardSet | None = None,
-) -> dict[str, Any]:
-    """Puts summary.json alone, which is quick. Returns what it holds."""
-    summary = summarise(statistics, run, state) | {"counted_shards": None if counted is None else counted.ranges}
-    storage.put(SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
-    return summary
-
-
-def read_summary(storage: Storage) -> dict[str, Any] | None:
-    """What summary.json holds, or None where there is none yet, or none that can be read."""
-    try:
-        summary = json.loads(storage.get(SUMMARY))
-    except (NotFound, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and summary.get("version") == VERSION else None
 
 
 def render_page(storage: Storage, statistics: RunStatistics, summary: Mapping[str, Any]) -> str:

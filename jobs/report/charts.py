@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.mergeable import Distribution, Timeline
 from jobs.report.wording import number, seconds
+from jobs.statistics.mergeable import Distribution, Timeline
 
 MAX_BARS = 64
 

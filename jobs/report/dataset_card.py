@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jobs.formats import FORMATS
-from jobs.quality import METRICS, NEAR_DUPLICATE_BITS, SCORES
+from jobs.dataset.formats import FORMATS
+from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, SCORES
 from jobs.report.wording import FILTERS
 
 COLUMNS = {

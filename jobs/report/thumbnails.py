@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from cluster.storage import Storage
-from jobs.formats import FORMATS
+from jobs.dataset.formats import FORMATS
 
 SIDE = 256
 THREADS = 8

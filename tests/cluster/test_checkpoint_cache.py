@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.checkpoint_cache import local_copy
-from cluster.storage import S3Options, StorageError, open_storage
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options, StorageError
 from tests.s3_server import UNAVAILABLE, Answer
 
 FILES = {

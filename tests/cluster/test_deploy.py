@@ -17,7 +17,7 @@ import pytest
 import yaml
 from ray import __version__ as ray_version
 
-from jobs.config import read_config
+from jobs.settings.config import read_config
 
 DEPLOY = Path(__file__).parents[2] / "cluster" / "deploy"
 

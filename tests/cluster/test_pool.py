@@ -15,9 +15,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from cluster.open_storage import open_storage
 from cluster.pool import PoolError, PoolOptions, Stop, WorkerPool
 from cluster.session import session
-from cluster.storage import StorageError, open_storage
+from cluster.storage import StorageError
 from cluster.work import SetupError, ShardWork, WorkerBrokenError
 from tests.conftest import LIGHT
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import s3_storage
-from cluster.storage import NotFound, S3Options, StorageError, open_storage
+from cluster.open_storage import open_storage
+from cluster.storage import NotFound, S3Options, StorageError
 from tests.s3_server import (
     BREAK_OFF,
     DROP,

@@ -57,7 +57,7 @@ def test_where_compiled_code_cannot_be_kept_max_says_so(tmp_path):
 
 def test_without_a_compiler_max_says_so_in_a_line(tmp_path):
     environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "jobs.cli", "generate", "a red circle", "-o", str(tmp_path / "a.png")]
+    command = [sys.executable, "-m", "jobs", "generate", "a red circle", "-o", str(tmp_path / "a.png")]
     command += ["--compile", "max", "--steps", "2", "--device", "cpu"]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 2

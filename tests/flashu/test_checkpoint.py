@@ -283,7 +283,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from jobs.cli import main; main()"
+        "from jobs.cli.main import main; main()"
     )
     command = [sys.executable, "-c", code, "convert", "embedded", str(tmp_path / "out"), "--layout", "release"]
     outcome = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})

@@ -141,7 +141,7 @@ def _send(request, status, headers, body=b""):
 
 COMMANDS = """
 import sys
-from jobs.cli import main
+from jobs.cli.main import main
 
 for command in sys.argv[1:]:
     sys.argv = ["flashu", "generate", "a red circle", "--steps", "3", "--device", "cpu", *command.split("\\t")]

@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import prepare
-from jobs.batch_maker import BatchMaker
-from jobs.cli import main
-from jobs.generation import GenerationWork
+from jobs.cli.main import main
+from jobs.driver import prepare
+from jobs.worker.batch_maker import BatchMaker
+from jobs.worker.shard import GenerationWork
 
 CHAOS = Path(os.environ["CHAOS"])
 

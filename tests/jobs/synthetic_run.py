@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cluster.storage import LocalStorage
-from jobs.config import RunConfig
-from jobs.formats import FORMATS
-from jobs.quality import METRICS
-from jobs.records import ATTEMPT, RECORD, EncodedImage, file_name, metadata_schema, record_schema
-from jobs.report import collect_statistics, write_report
-from jobs.run_folder import failures_key, metadata_key, write_run
-from jobs.statistics import FOOTER_KEY, RunStatistics
+from cluster.local_storage import LocalStorage
+from jobs.dataset.formats import FORMATS
+from jobs.dataset.keys import failures_key, metadata_key, write_run
+from jobs.dataset.records import ATTEMPT, RECORD, EncodedImage, file_name, metadata_schema, record_schema
+from jobs.metrics.pixels import METRICS
+from jobs.report.builder import write_report
+from jobs.settings.config import RunConfig
+from jobs.statistics.collect import collect_statistics
+from jobs.statistics.run import FOOTER_KEY, RunStatistics
 
 START = 1_760_000_000.0
 STYLES = ["photo", "sketch", "oil", None]

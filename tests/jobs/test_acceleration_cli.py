@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flashu import WandaScores
-from jobs.cli import main
+from jobs.cli.main import main
 
 SHORT = ("--steps", "3", "--device", "cpu")
 

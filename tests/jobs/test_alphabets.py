@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.storage import S3Options, open_storage
-from jobs.run_folder import METADATA, metadata_key, shards_with
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options
+from jobs.dataset.keys import METADATA, metadata_key, shards_with
 from tests.command import flashu
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ CASES = [("disk", "C", "webdataset"), ("s3", "ascii", "parquet")]
 
 def command(environment, *arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
+        [sys.executable, "-m", "jobs", *map(str, arguments)],
         cwd=ROOT, env=os.environ | environment, capture_output=True, encoding="utf-8", timeout=200,
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
@@ -82,7 +83,7 @@ def test_a_run_in_many_scripts_is_complete_and_every_reader_reads_it(folder, pla
 def test_what_is_no_text_at_all_is_told(folder):
     named = os.fsencode(folder) + b"/\xff.parquet"
     done = subprocess.run(
-        [sys.executable.encode(), b"-m", b"jobs.cli", b"run", b"default", b"manifest.path=" + named],
+        [sys.executable.encode(), b"-m", b"jobs", b"run", b"default", b"manifest.path=" + named],
         cwd=ROOT, env=os.environ | LOCALES["utf-8"], capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

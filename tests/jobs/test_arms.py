@@ -8,10 +8,11 @@ import pytest
 
 from flashu import InputError
 from flashu.acceleration.plan import make_plan
-from jobs.arms import ArmsConfig, check_arms, check_guidance, describe_arms, resolved
-from jobs.config import RunConfig, built_in_configs, read_config
-from jobs.prepare import check_settings, prepare
-from jobs.worker_model import flashu_settings
+from jobs.driver.prepare import prepare
+from jobs.scoring.arms import ArmsConfig, check_arms, check_guidance, describe_arms, resolved
+from jobs.settings.acceleration import flashu_settings
+from jobs.settings.checks import check_settings
+from jobs.settings.config import RunConfig, built_in_configs, read_config
 from manifests.plan import Manifest
 
 MODEL = "model.path=showlab/show-o2-1.5B"

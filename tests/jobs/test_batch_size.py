@@ -8,12 +8,12 @@ import torch
 
 from flashu.config import BATCH_SIZE
 from flashu.errors import InputError, OutOfMemoryError
-from jobs.batch_size import (
+from jobs.settings.checks import check_batch_size
+from jobs.worker.batch_size import (
     LARGEST,
     LONGEST_S,
     Knee,
     Trial,
-    check_batch_size,
     choose_batch_size,
     find_knee,
     fitting,

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from jobs.batches import Defaults, ImageRequest, batches_of, requests_of
+from jobs.worker.batches import Defaults, ImageRequest, batches_of, requests_of
 
 DEFAULTS = Defaults(seed=0, num_images=1, guidance_scale=7.5, negative_prompt="blurry")
 

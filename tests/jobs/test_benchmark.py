@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from shapes.bench import items, to_csv
 
-from cluster.storage import S3Options, open_storage
-from jobs.dpg.benchmark import DEMO_QUESTIONS
-from jobs.run_folder import METADATA, shards_with
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options
+from jobs.dataset.keys import METADATA, shards_with
+from jobs.scoring.benchmark import DEMO_QUESTIONS
 from tests.command import assert_refused, contents, flashu
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +148,7 @@ def test_killed_while_it_scores_it_goes_on_to_the_same_comparison(demo, cluster,
     shutil.copy(quiet / "prompts.parquet", out)
     settings = ("dpg", "--demo", *QUICK, cluster, f"output.path={out}")
     committed = files_of_shards(out)
-    driver = subprocess.Popen((sys.executable, "-m", "jobs.cli", *settings), cwd=ROOT, stdout=subprocess.DEVNULL)
+    driver = subprocess.Popen((sys.executable, "-m", "jobs", *settings), cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((out / "flashu" / "scores" / "self").glob("shard-*.parquet")):
         assert driver.poll() is None, "it ended before it scored"

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.storage import S3Options, open_storage
-from jobs.run_folder import FAILURES, METADATA, shards_with
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options
+from jobs.dataset.keys import FAILURES, METADATA, shards_with
 from tests.conftest import LIGHT
 from tests.s3_server import (  # noqa: F401 - fixtures
     DROP,

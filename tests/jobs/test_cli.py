@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageChops
 from safetensors import safe_open
 
-from jobs.cli import main
+from jobs.cli.main import main
 from tests import fakes
 
-MODULE = [sys.executable, "-m", "jobs.cli"]
+MODULE = [sys.executable, "-m", "jobs"]
 QUICK = ("--steps", "2", "--size", "64", "--device", "cpu")
 
 
@@ -89,7 +89,7 @@ def test_help_imports_nothing_heavy(arguments):
     code = (
         f"import atexit, sys; sys.argv = {['flashu', *arguments]};"
         "atexit.register(lambda: print('loaded:', {'torch', 'numpy', 'PIL', 'huggingface_hub'} & {*sys.modules}));"
-        "from jobs.cli import main; main()"
+        "from jobs.cli.main import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "loaded: set()" in done.stdout

@@ -6,12 +6,12 @@ import statistics
 
 import pytest
 
-from cluster.storage import open_storage
+from cluster.open_storage import open_storage
 from flashu.errors import InputError
-from jobs.dpg.comparison import Arm, compare, format_comparison
-from jobs.dpg.questions import Item, Question
-from jobs.dpg.score import OddAnswers, Scored
-from jobs.dpg.scoring import BenchmarkScores
+from jobs.scoring.comparison import Arm, compare, format_comparison
+from jobs.scoring.questions import Item, Question
+from jobs.scoring.rules import BenchmarkScores
+from jobs.scoring.score import OddAnswers, Scored
 
 ITEMS = [
     Item(f"item{number}", "text", (Question(1, "?", (), "entity - whole"), Question(2, "?", (1,), "attribute - color")))

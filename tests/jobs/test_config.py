@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from flashu.errors import InputError
-from jobs.config import BUILT_IN, RunConfig, read_config
-from jobs.submit import settings_of
+from jobs.driver.submit import settings_of
+from jobs.settings.config import BUILT_IN, RunConfig, read_config
 
 BUILT_INS = sorted(file.stem for file in BUILT_IN.glob("*.yaml"))
 

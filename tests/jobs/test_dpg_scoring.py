@@ -7,8 +7,8 @@ import random
 import pytest
 
 from flashu.errors import InputError
-from jobs.dpg.questions import COLUMNS, Item, Question, read_questions
-from jobs.dpg.scoring import BenchmarkScores, image_score
+from jobs.scoring.questions import COLUMNS, Item, Question, read_questions
+from jobs.scoring.rules import BenchmarkScores, image_score
 
 
 def file_of(rows, columns=COLUMNS):

@@ -16,16 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cluster.storage import LocalStorage, S3Options, open_storage
+from cluster.local_storage import LocalStorage
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options
 from flashu.errors import InputError
-from jobs.config import read_config
+from jobs.dataset.formats import FORMATS
+from jobs.dataset.keys import METADATA, metadata_key, read_run, shards_with
+from jobs.driver.prepare import prepare
 from jobs.filtering.near_duplicates import NearDuplicateFinder
-from jobs.formats import FORMATS
-from jobs.prepare import prepare
-from jobs.quality import NEAR_DUPLICATE_BITS, hamming
-from jobs.report import collect_statistics
-from jobs.run_folder import METADATA, metadata_key, read_run, shards_with
-from jobs.statistics import FOOTER_KEY, VERSION
+from jobs.metrics.pixels import NEAR_DUPLICATE_BITS, hamming
+from jobs.settings.config import read_config
+from jobs.statistics.collect import collect_statistics
+from jobs.statistics.run import FOOTER_KEY, VERSION
 from tests.command import assert_refused, flashu
 from tests.jobs.synthetic_run import make_run
 
@@ -368,7 +370,7 @@ def test_broken_images_are_neither_dropped_by_dedup_nor_compared_with(tmp_path):
 
 
 def start_filter(source, copy, *asked):
-    command = [sys.executable, "-m", "jobs.cli", "filter", str(source), str(copy), *asked]
+    command = [sys.executable, "-m", "jobs", "filter", str(source), str(copy), *asked]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.storage import open_storage
+from cluster.open_storage import open_storage
 from flashu.errors import InputError
-from jobs.encoding import ImageEncoder
-from jobs.formats import FORMATS
-from jobs.records import EncodedImage, file_name, record_schema
+from jobs.dataset.encoding import ImageEncoder
+from jobs.dataset.formats import FORMATS
+from jobs.dataset.records import EncodedImage, file_name, record_schema
 
 CARRIED = [
     pa.field("source", pa.string()),

@@ -17,11 +17,11 @@ from PIL import Image
 from shapes.bench import items, to_csv
 
 from flashu import TextToImagePipeline
-from jobs.config import RunConfig
-from jobs.config_text import settings_of
-from jobs.dpg.benchmark import BenchmarkConfig
-from jobs.reproduce.geneval import GenevalConfig
-from jobs.reproduce.understanding import UnderstandingConfig
+from jobs.scoring.benchmark import BenchmarkConfig
+from jobs.scoring.geneval_arms import GenevalConfig
+from jobs.scoring.understanding import UnderstandingConfig
+from jobs.settings.config import RunConfig
+from jobs.settings.config_text import settings_of
 from tests import fakes
 from tests.command import flashu
 

@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.storage import open_storage
+from cluster.open_storage import open_storage
 from cluster.work import Lease, Place, SetupError, Times, WorkerBrokenError
 from flashu import OutOfMemoryError
 from flashu.errors import InputError
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.pending import PendingPictures
 from flashu.pipeline import TextToImagePipeline
-from jobs.config import read_config
-from jobs.prepare import prepare
-from jobs.records import image_seed
-from jobs.statistics import FOOTER_KEY, RunStatistics
+from jobs.dataset.records import image_seed
+from jobs.driver.prepare import prepare
+from jobs.settings.config import read_config
+from jobs.statistics.run import FOOTER_KEY, RunStatistics
 from tests.command import flashu
 
 SIX = [f"prompt number {number}" for number in range(6)]  # of one length, so that batches follow the rows

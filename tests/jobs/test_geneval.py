@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.storage import open_storage
+from cluster.open_storage import open_storage
 from cluster.work import Lease, Place, Times
-from jobs.config import read_config
-from jobs.formats import FORMATS
-from jobs.prepare import prepare
-from manifests.geneval import build_geneval
+from jobs.dataset.formats import FORMATS
+from jobs.driver.prepare import prepare
+from jobs.settings.config import read_config
+from manifests.importers.geneval import build_geneval
 from tests.command import assert_refused, contents, flashu
 
 LINES = [

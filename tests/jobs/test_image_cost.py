@@ -7,15 +7,16 @@ from functools import cache
 
 import pytest
 
-from cluster.storage import S3Options, StorageError, open_storage
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options, StorageError
 from flashu import FLASHU_PRESETS, InputError
 from flashu.acceleration.plan import make_plan
 from flashu.flops import count_image
 from flashu.models.checkpoint_files import EMBEDDED_FOLDER
 from flashu.models.geometry import PRESETS, VAE_PRESETS, VaeGeometry
 from flashu.patch import Acceleration
-from jobs.config import read_config
-from jobs.image_cost import MANY_IN_SHARD, costly, tflop_per_image
+from jobs.driver.image_cost import MANY_IN_SHARD, costly, tflop_per_image
+from jobs.settings.config import read_config
 
 NETWORK, VAE = PRESETS["embedded"], VAE_PRESETS["embedded"]
 PROMPTS = ["a red circle", "a blue square above a green circle"]  # 3 and 7 tokens, each between bos and boi

@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-from cluster.storage import S3Options, StorageError, open_storage
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options, StorageError
 from flashu.errors import InputError
 from flashu.models.checkpoint_files import EMBEDDED_FOLDER
-from jobs.config import read_config
-from jobs.inputs import check_inputs
+from jobs.settings.config import read_config
+from jobs.settings.inputs import check_inputs
 from tests.command import assert_refused, flashu
 
 ON_CLUSTER = "cluster.address=10.0.0.1:6379"
@@ -168,7 +169,7 @@ def test_a_size_that_the_hq_model_was_not_made_for_is_told(model, tmp_path):
 
 
 def test_it_is_told_before_torch_is_imported(tmp_path):
-    code = "import sys; sys.modules['torch'] = sys.modules['ray'] = None\nfrom jobs.cli import main; main()"
+    code = "import sys; sys.modules['torch'] = sys.modules['ray'] = None\nfrom jobs.cli.main import main; main()"
     command = [sys.executable, "-c", code, "run", "demo", f"output.path={tmp_path / 'run'}", "model.path=/no/such"]
     outcome = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert outcome.returncode == 2

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from jobs.manifest_cli import app
+from jobs.cli.manifests import app
 from manifests.errors import ManifestError
 from tests.manifests.conftest import HOSTILE
 
@@ -103,5 +103,5 @@ def test_dpg_says_when_it_is_not_the_official_set(manifest, tmp_path):
 
 def test_the_help_imports_nothing_heavy():
     heavy = "{'pyarrow', 'numpy', 'rich.table', 'torch', 'ray'} & set(sys.modules)"
-    code = f"import sys, jobs.manifest_cli; print({heavy})"
+    code = f"import sys, jobs.cli.manifests; print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from jobs.quality import METRICS, NEAR_DUPLICATE_BITS, hamming, measure
+from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, hamming, measure
 
 
 def picture_of(array):

@@ -6,7 +6,7 @@ import string
 import pyarrow as pa
 import pytest
 
-from jobs.records import RECORD, file_name, image_seed, metadata_schema, record_schema
+from jobs.dataset.records import RECORD, file_name, image_seed, metadata_schema, record_schema
 from manifests.schema import TYPES, is_reserved
 
 HOSTILE = [

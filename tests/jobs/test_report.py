@@ -16,16 +16,17 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from cluster.storage import LocalStorage
-from jobs.formats import FORMATS
-from jobs.quality import METRICS, measure
-from jobs.records import ATTEMPT, RECORD, EncodedImage, file_name, metadata_schema, record_schema
-from jobs.report import collect_statistics, write_report
+from cluster.local_storage import LocalStorage
+from jobs.dataset.formats import FORMATS
+from jobs.dataset.keys import metadata_key
+from jobs.dataset.records import ATTEMPT, RECORD, EncodedImage, file_name, metadata_schema, record_schema
+from jobs.metrics.pixels import METRICS, measure
+from jobs.report.builder import write_report
 from jobs.report.dataset_card import COLUMNS
 from jobs.report.thumbnails import thumbnails
 from jobs.report.wording import number, seconds, size
-from jobs.run_folder import metadata_key
-from jobs.statistics import FOOTER_KEY, RunStatistics
+from jobs.statistics.collect import collect_statistics
+from jobs.statistics.run import FOOTER_KEY, RunStatistics
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ATTACK = """"><img src=x onerror="document.title='owned'"><script>document.title='owned'</script>"""

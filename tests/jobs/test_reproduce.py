@@ -10,16 +10,17 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from cluster.storage import S3Options, open_storage
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options
 from flashu import InputError, TextToImagePipeline
 from flashu.calibration import calibrate
 from flashu.config import flashu_preset
-from jobs.config import FlashUSection, ModelSection, built_in_configs
-from jobs.config_sources import released_settings
-from jobs.reproduce.geneval import read_scores
-from jobs.reproduce.published import FIGURES, MODELS, UNLIKE
-from jobs.reproduce.understanding import _agree, read_questions
-from jobs.worker_model import load
+from jobs.scoring.geneval_arms import read_scores
+from jobs.scoring.published import FIGURES, MODELS, UNLIKE
+from jobs.scoring.understanding import _agree, read_questions
+from jobs.settings.config import FlashUSection, ModelSection, built_in_configs
+from jobs.settings.released import released_settings
+from jobs.worker.model import load
 from manifests.errors import ManifestError
 from tests import fakes
 from tests.command import assert_refused, flashu

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.batch_maker import BatchMaker
-from jobs.generation import GenerationWork
-from jobs.records import ATTEMPT
+from jobs.dataset.records import ATTEMPT
+from jobs.worker.batch_maker import BatchMaker
+from jobs.worker.shard import GenerationWork
 from tests.command import Outcome, assert_refused, contents, flashu, names
 
 QUICK = ("flashu.preset=off", "sampling.num_inference_steps=2", "sampling.size=64")
@@ -219,7 +219,7 @@ class RaisesAtWork(GenerationWork):
 def test_a_prompt_that_raises_leaves_its_traceback_and_the_run_is_read_as_any(cluster, tmp_path, monkeypatch):
     import datasets
 
-    monkeypatch.setattr("jobs.prepare.GenerationWork", RaisesAtWork)
+    monkeypatch.setattr("jobs.driver.prepare.GenerationWork", RaisesAtWork)
     pq.write_table(pa.table({"prompt_id": ["a", "b"], "prompt": ["a cat", "a dog"]}), tmp_path / "m.parquet")
     output = tmp_path / "run"
     settings = (*QUICK, f"manifest.path={tmp_path / 'm.parquet'}", "cluster.workers=1", cluster)
@@ -242,7 +242,7 @@ def test_a_model_that_raises_on_a_worker_leaves_its_traceback_in_the_runs_folder
     cluster, s3_environment, tmp_path, monkeypatch
 ):
     """`s3_environment` is the environment of workers, with their secret."""
-    monkeypatch.setattr("jobs.prepare.GenerationWork", CannotSetUp)
+    monkeypatch.setattr("jobs.driver.prepare.GenerationWork", CannotSetUp)
     monkeypatch.setattr("cluster.pool.FAILED_STARTS", 1)  # there are seconds between them
     output = tmp_path / "run"
     settings = ("default", *QUICK, "manifest.path=demo", "manifest.limit=2", "cluster.workers=1")
@@ -364,7 +364,7 @@ class Process:
         self.run, self.log = run, log
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobs.cli", *LONG, "cluster.address=local", "cluster.workers=1",
+                [sys.executable, "-m", "jobs", *LONG, "cluster.address=local", "cluster.workers=1",
                  f"output.path={run}"],
                 stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip

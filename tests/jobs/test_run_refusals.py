@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-import jobs.generate  # noqa: F401 - not to be imported on a test's time
+import jobs.driver.run  # noqa: F401 - not to be imported on a test's time
 from tests.command import assert_refused, contents, flashu
 
 

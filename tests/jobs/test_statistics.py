@@ -7,9 +7,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from jobs.mergeable import Distribution, Range, Timeline, first_of
-from jobs.quality import METRICS
-from jobs.statistics import (
+from jobs.metrics.pixels import METRICS
+from jobs.statistics.mergeable import Distribution, Range, Timeline, first_of
+from jobs.statistics.run import (
     FAILURES,
     MAX_KINDS,
     OTHERS,
@@ -183,7 +183,7 @@ def test_the_size_is_as_flat_at_ten_thousand_shards_as_at_a_hundred():
 
 
 def test_many_workers_and_kinds_of_errors_are_folded_into_others(monkeypatch):
-    monkeypatch.setattr("jobs.statistics.MAX_WORKERS", 100)
+    monkeypatch.setattr("jobs.statistics.run.MAX_WORKERS", 100)
     parts = []
     for shard in range(150):
         rows, _, work = shard_inputs(shard, images=1)

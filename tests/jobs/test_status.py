@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.storage import LocalStorage
-from jobs.progress import Progress, Standing
-from jobs.report import collect_statistics, write_summary
-from jobs.run_folder import metadata_key
-from jobs.shard_set import ShardSet
-from jobs.statistics import RunStatistics
-from jobs.status import describe_run, rebuild_report
+from cluster.local_storage import LocalStorage
+from jobs.dataset.keys import metadata_key
+from jobs.driver.progress import Progress, Standing
+from jobs.driver.status import describe_run, rebuild_report
+from jobs.statistics.collect import collect_statistics
+from jobs.statistics.run import RunStatistics
+from jobs.statistics.shard_set import ShardSet
+from jobs.statistics.summary import write_summary
 from tests.command import flashu
 from tests.jobs.synthetic_run import make_run
 
@@ -99,7 +100,7 @@ def test_a_summary_that_does_not_say_which_shards_it_has_counted_counts_if_it_ca
 
 def test_a_log_says_what_changes_and_once_a_minute_that_nothing_does(monkeypatch):
     now, log = [1000.0], io.StringIO()
-    monkeypatch.setattr("jobs.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("jobs.driver.progress.time.monotonic", lambda: now[0])
     progress = Progress(log)
     waiting = Standing(0, 8, 0, 0, None, None, workers=2, starting=0)
     begun = replace(waiting, images=1)

@@ -17,8 +17,8 @@ import pytest
 
 from cluster.authentication import MODE, TOKEN, environment
 from flashu.errors import InputError
-from jobs.config import RunConfig, read_config
-from jobs.submit import settings_of, submit_run
+from jobs.driver.submit import settings_of, submit_run
+from jobs.settings.config import RunConfig, read_config
 from tests.s3_server import bucket, s3_environment, s3_server  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[2]

@@ -10,15 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster.storage import S3Options, StorageError, open_storage
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options, StorageError
 from cluster.work import Lease, Place, SetupError, WorkerBrokenError
 from flashu.errors import InputError, OutOfMemoryError
-from jobs.config import ModelSection
-from jobs.dpg.answers import AnsweringWork
-from jobs.dpg.hf_vqa import open_hf
-from jobs.dpg.questions import Item, Question
-from jobs.dpg.vqa import absolute_name, check_vqa, open_vqa, scores_folder, verdict
-from jobs.run_images import StoredImage
+from jobs.dataset.images import StoredImage
+from jobs.scoring.answers import AnsweringWork
+from jobs.scoring.hf_judge import open_hf
+from jobs.scoring.judges import verdict
+from jobs.scoring.open_judge import absolute_name, check_vqa, open_vqa, scores_folder
+from jobs.scoring.questions import Item, Question
+from jobs.settings.config import ModelSection
 from tests.jobs.vqa_checkpoints import make_blip, make_llava, make_vilt
 
 PICTURES = [

@@ -12,7 +12,7 @@ from graphs import graphs_compiled
 from flashu import FlashUConfig, OutOfMemoryError, TextToImagePipeline, WandaScores, apply_flashu_patch
 from flashu.fingerprint import fingerprint
 from flashu.models.blocks import AS_THEY_ARE, Blocks
-from jobs.warm_up import IMAGES, Kinds, first_on_node, warm_up
+from jobs.worker.warm_up import IMAGES, Kinds, first_on_node, warm_up
 from tests.bounds import LEVEL
 
 SETTINGS = FlashUConfig(

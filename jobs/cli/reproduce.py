@@ -1,0 +1,261 @@
+"""`flashu reproduce`: what the papers ran, by one command each, with the published figures beside what comes out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from flashu.errors import InputError
+from flashu.models.checkpoint_files import EMBEDDED
+from jobs.cli.geneval import tell_missing
+from jobs.cli.options import OverridesArgument
+from jobs.scoring.published import (
+    DPG,
+    FIGURES,
+    GENEVAL,
+    MODELS,
+    UNDERSTANDING,
+    UNLIKE,
+    beside,
+    config_file,
+    released_model,
+)
+from jobs.settings.config import BASELINE, FLASHU
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""What the papers ran, with the released settings, and the published figures beside what comes out.
+
+    Try it, with no download and no GPU:
+
+        flashu reproduce dpg
+    """,
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Checkpoint: a folder, a hub id such as showlab/show-o2-1.5B, or 'embedded'.")
+]
+LikeOption = Annotated[
+    str | None,
+    typer.Option(help=f"Which released model it is of: {', '.join(MODELS)}.", show_default="as its name says"),
+]
+OutputOption = Annotated[str, typer.Option("--output", "-o", help="The folder to write, local or s3://…")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the settings and where they are from, no more.")]
+
+
+@app.command()
+def dpg(
+    overrides: OverridesArgument = None,
+    model: ModelOption = EMBEDDED,
+    like: LikeOption = None,
+    questions: Annotated[
+        str, typer.Option(help="The question file, dpg_bench.csv.", show_default="five prompts of the built-in model's")
+    ] = "",
+    output: OutputOption = "reproduce-dpg",
+    dry_run: DryRunOption = False,
+) -> None:
+    """DPG-Bench, unaccelerated and with FlashU: `flashu dpg` with the released settings.
+
+    Settings on top are those of `flashu dpg`, as in vqa=mplug, the papers' judge. Run the same command again to go on
+    after a stop.
+    """
+    from jobs.scoring.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
+
+    options = {"output.path": ("-o", output), "questions": ("--questions", questions)}
+    config, told = _begin(DPG, BenchmarkConfig, model, like, options, overrides)
+    if dry_run:
+        told.all()
+        return
+    if model == EMBEDDED and not config.questions:
+        config = a_demo_of(config, 5)
+    code, comparison = run_benchmark(config, told.settings)
+    if comparison:
+        told.figures(_measured(comparison["arms"]))
+    sys.exit(code)
+
+
+@app.command()
+def geneval(
+    overrides: OverridesArgument = None,
+    model: ModelOption = EMBEDDED,
+    like: LikeOption = None,
+    prompts: Annotated[
+        str, typer.Option(help="evaluation_metadata.jsonl, or Show-o2's rewritten prompts in its format.")
+    ] = "",
+    output: OutputOption = "reproduce-geneval",
+    dry_run: DryRunOption = False,
+) -> None:
+    """GenEval's images, unaccelerated and with FlashU, as folders for its own evaluator; and its scores, once it ran.
+
+    Settings on top are those of `flashu run`. Run the same command again to go on after a stop, and when the evaluator
+    has written its results where the command says.
+    """
+    from jobs.scoring.geneval_arms import EVALUATE, GenevalConfig, run_geneval
+
+    options = {"output.path": ("-o", output), "prompts": ("--prompts", prompts)}
+    config, told = _begin(GENEVAL, GenevalConfig, model, like, options, overrides)
+    if dry_run:
+        told.all()
+        return
+    code, arms = run_geneval(config, told.settings)
+    if not arms:
+        sys.exit(code)
+    measured: dict[str, dict[str, str]] = {name: {} for name in arms}
+    for name, arm in arms.items():
+        tell_missing(arm.missing)
+        if arm.scores:
+            measured[name]["score"] = f"{arm.scores['overall']:.2f}"
+            typer.echo(f"\n{name}: " + ", ".join(f"{tag} {score:.2f}" for tag, score in arm.scores.items()))
+        elif arm.samples:
+            typer.echo(f"\nScore {name} with GenEval's own script, then run this command again:")
+            typer.echo(f"    {EVALUATE.format(samples=arm.samples.absolute(), results=arm.results.absolute())}")
+        else:
+            typer.echo(f"\nHand {name} to GenEval's script: flashu geneval export {output.rstrip('/')}/{name} DIR")
+    _add_speed_up(measured, {name: arm.summary["throughput"] for name, arm in arms.items()}, "worker_seconds_per_image")
+    told.figures(measured)
+    sys.exit(code)
+
+
+@app.command()
+def understanding(
+    overrides: OverridesArgument = None,
+    model: ModelOption = EMBEDDED,
+    like: LikeOption = None,
+    questions: Annotated[
+        str,
+        typer.Option(
+            help='JSON lines {"image": FILE, "question": TEXT, "answer": TEXT}, the answer where it is known.',
+            show_default="about the built-in model's own pictures",
+        ),
+    ] = "",
+    output: OutputOption = "reproduce-understanding",
+    dry_run: DryRunOption = False,
+) -> None:
+    """Questions about images, answered unaccelerated and with FlashU, on this machine.
+
+    Settings on top are those of the config, as in answering.max_new_tokens=128, model.dtype=bfloat16 or
+    flashu.und_r_p=0.4.
+    """
+    from jobs.scoring.understanding import RESULT, UnderstandingConfig, run_understanding
+
+    options = {"output": ("-o", output), "questions": ("--questions", questions)}
+    config, told = _begin(UNDERSTANDING, UnderstandingConfig, model, like, options, overrides)
+    if dry_run:
+        told.all()
+        return
+    result = run_understanding(config, told.settings)
+    first, second = (result["arms"][arm] for arm in (BASELINE, FLASHU))
+    for arm, figures in result["arms"].items():
+        right = "" if figures["right"] is None else f", {100 * figures['right']:.1f}% right"
+        typer.echo(
+            f"{arm}: {figures['seconds_per_answer']:.3f} s and {figures['tflop_per_answer']:.3g} TFLOP an answer of "
+            f"{figures['tokens_per_answer']:.1f} tokens{right} ({figures['settings']})"
+        )
+    same = sum(row[BASELINE] == row[FLASHU] for row in result["answers"])
+    typer.echo(f"{same:,} of {len(result['answers']):,} answers are the same; {output}/{RESULT}")
+    ratio = first["seconds_per_answer"] / second["seconds_per_answer"]
+    told.figures({FLASHU: {"speed_up": f"{ratio:.2f}x"}})
+
+
+def _begin(
+    benchmark: str,
+    kind: type,
+    model: str,
+    like: str | None,
+    options: dict[str, tuple[str, str]],
+    overrides: list[str] | None,
+) -> tuple[Any, _Told]:
+    """The config of a benchmark, and what is told of it. `options` are settings by their option here, with its value.
+
+    Raises `InputError` for settings on top that have an option, as more than the config goes by those.
+    """
+    from jobs.settings.config import read_config
+
+    options = {"model.path": ("--model", model)} | options
+    for name in (override.partition("=")[0].strip() for override in overrides or ()):
+        if name in options:
+            raise InputError(f"give {name} as {options[name][0]}")
+    released = _released(benchmark, model, like)
+    given = [f"{name}={value}" for name, (_, value) in options.items() if value]
+    file = None if model == EMBEDDED else str(config_file(benchmark, released))  # whose settings do not suit that one
+    config = read_config(file, [*given, *(overrides or ())], kind)
+    return config, _Told(benchmark, model, released, config)
+
+
+def _released(benchmark: str, model: str, like: str | None) -> str:
+    """The released model whose settings and figures go with a checkpoint. Raises `InputError`."""
+    known = [name for of_benchmark, name in FIGURES if of_benchmark == benchmark]
+    if like and like not in known:
+        raise InputError(f"--like {like}: there are {', '.join(known)}")
+    released = like or (known[0] if model == EMBEDDED else released_model(model))
+    if released not in known:
+        raise InputError(f"nothing is published of {released} on {benchmark}; there are {', '.join(known)}")
+    return released
+
+
+class _Told:
+    """What is printed of a benchmark: its settings before, and the figures after."""
+
+    def __init__(self, benchmark: str, model: str, released: str, config: Any):
+        from dataclasses import asdict
+
+        from jobs.scoring.arms import ArmsConfig, check_arms, describe_arms, resolved
+        from jobs.settings.released import released_settings
+
+        self.benchmark, self.model, self.released = benchmark, model, released
+        self.told = released_settings(config_file(benchmark, released))
+        has_arms = isinstance(config, ArmsConfig)
+        if has_arms:
+            check_arms(config)
+        self.now = resolved(config) if has_arms else asdict(config)
+        self.arms = describe_arms(config) if has_arms else ""
+
+    def settings(self) -> None:
+        """The settings that there are, and where the release has them."""
+        from jobs.settings.released import table
+
+        if self.model == EMBEDDED:
+            typer.echo(f"The built-in model has settings and figures of its own; those told are of {self.released}.\n")
+        typer.echo("Settings, and where the release has them (S is Show-o2's, F FlashU's):\n")
+        for line in table(self.told, self.now):
+            typer.echo(line)
+        typer.echo(f"\n{self.arms}\n" if self.arms else "")
+
+    def figures(self, measured: dict[str, dict[str, str]] | None = None) -> None:
+        """What was published, what came out here if it did, and what was not run as published."""
+        from jobs.settings.released import other_than
+
+        if measured is not None:
+            here = " of the built-in model" if self.model == EMBEDDED else ""
+            typer.echo(f"\nPublished of {self.released}, and what came out here{here}:\n")
+            for line in beside(FIGURES[self.benchmark, self.released], measured):
+                typer.echo(line)
+            typer.echo("")
+        typer.echo("Not as published:\n")
+        for line in (*other_than(self.told, self.now), *UNLIKE[self.benchmark]):
+            typer.echo(f"- {line}")
+
+    def all(self) -> None:
+        """What can be told without running anything."""
+        self.settings()
+        self.figures()
+
+
+def _measured(arms: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Of `comparison.json`, what stands beside published figures."""
+    measured = {name: {"score": f"{arm['score']:.2f}"} for name, arm in arms.items() if arm["score"] is not None}
+    _add_speed_up(measured, arms, "seconds_per_image")
+    return measured
+
+
+def _add_speed_up(measured: dict[str, dict[str, str]], arms: dict[str, Any], wall: str) -> None:
+    """By the time that GPUs took, where it was measured, else by the workers'."""
+    if len(arms) < 2:
+        return
+    first, second = arms.values()
+    for key in ("gpu_seconds_per_image", wall):
+        if first.get(key) and second.get(key):
+            measured.setdefault(list(arms)[1], {})["speed_up"] = f"{first[key] / second[key]:.2f}x"
+            return

@@ -1,0 +1,62 @@
+"""A run's images as what comes after it takes them: those of a shard, by prompt, whichever format they are in."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cluster.storage import NotFound, Storage
+from flashu.errors import InputError
+from jobs.dataset.formats import FORMATS
+from jobs.dataset.keys import metadata_key
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image of a prompt, as it is in the run's files."""
+
+    prompt_id: str
+    index: int  # of the prompt's images
+    file_name: str
+    sha256: str | None  # as the metadata has it
+    data: bytes | None  # None where the run's files lack it
+
+    def open(self) -> Image.Image:
+        """The picture, in RGB. Raises `InputError` where there is none."""
+        if self.data is None:
+            raise InputError(f"image {self.index} of prompt {self.prompt_id!r} is not in the run's files")
+        try:
+            with Image.open(io.BytesIO(self.data)) as picture:
+                return picture.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            raise InputError(f"image {self.index} of prompt {self.prompt_id!r} cannot be read as an image") from None
+
+
+def images_by_prompt(
+    storage: Storage, run: Mapping[str, Any], shard: int, prompts: Collection[str] | None = None
+) -> dict[str, list[StoredImage]]:
+    """The images of a committed shard, by prompt id and in the order of their numbers; of some prompts, if given.
+
+    `run` is what run.json holds.
+    """
+    with storage.open(metadata_key(shard)) as file:
+        rows = pq.read_table(file, columns=["prompt_id", "image_index", "file_name", "sha256"]).to_pylist()
+    rows = {place: row for place, row in enumerate(rows) if prompts is None or row["prompt_id"] in prompts}
+    payload = FORMATS[run["config"]["output"]["format"]]
+    data: dict[int, bytes] = {}
+    with suppress(NotFound, pa.ArrowException, tarfile.TarError, OSError):  # files moved away, or cut short
+        data.update(payload.read(storage, shard, {place: row["file_name"] for place, row in rows.items()}))
+    images: dict[str, list[StoredImage]] = defaultdict(list)
+    for place, row in rows.items():
+        image = StoredImage(row["prompt_id"], row["image_index"], row["file_name"], row["sha256"], data.get(place))
+        images[image.prompt_id].append(image)
+    return {prompt_id: sorted(of_prompt, key=lambda image: image.index) for prompt_id, of_prompt in images.items()}

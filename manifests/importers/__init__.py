@@ -1,0 +1,1 @@
+"""Benchmarks' own prompt files as manifests."""
