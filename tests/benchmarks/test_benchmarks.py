@@ -164,7 +164,7 @@ def test_accelerated_answers_take_fewer_operations():
 
 
 def test_compiling_counts_what_prompts_compile_after_a_workers_warm_up(tmp_path):
-    """With settings that take few graphs; of the others, `tests/jobs/test_warm_up.py` asks the same."""
+    """With settings that take few graphs; of the others, `tests/jobs/worker/test_warm_up.py` asks the same."""
     prompts, file = tmp_path / "prompts.txt", tmp_path / "result.json"
     prompts.write_text("\n".join(" ".join(["word"] * length) for length in (9, 43, 57, 9, 113)))
     arguments = ("--trace-only", "--flashu", "few-steps", "--batch-size", 2, "--prompts", prompts, "--count", 5)

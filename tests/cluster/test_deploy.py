@@ -115,7 +115,7 @@ def test_the_rayjobs_config_is_one_that_flashu_reads(rayjob_documents, tmp_path)
 
 
 def test_every_way_to_start_ray_asks_for_a_token(rayjob_documents, launcher):
-    """What they do for it is run in tests/jobs/test_ray_tokens.py, as far as it can be here."""
+    """What they do for it is run in tests/jobs/driver/test_ray_tokens.py, as far as it can be here."""
     assert rayjob_documents[1]["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert any("RAY_AUTH_MODE=token" in option for option in launcher["docker"]["run_options"])
     assert launcher["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}

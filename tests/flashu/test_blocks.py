@@ -22,7 +22,8 @@ from tests.reference import GoldenModel, relative_error
 def test_compiled_by_inductor_a_trajectory_is_the_same_to_rounding():
     """The LLM's layers, pruned and not, and the head's blocks: of one image, as more of them are compiled alike.
 
-    C++ takes a second a kernel. That every way of calling any block is traced right is in `tests/jobs/test_warm_up.py`.
+    C++ takes a second a kernel. `tests/jobs/worker/test_warm_up.py` has it that any way of calling any block is traced
+    right.
     """
     golden = GoldenModel(GOLDEN / "tiny")
     settings = FlashUConfig(r_p=0.4, r_LS=0.0, T_LS=4, T_cache=2, tau=0, schedule=None, num_inference_steps=4)

@@ -12,7 +12,7 @@ from shapes.bench import items, to_csv
 
 from flashu import TextToImagePipeline
 from tests.command import assert_refused, contents, flashu
-from tests.jobs.vqa_checkpoints import make_vilt
+from tests.jobs.scoring.vqa_checkpoints import make_vilt
 
 PROMPTS = 8
 

@@ -21,7 +21,7 @@ from jobs.scoring.judges import verdict
 from jobs.scoring.open_judge import absolute_name, check_vqa, open_vqa, scores_folder
 from jobs.scoring.questions import Item, Question
 from jobs.settings.config import ModelSection
-from tests.jobs.vqa_checkpoints import make_blip, make_llava, make_vilt
+from tests.jobs.scoring.vqa_checkpoints import make_blip, make_llava, make_vilt
 
 PICTURES = [
     Image.new("RGB", (50, 40), "red"),

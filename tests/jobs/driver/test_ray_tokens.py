@@ -19,7 +19,7 @@ from cluster import authentication
 from cluster.session import SessionError, check_address
 from tests.command import assert_refused, flashu
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 QUICK = ("flashu.preset=off", "sampling.num_inference_steps=2", "manifest.limit=3", "cluster.workers=1")
 HOW = "in RAY_AUTH_TOKEN, in a file named by RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token"

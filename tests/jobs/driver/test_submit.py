@@ -21,7 +21,7 @@ from jobs.driver.submit import settings_of, submit_run
 from jobs.settings.config import RunConfig, read_config
 from tests.s3_server import bucket, s3_environment, s3_server  # noqa: F401 - fixtures
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 QUICK = ("flashu.preset=off", "sampling.num_inference_steps=2", "sampling.size=64", "manifest.shard_size=3")
 

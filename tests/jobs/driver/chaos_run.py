@@ -45,7 +45,7 @@ class ChaosMaker(BatchMaker):
 
 if __name__ == "__main__":
     # Workers must find this class by a name that they can import, which __main__ is not.
-    from tests.jobs import chaos_run
+    from tests.jobs.driver import chaos_run
 
     prepare.GenerationWork = chaos_run.ChaosWork
     sys.argv.insert(1, "run")

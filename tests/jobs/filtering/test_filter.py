@@ -31,7 +31,7 @@ from jobs.statistics.run import FOOTER_KEY, VERSION
 from tests.command import assert_refused, flashu
 from tests.jobs.synthetic_run import make_run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WHERE = "quality.entropy > 2 and style in ['photo', 'oil'] and not quality.broken"
 ASKED = ("--where", WHERE, "--min-score", "0.2", "--dedup")
 CHANGING = {"summary.json", "report.html"}  # they tell when they were written

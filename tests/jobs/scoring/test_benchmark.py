@@ -23,7 +23,7 @@ from jobs.dataset.keys import METADATA, shards_with
 from jobs.scoring.benchmark import DEMO_QUESTIONS
 from tests.command import assert_refused, contents, flashu
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = (
     "cluster.workers=1",
     "sampling.num_inference_steps=12",

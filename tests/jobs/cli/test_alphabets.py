@@ -15,7 +15,7 @@ from cluster.storage import S3Options
 from jobs.dataset.keys import METADATA, metadata_key, shards_with
 from tests.command import flashu
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAMES = ["Grüße, Österreich", "Привет мир", "مرحبا بالعالم", "你好世界", "नमस्ते दुनिया", "🦊🎨", "e\u0301 is not é"]
 QUICK = ("flashu.preset=off", "sampling.num_inference_steps=2", "manifest.shard_size=4", "cluster.workers=1")
 LOCALES = {

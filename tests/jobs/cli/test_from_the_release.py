@@ -25,7 +25,7 @@ from jobs.settings.config_text import settings_of
 from tests import fakes
 from tests.command import flashu
 
-PAGE = Path(__file__).parents[2] / "docs" / "from-the-release.md"
+PAGE = Path(__file__).parents[3] / "docs" / "from-the-release.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
 

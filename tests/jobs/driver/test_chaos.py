@@ -30,7 +30,7 @@ from tests.s3_server import (  # noqa: F401 - fixtures
     s3_server,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROMPTS, SHARD = 80, 4
 SETTINGS = (
     "default",
@@ -79,7 +79,7 @@ def ray_cluster():
 
 def start(manifest, output, log, *more):
     arguments = [*SETTINGS, f"manifest.path={manifest}", f"output.path={output}", *more]
-    command = [sys.executable, "-m", "tests.jobs.chaos_run", *arguments]
+    command = [sys.executable, "-m", "tests.jobs.driver.chaos_run", *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdout=log.open("a"), stderr=subprocess.STDOUT)
 
 
