@@ -53,6 +53,7 @@ PathStyleOption = Annotated[bool, typer.Option("--path-style", help="Address buc
 
 def open_run(run: str, endpoint_url: str | None, region: str | None, path_style: bool) -> Storage:
     """The storage that a run's folder is in."""
-    from cluster.storage import S3Options, open_storage
+    from cluster.open_storage import open_storage
+    from cluster.storage import S3Options
 
     return open_storage(run, S3Options(endpoint_url, region, path_style))
