@@ -33,6 +33,7 @@ from shapes.scenes import random_scene
 from torch import Tensor
 
 from flashu import answering
+from flashu.acceleration.applied import Acceleration, remove_flashu_patch
 from flashu.calibration import calibrate_understanding
 from flashu.config import FLASHU_PRESETS, FlashUConfig
 from flashu.devices import resolve_device, resolve_dtype
@@ -41,10 +42,10 @@ from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN
 from flashu.models.random_weights import random_model
 from flashu.models.tokenizer import EncodedQuestion
-from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
+from flashu.patch import apply_flashu_patch
+from flashu.pictures import picture_latents
 from flashu.pipeline import TextToImagePipeline
 from flashu.understanding import embed_image, embed_tokens, rotary_at, row_mask
-from flashu.visual_questions import picture_latents
 
 NEVER = -1  # no answer ends
 QUESTION_TOKENS = 20  # with what frames it

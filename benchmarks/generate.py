@@ -26,6 +26,7 @@ import torch
 from hardware import describe
 
 from flashu import sampler
+from flashu.acceleration.applied import Acceleration, remove_flashu_patch
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.acceleration.wanda import WandaScores
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
@@ -44,7 +45,7 @@ from flashu.models.geometry import (
     parse_size,
 )
 from flashu.models.random_weights import random_model
-from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
+from flashu.patch import apply_flashu_patch
 
 # Between the embedded model and 1.5B, in the proportions of the latter, and large enough for arithmetic to dominate.
 MID = Showo2Config(

@@ -63,7 +63,8 @@ def make(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from huggingface_hub import split_torch_state_dict_into_shards
 
     from flashu.models import Showo2Qwen2_5
-    from flashu.models.checkpoint import EMBEDDING, HEAD, LAYOUTS, RELEASE
+    from flashu.models.checkpoint import LAYOUTS, RELEASE
+    from flashu.pretrained import EMBEDDING, HEAD
 
     config = PRESETS[options.preset]
     with torch.device("meta"):

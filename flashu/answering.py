@@ -19,7 +19,7 @@ from flashu.acceleration.reading import WHOLE_READING
 from flashu.acceleration.visual_tokens import kept_tokens, most_valued
 from flashu.models.layers import KeyValue, KeyValueCache
 from flashu.models.qwen2 import Variant
-from flashu.models.showo2 import Showo2Qwen2_5
+from flashu.models.showo2 import Showo2
 from flashu.models.tokenizer import EncodedQuestion
 from flashu.understanding import embed_image, embed_tokens, rotary_at, row_mask
 
@@ -37,7 +37,7 @@ class ReadImages:
 
 
 @torch.no_grad()
-def read_images(model: Showo2Qwen2_5, latents: Tensor, question: EncodedQuestion) -> ReadImages:
+def read_images(model: Showo2, latents: Tensor, question: EncodedQuestion) -> ReadImages:
     """Run clean latents (images, channels, height, width), in the frame that every question of a tokenizer has."""
     image = embed_image(model, latents, question)
     eoi = embed_tokens(model, [question.after[:1]]).expand(len(image), -1, -1)
@@ -72,7 +72,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: Showo2Qwen2_5,
+        model: Showo2,
         images: ReadImages,
         questions: Sequence[Sequence[EncodedQuestion]],
         max_new_tokens: int = 0,
@@ -123,9 +123,7 @@ class Conversation:
 
 
 @torch.no_grad()
-def first_logits(
-    model: Showo2Qwen2_5, images: ReadImages, questions: Sequence[Sequence[EncodedQuestion]]
-) -> list[Tensor]:
+def first_logits(model: Showo2, images: ReadImages, questions: Sequence[Sequence[EncodedQuestion]]) -> list[Tensor]:
     """The logits of each answer's first token, (questions, vocabulary) for each image: one pass, no decoding."""
     logits = Conversation(model, images, questions).logits
     return [of_image[: len(asked)] for of_image, asked in zip(logits, questions, strict=True)]
@@ -133,7 +131,7 @@ def first_logits(
 
 @torch.no_grad()
 def generate(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     images: ReadImages,
     questions: Sequence[Sequence[EncodedQuestion]],
     max_new_tokens: int,

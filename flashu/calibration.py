@@ -19,7 +19,7 @@ from flashu.fingerprint import fingerprint
 from flashu.models import geometry
 from flashu.models.checkpoint_files import tokenizer_beside
 from flashu.models.qwen2 import SimilaritySum
-from flashu.models.showo2 import Showo2Qwen2_5
+from flashu.models.showo2 import Showo2
 from flashu.models.tokenizer import PromptTokenizer
 
 METHODS = ("trajectories", "tokens")
@@ -27,7 +27,7 @@ METHODS = ("trajectories", "tokens")
 
 @torch.no_grad()
 def calibrate(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     prompts: Sequence[str] = probe.PROMPTS,
     *,
     tokenizer: PromptTokenizer | None = None,
@@ -66,7 +66,7 @@ def calibrate(
 
 @torch.no_grad()
 def calibrate_understanding(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     pairs: Sequence[probe.Pair] | None = None,
     *,
     tokenizer: PromptTokenizer | None = None,
@@ -97,11 +97,11 @@ def calibrate_understanding(
     return WandaScores(ffn, attention, fingerprint(model), UNDERSTANDING, "whole rows", importances)
 
 
-def _tokenizer_of(model: Showo2Qwen2_5) -> PromptTokenizer:
+def _tokenizer_of(model: Showo2) -> PromptTokenizer:
     return PromptTokenizer.from_pretrained(tokenizer_beside(model.source, model.config))
 
 
-def watch_trajectory(model: Showo2Qwen2_5, rows: sampler.Rows, seed: int, plan: Plan, norms: ActivationNorms) -> None:
+def watch_trajectory(model: Showo2, rows: sampler.Rows, seed: int, plan: Plan, norms: ActivationNorms) -> None:
     """Show `norms` one unaccelerated denoising run of one image: each step's span, and the text as often."""
     with norms.watching(repeats=len(plan.rows)):
         for row in rows.prefixes:  # one by one: no padding
@@ -111,7 +111,7 @@ def watch_trajectory(model: Showo2Qwen2_5, rows: sampler.Rows, seed: int, plan: 
         probe.denoise(model, prefix, seed, plan)
 
 
-def watch_token_row(model: Showo2Qwen2_5, rows: sampler.Rows, placeholder: int, norms: ActivationNorms) -> None:
+def watch_token_row(model: Showo2, rows: sampler.Rows, placeholder: int, norms: ActivationNorms) -> None:
     """Show `norms` the first of `rows` once, whole, as the release calibrates: image tokens are placeholders."""
     tokens = 1 + rows.grid[0] * rows.grid[1]
     llm = model.showo.model

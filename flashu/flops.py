@@ -19,20 +19,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import answering, sampler
-from flashu.acceleration import hybrid
-from flashu.acceleration.head_cache import Head, actions
-from flashu.acceleration.plan import Plan, make_plan
-from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
+from flashu.acceleration.applied import Acceleration
+from flashu.acceleration.plan import Head, Llm, Plan, make_plan, release_plan
+from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
 from flashu.models.layers import KeyValueCache, rotary_frequencies, rotary_table
 from flashu.models.qwen2 import WHOLE, DecoderLayer, Variant
-from flashu.models.showo2 import Showo2Qwen2_5
+from flashu.models.showo2 import Showo2
 from flashu.models.siglip import EncoderLayer
 from flashu.models.tokenizer import EncodedQuestion
-from flashu.models.wan_vae import WanImageVAE
-from flashu.patch import Acceleration
+from flashu.models.wan_vae import WanVae
 
 FAR = 4.0  # times the usual, from where a size or a number of steps is told to be unusual
 TYPICAL_TEXT_TOKENS = 30  # of a prompt
@@ -70,7 +68,7 @@ def count_image(
     if not 2 <= prefix_tokens <= limit + 2:
         raise InputError(f"a prefix of {prefix_tokens} tokens: bos and boi are 2, and at most {limit + 2} fit")
     with torch.device("meta"):
-        model = Showo2Qwen2_5(config).bfloat16()
+        model = Showo2(config).bfloat16()
     prefixes, suffixes = [[0] * prefix_tokens], [[0] * (4 + limit - prefix_tokens)]
     if plan.guided:
         prefixes.append([0, 0])
@@ -99,7 +97,7 @@ def count_image(
 def _decoding(vae: VaeGeometry, shape: tuple[int, ...]) -> int:
     """FLOP of decoding latents of that shape."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        WanImageVAE(vae).bfloat16().decode(torch.empty(shape))
+        WanVae(vae).bfloat16().decode(torch.empty(shape))
     return counter.get_total_flops()
 
 
@@ -176,7 +174,7 @@ def count_answer(
     question_tokens: of each question, with what follows it in its row. frame_tokens: what stands before the image.
     """
     with torch.device("meta"):
-        model = Showo2Qwen2_5(config).bfloat16()
+        model = Showo2(config).bfloat16()
     model.acceleration = acceleration
     latents = torch.empty(1, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
     question = EncodedQuestion([0] * frame_tokens, [0] * (1 + question_tokens))
@@ -201,7 +199,7 @@ def count_release(
     pruned FFN and skipped layers on steps that are not full, and no head blocks on a step that reuses their output.
     """
     with torch.device("meta"):
-        model = Showo2Qwen2_5(config).bfloat16()
+        model = Showo2(config).bfloat16()
     tokens = token_grid[0] * token_grid[1]
     length = config.max_text_tokens(tokens) + tokens + 5
     latents = torch.empty(2, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
@@ -209,21 +207,17 @@ def count_release(
     positions = torch.arange(length, device="meta")[None]
     llm_rotary = rotary_table(rotary_frequencies(config.llm.head_dim, 1e6, model.device), positions, x.dtype)
     head_rotary = rotary_table(model.diffusion_head_a.rotary_frequencies(model.device), positions, x.dtype)
-    acceleration = flashu and Acceleration.of(flashu, config.llm)
-    count = num_inference_steps - 1
-    full = [not flashu or hybrid.is_full(step, num_inference_steps, flashu.tau) for step in range(1, count + 1)]
-    heads = actions(full, flashu and flashu.T_cache)
+    acceleration = Acceleration.of(flashu or FLASHU_PRESETS["off"], config.llm)
     none = torch.empty(0, dtype=torch.long, device="meta")
 
     result = []
     with _Counter(model) as counter:
-        for index in range(count):
+        for row in release_plan(flashu, num_inference_steps, GUIDANCE_SCALE).rows:
             before = counter.total()
             model.embed_images(latents.to(x.dtype), model.semantic_positions(token_grid))
             variant = WHOLE
-            if not full[index]:
-                skipping = flashu.skips_layers and index % flashu.T_LS
-                run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if skipping else 0)
+            if row.llm is Llm.PRUNED:
+                run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if row.skip else 0)
                 layers = [None] * run + [none] * (config.llm.num_hidden_layers - run)
                 width = acceleration.ffn_width
                 neurons = width and ((0, width),) * len(layers)
@@ -232,7 +226,7 @@ def count_release(
             model.showo.lm_head(hidden)
             hidden = model.diff_proj(hidden)
             times = model.embed_times(torch.empty(2, device="meta"))
-            if heads[index] is not Head.REUSE:
+            if row.head is not Head.REUSE:
                 for block in model.diffusion_head_a:
                     hidden, _ = block.forward_prefix(hidden, head_rotary)
             model.diffusion_head_b(hidden, times.final[0])

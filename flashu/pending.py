@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flashu.models.wan_vae import WanImageVAE
+from flashu.models.wan_vae import WanVae
 
 
 class PendingPictures:
@@ -54,7 +54,7 @@ class PendingPictures:
         return [self.picture(index) for index in range(len(self))]
 
 
-def decode_beside(vae: WanImageVAE, latents: Tensor, infos: Sequence[dict[str, Any]], begun: Moment) -> PendingPictures:
+def decode_beside(vae: WanVae, latents: Tensor, infos: Sequence[dict[str, Any]], begun: Moment) -> PendingPictures:
     """The pictures of latents (pictures, channels, height, width) that the device may not have made yet.
 
     On a GPU they are decoded on a stream of their own, beside what the current one is given next.

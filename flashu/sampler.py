@@ -7,7 +7,7 @@ knows of no settings. Nothing here knows of prompts or of pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from flashu.errors import InputError
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.prefix import Prefix
 from flashu.models.qwen2 import Variant
-from flashu.models.showo2 import Showo2Qwen2_5
+from flashu.models.showo2 import Showo2
 
 TIME_SHIFT = 3.0
 
@@ -75,36 +75,41 @@ def guide(velocity: Tensor, scale: float, images: int) -> Tensor:
 
 @torch.no_grad()
 def trajectory(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     noise: Tensor,
-    rows: Rows,
+    rows: Rows | Prefix,
     time_points: Tensor,
     plan: Plan,
     blocks: Blocks = AS_THEY_ARE,
+    on_head: Callable[[int, Tensor], object] | None = None,
 ) -> Iterator[Tensor]:
     """Integrate from `noise` (images, channels, height, width), yielding the float32 state at every grid point.
 
-    `rows` has unconditional rows where `plan.guided`; `plan` has a row for every interval of `time_points`. `blocks` is
-    how the network's blocks are called.
+    `rows` has unconditional rows where `plan.guided`; for a plan whose steps all run alike it may be a prefix that is
+    made already, so that only image spans run. `plan` has a row for every interval of `time_points`. `blocks` is how
+    the network's blocks are called. `on_head` is shown the number of each step, from 1, and the head's output (rows,
+    tokens, hidden).
     """
     images = len(noise)
     state = noise.to(model.device, torch.float32)
     yield state
     times = model.embed_times(time_points[:-1])
-    prefixes = _Prefixes(model, rows, images, plan, blocks)
+    made = rows if isinstance(rows, Prefix) else _Prefixes(model, rows, images, plan, blocks)
     intervals = time_points.diff().tolist()
     stored = velocity = None
     for index, (row, interval) in enumerate(zip(plan.rows, intervals, strict=True)):
         time = times.at(index)
         with blocks.compiling():
             if row.llm is not Llm.NONE:
-                prefix = prefixes.of(index)
+                prefix = made if isinstance(made, Prefix) else made.of(index)
                 if row.measure:
-                    hidden, similarity = model.measure_llm(state, time, prefix)
-                    prefixes.skip_least_important(similarity)
+                    hidden, similarity = model.measure_llm(state, time, prefix, blocks)
+                    made.skip_least_important(similarity)
                 else:
-                    hidden = model.run_llm(state, time, prefix)
-            features = stored if row.head is Head.REUSE else model.run_head(hidden, time, prefix)
+                    hidden = model.run_llm(state, time, prefix, blocks)
+            features = stored if row.head is Head.REUSE else model.run_head(hidden, time, prefix, blocks)
+        if on_head:
+            on_head(row.step, features)
         stored = None if row.head is Head.COMPUTE else features
         if not row.guided:
             features = features[:images]
@@ -134,7 +139,7 @@ class _Prefixes:
     Steps without guidance take the conditional rows of what guided steps run on, where there are or were such.
     """
 
-    def __init__(self, model: Showo2Qwen2_5, rows: Rows, images: int, plan: Plan, blocks: Blocks):
+    def __init__(self, model: Showo2, rows: Rows, images: int, plan: Plan, blocks: Blocks):
         self.model, self.rows, self.images, self.plan, self.blocks = model, rows, images, plan, blocks
         self.skipped: SkipSets | None = None
         self.made: dict[_Kind, Prefix] = {}

@@ -103,6 +103,29 @@ def make_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_sc
     return Plan(tuple(rows))
 
 
+def release_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_scale: float) -> Plan:
+    """The steps as the release makes them, dead work and all: the LLM runs on every step, a step that is due measures
+    whether or not that is of use, and unconditional rows are there throughout."""
+    count = num_inference_steps - 1
+    if config is None:
+        return make_plan(None, num_inference_steps, guidance_scale)
+    full = [hybrid.is_full(step, num_inference_steps, config.tau) for step in range(1, count + 1)]
+    due = [config.skips_layers and not full[i] and i % config.T_LS == 0 for i in range(count)]
+    return Plan(
+        tuple(
+            PlanRow(
+                step=i + 1,
+                llm=Llm.FULL if full[i] else Llm.PRUNED,
+                skip=config.skips_layers and not full[i] and not due[i],
+                measure=due[i],
+                head=head,
+                guidance=guidance_schedule.scale_at(i + 1, config.schedule, guidance_scale),
+            )
+            for i, head in enumerate(head_cache.actions(full, config.T_cache))
+        )
+    )
+
+
 def _is_used(measured: int, due: Sequence[bool], skips: Sequence[bool], runs: Sequence[bool]) -> bool:
     """Whether a step runs on the layers measured at index `measured`, before the next measurement replaces them."""
     for later in range(measured + 1, len(due)):

@@ -19,7 +19,7 @@ from torch import Tensor
 from flashu import arguments, probe
 from flashu.acceleration.layer_skipping import count_to_skip
 from flashu.errors import InputError
-from flashu.models.showo2 import Showo2Qwen2_5
+from flashu.models.showo2 import Showo2
 from flashu.models.tokenizer import PromptTokenizer
 
 MAX_LAG = 8
@@ -45,7 +45,7 @@ class Activations:
 
 @torch.no_grad()
 def analyze(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     tokenizer: PromptTokenizer,
     prompts: Sequence[str] = probe.PROMPTS,
     num_inference_steps: int = 35,
@@ -91,7 +91,7 @@ def analyze(
 class _Watcher:
     """One prompt's run: collects each step's layer states by hooks, and reduces them when the step ends."""
 
-    def __init__(self, model: Showo2Qwen2_5, skip_ratio: float):
+    def __init__(self, model: Showo2, skip_ratio: float):
         llm = model.showo.model
         self.to_skip = count_to_skip(len(llm.layers), skip_ratio)
         self.states: list[Tensor] = []  # of the step being run: unit token vectors, (rows · tokens, hidden)

@@ -23,7 +23,7 @@ from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models.geometry import read_json
 from flashu.models.qwen2 import DecoderLayer, Qwen2Model
-from flashu.models.showo2 import Showo2Qwen2_5
+from flashu.models.showo2 import Showo2
 from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
 
 
@@ -97,7 +97,7 @@ def _without_group(layer: DecoderLayer, group: int, groups: int) -> Iterator[Non
 
 @torch.no_grad()
 def generation(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     tokenizer: PromptTokenizer,
     prompts: Sequence[str] = probe.PROMPTS,
     num_inference_steps: int = probe.NUM_INFERENCE_STEPS,
@@ -118,7 +118,7 @@ def generation(
 
 @torch.no_grad()
 def understanding_of(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     pairs: Sequence[tuple[Tensor, EncodedQuestion]],
     on_item: Callable[[], object] | None = None,
 ) -> ObdScores:
@@ -135,7 +135,7 @@ def understanding_of(
 class _Meter:
     """FFN and KV-group errors of a model, measured together."""
 
-    def __init__(self, model: Showo2Qwen2_5):
+    def __init__(self, model: Showo2):
         probe.require_unpatched(model)
         self.model = model
         self.norms, self.groups = ActivationNorms(model.showo.model), GroupErrors(model.showo.model)

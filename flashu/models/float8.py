@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flashu.models.geometry import Showo2Config
-    from flashu.models.showo2 import Showo2Qwen2_5
+    from flashu.models.showo2 import Showo2
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = torch.finfo(FORMAT).max  # 448
@@ -122,7 +122,7 @@ class Float8Mlp(nn.Module):
 
 
 @torch.no_grad()
-def to_float8(model: Showo2Qwen2_5, device: torch.device | None = None) -> None:
+def to_float8(model: Showo2, device: torch.device | None = None) -> None:
     """Replace the FFNs of LLM and diffusion head by float8 ones, in place, one after the other.
 
     They are made on `device`, so that a model on its way there never takes the memory of the whole ones; its other

@@ -1,6 +1,6 @@
 """What the steps of a generation take from its text, and no step changes: keys and values, rotations, masks.
 
-`Showo2Qwen2_5.encode_prefix` makes a `Prefix`. What it holds is laid out here; nothing here runs a network.
+`Showo2.encode_prefix` makes a `Prefix`. What it holds is laid out here; nothing here runs a network.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.layers import Halves, KeyValue, Rotary
 from flashu.models.qwen2 import Variant
 
@@ -33,7 +32,6 @@ class Prefix:
     mask: Tensor | None  # (rows, or half of them, 1, 1, prefix + span); None when their prefixes are of one length
     semantic_positions: Tensor  # (tokens, vision hidden): SigLIP's position embedding, resized to the grid
     suffix: Suffix | None = None  # where whole rows are to be measured
-    blocks: Blocks = AS_THEY_ARE  # how the network's blocks are called
 
     def conditional(self, variant: Variant) -> Prefix:
         """Of the first half of rows in CFG order, as views. `variant` is this one's, as those rows run it."""

@@ -21,14 +21,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashu.devices import FLOAT8
-from flashu.models import checkpoint
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
@@ -37,11 +36,6 @@ from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies
 from flashu.models.prefix import Prefix, Suffix, cut_halves, prefix_mask, suffix_mask
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Variant
 from flashu.models.siglip import SiglipEncoder
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from flashu.patch import Acceleration
 
 
 class PatchEmbed(nn.Module):
@@ -85,15 +79,15 @@ class Times:
         return Times(self.token[step], self.blocks[step], self.final[step])
 
 
-class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
+class Showo2(nn.Module):
+    """The network. With the released names and files around it, it is `flashu.Showo2Qwen2_5`."""
+
     def __init__(self, config: Showo2Config):
         super().__init__()
         self.config = config
-        self.source: Path | None = None  # the folder it was loaded from
-        self.has_own_head = False  # whether that has an output head apart, where the LLM's config ties it
-        self.acceleration: Acceleration | None = None  # set by `flashu.apply_flashu_patch`
+        self.source: Path | None = None  # the folder that its weights are from
+        self.acceleration: Any = None  # the `acceleration.Acceleration` that is on; no step here asks for it
         self.original_fingerprint: str | None = None  # of the weights that `to_float8` was given
-        self._companions: Any = None  # VAE and tokenizer of the last `t2i_generate`, by what was asked for
         llm, vision, head = config.llm.hidden_size, config.vision.hidden_size, config.head.hidden_size
 
         self.image_embedder_und = PatchEmbed(config.image_latent_dim, vision)
@@ -158,7 +152,7 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         `grid` is the image's (height, width) in tokens. Rows may differ in length. `variant` is how much of the LLM
         runs, here and over the span. With `suffixes` (what follows the span, eoi to padding) `measure_llm` can run.
         `guided` says that the rows are in CFG order: the second half, which mostly are the same empty text, then need
-        no mask for the sake of the first. `blocks` is how blocks are called, here and over the span.
+        no mask for the sake of the first. `blocks` is how blocks are called, here as over the span later.
         """
         if blocks.compiled:
             for module in self._joined():
@@ -216,7 +210,6 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             mask=mask,
             semantic_positions=self.semantic_positions(grid),
             suffix=suffix,
-            blocks=blocks,
         )
         blocks.vary((0, 2), *llm, *head)
         blocks.vary((0,), prefix.llm_rotary, prefix.head_rotary)
@@ -275,25 +268,26 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         semantic = self.und_trans(semantic, blocks.vision_layer)
         return self.fusion_proj(torch.cat((semantic, self.image_embedder_gen(latents)), dim=-1))
 
-    def run_llm(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
+    def run_llm(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
-        span = self._embed_span(latents, time, prefix)
-        variant, run_layer = prefix.variant, prefix.blocks.llm_layer
-        return self.showo.model(span, prefix.llm_rotary, prefix.llm, prefix.mask, variant=variant, run_layer=run_layer)[
-            0
-        ]
+        span = self._embed_span(latents, time, prefix, blocks)
+        past = (prefix.llm_rotary, prefix.llm, prefix.mask)
+        hidden, _ = self.showo.model(span, *past, variant=prefix.variant, run_layer=blocks.llm_layer)
+        return hidden
 
-    def measure_llm(self, latents: Tensor, time: Times, prefix: Prefix) -> tuple[Tensor, Tensor]:
+    def measure_llm(
+        self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE
+    ) -> tuple[Tensor, Tensor]:
         """`run_llm` over whole rows, up to their padding.
 
         Returns its output over the span, and each layer's cosine similarity of input and output, (rows, layers),
         averaged over every position of a row. `prefix` needs its suffix.
         """
-        span = self._embed_span(latents, time, prefix)
-        hidden, similarity = self.run_rows(span, prefix)
+        span = self._embed_span(latents, time, prefix, blocks)
+        hidden, similarity = self.run_rows(span, prefix, blocks)
         return hidden, (prefix.suffix.prefix_similarity + similarity) / prefix.suffix.row_length
 
-    def run_rows(self, span: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor]:
+    def run_rows(self, span: Tensor, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> tuple[Tensor, Tensor]:
         """The LLM over span embeddings (rows, span, hidden) and the suffixes after them.
 
         Returns its normed output over the span, and the layers' similarities summed over span and suffix, (rows,
@@ -307,97 +301,44 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             embeds, rotary = torch.cat((span[rows], suffix.embeds[rows]), dim=1), suffix.rotary.rows(rows)
             past, tail = [layer.rows(rows) for layer in suffix.llm], suffix.mask[rows]
             mask = None if suffix.prefix_mask is None else suffix.prefix_mask[rows]
-            prefix.blocks.vary((0, 1), embeds)
-            prefix.blocks.vary((0, 2), rotary, *past)
-            prefix.blocks.vary((0, 3), mask)
-            prefix.blocks.vary((0, 2, 3), tail)
+            blocks.vary((0, 1), embeds)
+            blocks.vary((0, 2), rotary, *past)
+            blocks.vary((0, 3), mask)
+            blocks.vary((0, 2, 3), tail)
             part, _ = self.showo.model(
-                embeds, rotary, past, mask, tail, prefix.variant, similarity, run_layer=prefix.blocks.llm_layer
+                embeds, rotary, past, mask, tail, prefix.variant, similarity, run_layer=blocks.llm_layer
             )
             hidden.append(part[:, : span.shape[1]])
             similarities.append(similarity.total())
         return torch.cat(hidden), torch.cat(similarities)
 
-    def _embed_span(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
+    def _embed_span(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks) -> Tensor:
         """Time token and image tokens as the LLM gets them, (rows, 1 + tokens, hidden)."""
-        images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions, prefix.blocks)
+        images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions, blocks)
         span = torch.cat((time.token.expand(len(images), 1, -1), images), dim=1)
         span = span.repeat(prefix.rows // len(images), 1, 1)
-        prefix.blocks.vary((0,), span)
+        blocks.vary((0,), span)
         return span
 
-    def run_head(self, hidden: Tensor, time: Times, prefix: Prefix) -> Tensor:
+    def run_head(self, hidden: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """The diffusion head over the LLM's span output: (rows, tokens, head hidden), without the time token."""
         x = self.diff_proj(hidden)
-        prefix.blocks.vary((0,), x)
-        run_block = prefix.blocks.head_block
-        return self.diffusion_head_a(x, prefix.head_rotary, time.blocks, prefix.head, prefix.mask, run_block)[:, 1:]
+        blocks.vary((0,), x)
+        past = (prefix.head, prefix.mask)
+        return self.diffusion_head_a(x, prefix.head_rotary, time.blocks, *past, blocks.head_block)[:, 1:]
 
     def run_final(self, hidden: Tensor, time: Times, grid: tuple[int, int]) -> Tensor:
         """Head output (rows, tokens, head hidden) to velocity (rows, channels, height, width)."""
         return unpatchify(self.diffusion_head_b(hidden, time.final), grid)
 
-    def velocity(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
+    def velocity(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """One evaluation: the velocity that each row of `prefix` gives `latents` at one `time`.
 
         latents: (images, channels, height, width); `prefix` has one row an image, or two.
         Returns (rows, channels, height, width).
         """
-        hidden = self.run_llm(latents, time, prefix)
-        return self.run_final(self.run_head(hidden, time, prefix), time, prefix.grid)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_hub_id: str | Path,
-        dtype: torch.dtype | str | None = None,
-        device: torch.device | str = "cpu",
-        variant: str | None = None,
-    ) -> Showo2Qwen2_5:
-        """Load a checkpoint folder, a hub id, or the model that ships with this package (`"embedded"`).
-
-        Reads `.bin` or `.safetensors`, single or sharded, as the release, diffusers or transformers lay them out,
-        memory-mapped, so that loading needs no more memory than the model itself. `variant` is that of
-        `pytorch_model.VARIANT.bin`; one that is there alone is found. An output head that differs from its embedding is
-        kept, with a warning, even where the LLM's config ties them (the release does so silently).
-        `dtype=None` keeps the stored format, the embedding's for all; "stored" keeps each tensor's own, to be saved
-        again; "float8" runs the FFNs of LLM and head in float8, made from bfloat16, and all else in bfloat16.
-        Raises `CheckpointError` (missing, damaged, unsafe, or another model) or `InputError` (device, dtype).
-        """
-        return checkpoint.load_showo2(cls, path_or_hub_id, dtype, device, variant)
-
-    def extra_repr(self) -> str:
-        return f"FlashU: {self.acceleration.config.describe()}" if self.acceleration else ""
-
-    def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = checkpoint.SAFETENSORS
-    ) -> None:
-        """Write `config.json` and weights that `from_pretrained` reads, shard by shard.
-
-        dtype: what they are converted to as they are written; None leaves them as they are.
-        layout: "safetensors", in shards of 5 GB; or "release", as the released code's own `save_pretrained` writes and
-            its `from_pretrained` reads: `pytorch_model.bin`, in shards of 10 GB with the index that it looks for, the
-            head of a tied LLM stored too, and a `config.json` of its constructor's arguments.
-        Raises `InputError` for a model in float8, and an unknown dtype or layout.
-        """
-        checkpoint.save_showo2(self, Path(folder), dtype, layout)
-
-    def t2i_generate(
-        self, prompts: str | Sequence[str], *, vae: Any = None, tokenizer: Any = None, **options: Any
-    ) -> list[Image.Image]:
-        """Text to images in one call: builds a `TextToImagePipeline` around this model and calls it.
-
-        `vae` and `tokenizer` are objects or paths; without them they are found beside the model's checkpoint, or on
-        the hub. `options` are those of `TextToImagePipeline.__call__`. Returns a list of PIL images.
-        """
-        from flashu.pipeline import TextToImagePipeline
-
-        key = (vae, tokenizer, self.device, self.dtype)
-        if self._companions is None or self._companions[0] != key:
-            pipe = TextToImagePipeline.from_model(self, vae=vae, tokenizer=tokenizer)
-            self._companions = key, pipe.vae, pipe.tokenizer
-        _, vae, tokenizer = self._companions
-        return TextToImagePipeline(self, vae, tokenizer)(prompts, **options)
+        hidden = self.run_llm(latents, time, prefix, blocks)
+        return self.run_final(self.run_head(hidden, time, prefix, blocks), time, prefix.grid)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -199,16 +199,17 @@ def convert(
     import torch
 
     from flashu.devices import FLOAT8, resolve_dtype
-    from flashu.models import Showo2Qwen2_5, WanImageVAE, checkpoint
+    from flashu.models import checkpoint
     from flashu.models.checkpoint_files import RELEASED_VAE, vae_beside
     from flashu.pipeline import TextToImagePipeline
+    from flashu.pretrained import STORED, Showo2Qwen2_5, WanImageVAE
 
     if dtype == FLOAT8:
         raise InputError("--dtype float8 is for running a model, and made as it is loaded; store bfloat16")
     resolve_dtype(dtype, torch.device("cpu"), "--dtype")
     if layout not in checkpoint.LAYOUTS:
         raise InputError(f"--layout {layout}: there are {', '.join(checkpoint.LAYOUTS)}")
-    model = Showo2Qwen2_5.from_pretrained(source, dtype=checkpoint.STORED, variant=variant)
+    model = Showo2Qwen2_5.from_pretrained(source, dtype=STORED, variant=variant)
     decoder = WanImageVAE.from_pretrained(vae or vae_beside(model.source))
     pipe = TextToImagePipeline.from_model(model, vae=decoder, tokenizer=tokenizer)
     pipe.save_pretrained(destination, dtype, layout)

@@ -94,8 +94,9 @@ def run_understanding(config: UnderstandingConfig, announce: Callable[[], object
     if not left:
         announce()
         return result
+    from flashu.acceleration.applied import unpatched
     from flashu.acceleration.wanda import WandaScores
-    from flashu.patch import apply_flashu_patch, unpatched
+    from flashu.patch import apply_flashu_patch
 
     scores = WandaScores.load(config.flashu.scores) if config.flashu.scores else None
     pipe = _load(config)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from release_modules import Batch
-from release_shaped import ReleaseShaped, layers_to_skip, steps_of
+from release_shaped import ReleaseShaped, layers_to_skip
 from release_vae import ReleaseVae
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import FlashUConfig, Showo2Qwen2_5, WandaScores, apply_flashu_patch, remove_flashu_patch, sampler
+from flashu.acceleration.plan import release_plan
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
 from flashu.models import WanImageVAE
@@ -34,7 +35,7 @@ def golden(request):
 
 
 def test_stock_trajectory_ends_where_the_published_codes_does(golden):
-    steps = steps_of(None, golden.meta["num_inference_steps"], golden.meta["guidance_scale"])
+    steps = release_plan(None, golden.meta["num_inference_steps"], golden.meta["guidance_scale"]).rows
     points = sampler.time_grid(len(steps) + 1, golden.meta["time_shifting_factor"])
     rows = golden.sampler_rows(range(len(golden.rows)))
     latents = ReleaseShaped.sharing(golden.model).sample(golden.expected["noise"], rows, points, steps)
@@ -48,7 +49,7 @@ def test_flashu_trajectory_ends_where_the_published_codes_does(folder, run):
     release = ReleaseShaped.sharing(golden.model)
     if config.r_p:
         release.prune_ffns(golden.scores().ffn, config.r_p)
-    steps = steps_of(config, config.total_steps, golden.meta["guidance_scale"])
+    steps = release_plan(config, config.total_steps, golden.meta["guidance_scale"]).rows
     points = sampler.time_grid(config.total_steps, golden.meta["time_shifting_factor"])
     for prompt in range(len(golden.rows)):
         latents = release.sample(

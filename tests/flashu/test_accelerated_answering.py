@@ -21,10 +21,10 @@ from flashu import (
     understanding,
 )
 from flashu.acceleration import ffn_pruning, visual_tokens
+from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.reading import Reading
 from flashu.acceleration.wanda import importance_order
 from flashu.flops import count_answer
-from flashu.patch import Acceleration
 from tests.bounds import EVALUATION, LEVEL
 from tests.reference import relative_error
 

@@ -8,8 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from flashu import InputError, OutOfMemoryError, TextToImagePipeline, answering, understanding, visual_questions
-from flashu.visual_questions import open_picture, picture_latents
+from flashu import (
+    InputError,
+    OutOfMemoryError,
+    TextToImagePipeline,
+    answering,
+    pictures,
+    understanding,
+    visual_questions,
+)
+from flashu.pictures import open_picture, picture_latents
 from tests import fakes
 from tests.bounds import EVALUATION, LEVEL
 from tests.reference import relative_error
@@ -195,7 +203,7 @@ def test_pictures_of_every_size_are_resized_and_cropped_as_the_release_does():
     for side in (64, 432):
         for width in range(20, 2001):
             for height in (*range(20 + width % 37, 2001, 53), width, 427, 640):
-                told = visual_questions.covering((width, height), (side, side))
+                told = pictures.covering((width, height), (side, side))
                 assert told == torchvision_crops(width, height, side), (width, height, side)
 
 
@@ -205,13 +213,13 @@ def test_a_cropped_picture_is_the_releases_pixel_for_pixel(size):
     picture, side = Image.fromarray(noise), 432
     left, top, *resized = torchvision_crops(*size, side)
     expected = picture.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
-    assert visual_questions.cover(picture, side, side).tobytes() == expected.tobytes()
+    assert pictures.cover(picture, side, side).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("target", [(96, 64), (64, 96), (64, 64)])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (97, 65), (300, 200), (1, 50_000), (50_000, 1)])
 def test_a_picture_of_any_shape_covers_all_of_what_is_asked_for(size, target):
-    assert set(visual_questions.cover(Image.new("L", size, 200), *target).tobytes()) == {200}
+    assert set(pictures.cover(Image.new("L", size, 200), *target).tobytes()) == {200}
 
 
 def test_answers_of_a_head_trained_apart_are_those_of_whole_rows_and_that_head(tmp_path):
