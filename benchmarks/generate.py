@@ -106,7 +106,7 @@ def measure(
     """Seconds of one batch, whole and by part."""
     clock = Stopwatch(model.device)
     limit = model.config.max_text_tokens(grid[0] * grid[1])
-    rows = sampler.Rows(
+    rows = sampler.PromptTokens(
         [[0] * prefix] * batch + [[0, 0]] * batch * plan.guided,
         [[0] * (4 + limit - prefix)] * batch + [[0] * (2 + limit)] * batch * plan.guided,
         grid,
@@ -116,7 +116,7 @@ def measure(
     states = sampler.trajectory(model, noise, rows, sampler.time_grid(plan.num_inference_steps), plan)
     latents = next(states)
     steps_s = []
-    for _ in plan.rows:
+    for _ in plan.steps:
         latents, seconds = clock(lambda: next(states))
         steps_s.append(seconds)
     _, decode_s = clock(lambda: vae.decode_pixels(latents).cpu())

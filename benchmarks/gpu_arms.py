@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import sampler
 from flashu.acceleration.applied import Acceleration, remove_flashu_patch
-from flashu.acceleration.plan import PlanRow, make_plan, release_plan
+from flashu.acceleration.plan import PlannedStep, make_plan, release_plan
 from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
 from flashu.flops import count_image, count_release
 from flashu.models import Showo2Qwen2_5
@@ -198,7 +198,7 @@ class Release:
     def __init__(self, bench: Bench, settings: FlashUConfig | None):
         self.bench, self.settings = bench, settings
         count = settings.total_steps if settings else NUM_INFERENCE_STEPS
-        self.steps = release_plan(settings, count, GUIDANCE_SCALE).rows
+        self.steps = release_plan(settings, count, GUIDANCE_SCALE).steps
         self.evaluations = len(self.steps)
         # With FlashU, at least one step of each kind: all up to the first that reuses the head's output, and the last.
         few = (settings.T_cache or 1) + 1 if settings else WARM_UP
@@ -233,11 +233,11 @@ class Release:
         """As `Ours.batches`."""
         return 1
 
-    def _generate(self, count: int, steps: Sequence[PlanRow]) -> list[Image.Image]:
+    def _generate(self, count: int, steps: Sequence[PlannedStep]) -> list[Image.Image]:
         bench = self.bench
         limit = bench.config.max_text_tokens(bench.grid[0] * bench.grid[1])
         texts = [bench.tokenizer.encode_prompt(prompt, limit) for prompt in [*bench.prompts(count), *[""] * count]]
-        rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], bench.grid)
+        rows = sampler.PromptTokens([text.prefix for text in texts], [text.suffix for text in texts], bench.grid)
         height, width = (side * PATCH_SIZE for side in bench.grid)
         noise = sampler.initial_noise(range(count), bench.config.image_latent_dim, height, width)
         points = sampler.time_grid(len(steps) + 1)

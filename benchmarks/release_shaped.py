@@ -26,12 +26,12 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from flashu.acceleration import ffn_pruning, layer_skipping
-from flashu.acceleration.plan import Head, Llm, PlanRow
+from flashu.acceleration.plan import Head, Llm, PlannedStep
 from flashu.config import FlashUConfig
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.showo2 import PatchEmbed, TimestepEmbedder, unpatchify
-from flashu.sampler import Rows
+from flashu.sampler import PromptTokens
 
 
 class ReleaseShaped(nn.Module):
@@ -102,7 +102,12 @@ class ReleaseShaped(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, noise: Tensor, rows: Rows, time_points: Tensor, steps: Sequence[PlanRow], layers_to_skip: int = 0
+        self,
+        noise: Tensor,
+        rows: PromptTokens,
+        time_points: Tensor,
+        steps: Sequence[PlannedStep],
+        layers_to_skip: int = 0,
     ) -> Tensor:
         """From `noise` (images, channels, height, width) to latents, float32, by one step an interval: those of
         `release_plan`.

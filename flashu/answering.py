@@ -18,7 +18,7 @@ from torch import Tensor
 from flashu.acceleration.reading import WHOLE_READING
 from flashu.acceleration.visual_tokens import kept_tokens, most_valued
 from flashu.models.layers import KeyValue, KeyValueCache
-from flashu.models.qwen2 import Variant
+from flashu.models.qwen2 import Subnetwork
 from flashu.models.showo2 import Showo2
 from flashu.models.tokenizer import EncodedQuestion
 from flashu.understanding import embed_image, embed_tokens, rotary_at, row_mask
@@ -32,7 +32,7 @@ class ReadImages:
 
     layers: list[KeyValue | None]  # None where a layer is left out; fewer positions after image tokens are dropped
     length: int  # positions of the row, dropped ones too
-    variant: Variant
+    subnetwork: Subnetwork
     split: int  # the number of layers that see every position
 
 
@@ -45,12 +45,12 @@ def read_images(model: Showo2, latents: Tensor, question: EncodedQuestion) -> Re
     length, before, count = embeds.shape[1], len(question.before), len(model.showo.model.layers)
     positions = torch.arange(length, device=model.device)[None]
     reading = model.acceleration.reading if model.acceleration else WHOLE_READING
-    variant = reading.variant(count, model.device)
+    subnetwork = reading.subnetwork(count, model.device)
     split = reading.whole_layers(count)
 
     def run(embeds: Tensor, positions: Tensor, layers: range) -> tuple[Tensor, list[KeyValue | None]]:
         mask = row_mask(embeds.shape[1], before, embeds.shape[1] - 1, model.device)
-        return model.showo.model(embeds, rotary_at(model, positions), mask=mask, variant=variant, layers=layers)
+        return model.showo.model(embeds, rotary_at(model, positions), mask=mask, subnetwork=subnetwork, layers=layers)
 
     embeds, layers = run(embeds, positions, range(split))
     if split < count:
@@ -61,7 +61,7 @@ def read_images(model: Showo2, latents: Tensor, question: EncodedQuestion) -> Re
         positions = torch.cat((frame[0], kept, frame[1]), dim=1)
         embeds = embeds.gather(1, positions[..., None].expand(-1, -1, embeds.shape[2]))  # as positions count from 0
         layers += run(embeds, positions, range(split, count))[1]
-    return ReadImages(layers, length, variant, split)
+    return ReadImages(layers, length, subnetwork, split)
 
 
 class Conversation:
@@ -117,8 +117,8 @@ class Conversation:
             mask = None
             if past is not None:  # some of them run
                 mask = torch.cat((seen.new_ones(*seen.shape[:2], past.key.shape[2]), seen), dim=2)[:, None]
-            variant = self.images.variant
-            embeds, _ = self.model.showo.model(embeds, rotary, self.caches, mask, variant=variant, layers=layers)
+            subnetwork = self.images.subnetwork
+            embeds, _ = self.model.showo.model(embeds, rotary, self.caches, mask, subnetwork=subnetwork, layers=layers)
         return embeds
 
 

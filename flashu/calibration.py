@@ -53,11 +53,11 @@ def calibrate(
     norms = ActivationNorms(model.showo.model)
     plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     for seed, prompt in enumerate(prompts):
-        rows = probe.rows_of(model, prompt, tokenizer, grid, plan)
+        text = probe.prompt_tokens(model, prompt, tokenizer, grid, plan)
         if method == "tokens":
-            watch_token_row(model, rows, tokenizer.ids.image_placeholder, norms)
+            watch_token_row(model, text, tokenizer.ids.image_placeholder, norms)
         else:
-            watch_trajectory(model, rows, seed, plan, norms)
+            watch_trajectory(model, text, seed, plan, norms)
         if on_prompt:
             on_prompt()
     ffn, attention = norms.scores()
@@ -101,21 +101,21 @@ def _tokenizer_of(model: Showo2) -> PromptTokenizer:
     return PromptTokenizer.from_pretrained(tokenizer_beside(model.source, model.config))
 
 
-def watch_trajectory(model: Showo2, rows: sampler.Rows, seed: int, plan: Plan, norms: ActivationNorms) -> None:
+def watch_trajectory(model: Showo2, text: sampler.PromptTokens, seed: int, plan: Plan, norms: ActivationNorms) -> None:
     """Show `norms` one unaccelerated denoising run of one image: each step's span, and the text as often."""
-    with norms.watching(repeats=len(plan.rows)):
-        for row in rows.prefixes:  # one by one: no padding
-            model.encode_prefix([row], rows.grid)
-    prefix = model.encode_prefix(rows.prefixes, rows.grid)
+    with norms.watching(repeats=len(plan.steps)):
+        for row in text.prefixes:  # one by one: no padding
+            model.encode_prefix([row], text.grid)
+    prefix = model.encode_prefix(text.prefixes, text.grid)
     with norms.watching():
         probe.denoise(model, prefix, seed, plan)
 
 
-def watch_token_row(model: Showo2, rows: sampler.Rows, placeholder: int, norms: ActivationNorms) -> None:
-    """Show `norms` the first of `rows` once, whole, as the release calibrates: image tokens are placeholders."""
-    tokens = 1 + rows.grid[0] * rows.grid[1]
+def watch_token_row(model: Showo2, text: sampler.PromptTokens, placeholder: int, norms: ActivationNorms) -> None:
+    """Show `norms` the first row of `text` once, whole, as the release calibrates: image tokens are placeholders."""
+    tokens = 1 + text.grid[0] * text.grid[1]
     llm = model.showo.model
     with norms.watching():
-        prefix = model.encode_prefix(rows.prefixes[:1], rows.grid, suffixes=rows.suffixes[:1])
+        prefix = model.encode_prefix(text.prefixes[:1], text.grid, suffixes=text.suffixes[:1])
         span = llm.embed_tokens(torch.full((1, tokens), placeholder, device=model.device))
         model.run_rows(span, prefix)

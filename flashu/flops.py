@@ -1,4 +1,4 @@
-"""Counting the operations of one image, row by row of its plan and part by part of the network, and of answers.
+"""Counting the operations of one image, step by step of its plan and part by part of the network, and of answers.
 
 The real sampler runs on PyTorch's `meta` device under its FLOP counter, so the count is of what a generation
 dispatches; no weights and no GPU are needed. A multiply-add counts as two. Parts that are called again with the same
@@ -26,7 +26,7 @@ from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
 from flashu.models.layers import KeyValueCache, rotary_frequencies, rotary_table
-from flashu.models.qwen2 import WHOLE, DecoderLayer, Variant
+from flashu.models.qwen2 import WHOLE, DecoderLayer, Subnetwork
 from flashu.models.showo2 import Showo2
 from flashu.models.siglip import EncoderLayer
 from flashu.models.tokenizer import EncodedQuestion
@@ -44,7 +44,7 @@ REPEATED_BLOCKS = (DecoderLayer, EncoderLayer, ModulatedAttentionBlock)
 class FlopCount:
     """FLOP of one image."""
 
-    rows: list[int]  # per row of the plan; a prefix belongs to the row that first needs it
+    steps: list[int]  # per step of the plan; a prefix belongs to the step that first needs it
     parts: dict[str, int]  # by part of the network, VAE included
 
     @property
@@ -87,7 +87,7 @@ def count_image(
                 counter.watch_call(module, "forward", part)
         marks = []
         points = sampler.time_grid(plan.num_inference_steps)
-        for _ in sampler.trajectory(model, noise, sampler.Rows(prefixes, suffixes, token_grid), points, plan):
+        for _ in sampler.trajectory(model, noise, sampler.PromptTokens(prefixes, suffixes, token_grid), points, plan):
             marks.append(counter.total())
     parts = {**counter.parts, "VAE decode": _decoding(vae, tuple(noise.shape))}
     return FlopCount([after - before for before, after in itertools.pairwise(marks)], parts)
@@ -212,21 +212,21 @@ def count_release(
 
     result = []
     with _Counter(model) as counter:
-        for row in release_plan(flashu, num_inference_steps, GUIDANCE_SCALE).rows:
+        for step in release_plan(flashu, num_inference_steps, GUIDANCE_SCALE).steps:
             before = counter.total()
             model.embed_images(latents.to(x.dtype), model.semantic_positions(token_grid))
-            variant = WHOLE
-            if row.llm is Llm.PRUNED:
-                run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if row.skip else 0)
+            subnetwork = WHOLE
+            if step.llm is Llm.PRUNED:
+                run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if step.skip else 0)
                 layers = [None] * run + [none] * (config.llm.num_hidden_layers - run)
                 width = acceleration.ffn_width
                 neurons = width and ((0, width),) * len(layers)
-                variant = Variant(neurons, acceleration.kv_heads, tuple(layers))
-            hidden, _ = model.showo.model(x, llm_rotary, variant=variant)
+                subnetwork = Subnetwork(neurons, acceleration.kv_heads, tuple(layers))
+            hidden, _ = model.showo.model(x, llm_rotary, subnetwork=subnetwork)
             model.showo.lm_head(hidden)
             hidden = model.diff_proj(hidden)
             times = model.embed_times(torch.empty(2, device="meta"))
-            if row.head is not Head.REUSE:
+            if step.head is not Head.REUSE:
                 for block in model.diffusion_head_a:
                     hidden, _ = block.forward_prefix(hidden, head_rotary)
             model.diffusion_head_b(hidden, times.final[0])
@@ -237,11 +237,11 @@ def count_release(
 def format_plan(plan: Plan, costs: list[int]) -> str:
     """A plan as a table, a line a step."""
     lines = [f"{'step':>4}  {'LLM':<7} {'layers':<13} {'head':<8} {'guidance':>8} {'order':>5} {'TFLOP':>8}"]
-    for row, flop in zip(plan.rows, costs, strict=True):
-        layers = "all, measured" if row.measure else "skips" if row.skip else "-" if row.llm == "-" else "all"
+    for step, flop in zip(plan.steps, costs, strict=True):
+        layers = "all, measured" if step.measure else "skips" if step.skip else "-" if step.llm == "-" else "all"
         lines.append(
-            f"{row.step:>4}  {row.llm.value:<7} {layers:<13} {row.head.value:<8} {row.guidance:>8g} {row.order:>5} "
-            f"{flop / 1e12:>8.3f}"
+            f"{step.number:>4}  {step.llm.value:<7} {layers:<13} {step.head.value:<8} {step.guidance:>8g} "
+            f"{step.order:>5} {flop / 1e12:>8.3f}"
         )
     return "\n".join(lines) + "\n"
 

@@ -198,7 +198,7 @@ class ImageGenerator:
         ahead = _batches_ahead(self.model.device)
         hidden = None if progress else True  # None: shown on a terminal only
         pending: deque[PendingPictures] = deque()
-        with tqdm(total=len(starts) * len(order.plan.rows), unit="step", disable=hidden, leave=False) as bar:
+        with tqdm(total=len(starts) * len(order.plan.steps), unit="step", disable=hidden, leave=False) as bar:
             for start in starts:
                 try:
                     pending.append(self._begin(order, order.requests[start : start + batch_size], bar))
@@ -232,10 +232,10 @@ class ImageGenerator:
         texts = [request.encoded for request in batch]
         if order.plan.guided:
             texts += [request.negative for request in batch]
-        rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], order.token_grid)
+        text = sampler.PromptTokens([text.prefix for text in texts], [text.suffix for text in texts], order.token_grid)
         seeds = [request.seed for request in batch]
         noise = sampler.initial_noise(seeds, self.model.config.image_latent_dim, height, width)
-        states = sampler.trajectory(self.model, noise, rows, order.time_points, order.plan, self.blocks)
+        states = sampler.trajectory(self.model, noise, text, order.time_points, order.plan, self.blocks)
         latents = next(states)
         for state in states:
             latents = state

@@ -51,17 +51,19 @@ def own_pairs(
     """The model's own images of some prompts, each asked what is in it."""
     plan = stock_plan(model, num_inference_steps)
     for seed, prompt in enumerate(prompts):
-        rows = rows_of(model, prompt, tokenizer, model.config.native_grid, plan)
+        text = prompt_tokens(model, prompt, tokenizer, model.config.native_grid, plan)
         with torch.no_grad():
-            prefix = model.encode_prefix(rows.prefixes, rows.grid)
+            prefix = model.encode_prefix(text.prefixes, text.grid)
         yield denoise(model, prefix, seed, plan), tokenizer.encode_question(QUESTION)
 
 
-def rows_of(model: Showo2, prompt: str, tokenizer: PromptTokenizer, grid: tuple[int, int], plan: Plan) -> sampler.Rows:
-    """The rows of one image: its prompt's, and where the plan is guided an empty one's."""
+def prompt_tokens(
+    model: Showo2, prompt: str, tokenizer: PromptTokenizer, grid: tuple[int, int], plan: Plan
+) -> sampler.PromptTokens:
+    """The text of one image: its prompt, and where the plan is guided an empty one."""
     limit = model.config.max_text_tokens(grid[0] * grid[1])
     texts = [tokenizer.encode_prompt(text, limit) for text in ([prompt, ""] if plan.guided else [prompt])]
-    return sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], grid)
+    return sampler.PromptTokens([text.prefix for text in texts], [text.suffix for text in texts], grid)
 
 
 def denoise(

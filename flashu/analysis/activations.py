@@ -64,7 +64,7 @@ def analyze(
     plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     watchers = []
     for seed, prompt in enumerate(prompts):
-        prefix = model.encode_prefix(probe.rows_of(model, prompt, tokenizer, grid, plan).prefixes, grid)
+        prefix = model.encode_prefix(probe.prompt_tokens(model, prompt, tokenizer, grid, plan).prefixes, grid)
         watcher = _Watcher(model, skip_ratio)
         probe.denoise(model, prefix, seed, plan, watcher.end_step)
         watcher.close()

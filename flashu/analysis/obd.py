@@ -109,7 +109,7 @@ def generation(
     plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     meter = _Meter(model)
     for seed, prompt in enumerate(prompts):
-        prefix = model.encode_prefix(probe.rows_of(model, prompt, tokenizer, grid, plan).prefixes, grid)
+        prefix = model.encode_prefix(probe.prompt_tokens(model, prompt, tokenizer, grid, plan).prefixes, grid)
         meter.measure(lambda prefix=prefix, seed=seed: probe.denoise(model, prefix, seed, plan))
         if on_item:
             on_item()

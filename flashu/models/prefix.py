@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashu.models.layers import Halves, KeyValue, Rotary
-from flashu.models.qwen2 import Variant
+from flashu.models.qwen2 import Subnetwork
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Prefix:
 
     rows: int
     grid: tuple[int, int]  # token grid of the image, (height, width)
-    variant: Variant  # of the LLM that made it and goes on from it
+    subnetwork: Subnetwork  # of the LLM that made it and goes on from it
     llm: list[KeyValue | Halves | None]
     head: list[KeyValue | Halves]
     llm_rotary: Rotary  # of the span's positions, which start where each row's text ends
@@ -33,15 +33,15 @@ class Prefix:
     semantic_positions: Tensor  # (tokens, vision hidden): SigLIP's position embedding, resized to the grid
     suffix: Suffix | None = None  # where whole rows are to be measured
 
-    def conditional(self, variant: Variant) -> Prefix:
-        """Of the first half of rows in CFG order, as views. `variant` is this one's, as those rows run it."""
+    def conditional(self, subnetwork: Subnetwork) -> Prefix:
+        """Of the first half of rows in CFG order, as views. `subnetwork` is this one's, as those rows run it."""
         rows = self.rows // 2
         some = slice(rows)
-        ran_by = [variant.rows_of(layer) for layer in range(len(self.llm))]
+        ran_by = [subnetwork.rows_through(layer) for layer in range(len(self.llm))]
         return replace(
             self,
             rows=rows,
-            variant=variant,
+            subnetwork=subnetwork,
             llm=[
                 own and _first(own, some if ran is None else slice(len(ran)))
                 for own, ran in zip(self.llm, ran_by, strict=True)

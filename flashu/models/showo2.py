@@ -34,7 +34,7 @@ from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
 from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.prefix import Prefix, Suffix, cut_halves, prefix_mask, suffix_mask
-from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Variant
+from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
 from flashu.models.siglip import SiglipEncoder
 
 
@@ -142,14 +142,14 @@ class Showo2(nn.Module):
         self,
         rows: Sequence[Sequence[int]],
         grid: tuple[int, int],
-        variant: Variant = WHOLE,
+        subnetwork: Subnetwork = WHOLE,
         suffixes: Sequence[Sequence[int]] | None = None,
         guided: bool = False,
         blocks: Blocks = AS_THEY_ARE,
     ) -> Prefix:
         """Run what stands before the image: for each row its token ids, from bos to boi.
 
-        `grid` is the image's (height, width) in tokens. Rows may differ in length. `variant` is how much of the LLM
+        `grid` is the image's (height, width) in tokens. Rows may differ in length. `subnetwork` is how much of the LLM
         runs, here and over the span. With `suffixes` (what follows the span, eoi to padding) `measure_llm` can run.
         `guided` says that the rows are in CFG order: the second half, which mostly are the same empty text, then need
         no mask for the sake of the first. `blocks` is how blocks are called, here as over the span later.
@@ -170,7 +170,7 @@ class Showo2(nn.Module):
         head_frequencies = self.diffusion_head_a.rotary_frequencies(self.device)
         text_rotaries = [rotary_table(of, text_positions, self.dtype) for of in (llm_frequencies, head_frequencies)]
         blocks.vary((2,), *text_rotaries)
-        llm, head, similarity = self._run_text(rows, text_rotaries, variant, bool(suffixes), blocks)
+        llm, head, similarity = self._run_text(rows, text_rotaries, subnetwork, bool(suffixes), blocks)
 
         suffix = None
         if suffixes:
@@ -202,7 +202,7 @@ class Showo2(nn.Module):
         prefix = Prefix(
             rows=len(rows),
             grid=grid,
-            variant=variant,
+            subnetwork=subnetwork,
             llm=llm,
             head=head,
             llm_rotary=rotary_table(llm_frequencies, starts + span, self.dtype),
@@ -220,21 +220,23 @@ class Showo2(nn.Module):
         self,
         rows: Sequence[Sequence[int]],
         rotaries: Sequence[Rotary],
-        variant: Variant,
+        subnetwork: Subnetwork,
         measure: bool,
         blocks: Blocks,
     ) -> tuple[list[KeyValue | None], list[KeyValue], Tensor | None]:
         """Each layer's and head block's keys and values of rows of text, padded to the length of `rotaries`, LLM's and
         head's; and with `measure` the layers' similarities, summed over each row (rows, layers). Rows that are alike
         run once, where they run through the same layers."""
-        distinct = rows if variant.rows else [list(row) for row in dict.fromkeys(map(tuple, rows))]
+        distinct = rows if subnetwork.running_rows else [list(row) for row in dict.fromkeys(map(tuple, rows))]
         llm_rotary, head_rotary = rotaries
         padded_length = llm_rotary.cos.shape[2]
         lengths = torch.tensor([len(row) for row in distinct], device=self.device)[:, None]
         similarity = SimilaritySum(torch.arange(padded_length, device=self.device) < lengths) if measure else None
         embeds = self._embed_padded(distinct, padded_length)
         blocks.vary((0, 1), embeds)
-        x, llm = self.showo.model(embeds, llm_rotary, variant=variant, observe=similarity, run_layer=blocks.llm_layer)
+        x, llm = self.showo.model(
+            embeds, llm_rotary, subnetwork=subnetwork, observe=similarity, run_layer=blocks.llm_layer
+        )
         x = self.diff_proj(x)
         blocks.vary((0, 1), x)
         head = self.diffusion_head_a.encode_prefix(x, head_rotary, blocks.head_text_block)
@@ -272,7 +274,7 @@ class Showo2(nn.Module):
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
         span = self._embed_span(latents, time, prefix, blocks)
         past = (prefix.llm_rotary, prefix.llm, prefix.mask)
-        hidden, _ = self.showo.model(span, *past, variant=prefix.variant, run_layer=blocks.llm_layer)
+        hidden, _ = self.showo.model(span, *past, subnetwork=prefix.subnetwork, run_layer=blocks.llm_layer)
         return hidden
 
     def measure_llm(
@@ -306,7 +308,7 @@ class Showo2(nn.Module):
             blocks.vary((0, 3), mask)
             blocks.vary((0, 2, 3), tail)
             part, _ = self.showo.model(
-                embeds, rotary, past, mask, tail, prefix.variant, similarity, run_layer=blocks.llm_layer
+                embeds, rotary, past, mask, tail, prefix.subnetwork, similarity, run_layer=blocks.llm_layer
             )
             hidden.append(part[:, : span.shape[1]])
             similarities.append(similarity.total())
