@@ -83,7 +83,8 @@ def calibrate_understanding(
         pairs = list(probe.own_pairs(model, tokenizer or _tokenizer_of(model)))
     if not pairs:
         raise InputError("calibration needs at least one pair of an image and a question")
-    norms, similarities, positions = ActivationNorms(model.showo.model), 0, 0
+    norms, positions = ActivationNorms(model.showo.model), 0
+    similarities = torch.zeros(len(model.showo.model.layers))
     for latents, question in pairs:
         row = understanding.lay_out(model, latents, [question])
         similarity = SimilaritySum(torch.ones(row.embeds.shape[:2], dtype=torch.bool, device=model.device))

@@ -152,11 +152,11 @@ def unusual_cost(
         ).total
         for grid in (config.native_grid, token_grid)
     )
-    asked *= (num_inference_steps - 1) / (steps - 1)
-    text = f"{told}: about {asked / 1e12:,.4g} TFLOP an image"
-    if asked > FAR * usual:
-        text += f", {asked / usual:,.0f} times as many as usual"
-    return UnusualCost(text, asked / 1e12)
+    flop = asked * (num_inference_steps - 1) / (steps - 1)
+    text = f"{told}: about {flop / 1e12:,.4g} TFLOP an image"
+    if flop > FAR * usual:
+        text += f", {flop / usual:,.0f} times as many as usual"
+    return UnusualCost(text, flop / 1e12)
 
 
 @torch.no_grad()
@@ -220,7 +220,7 @@ def count_release(
                 run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if step.skip else 0)
                 layers = [None] * run + [none] * (config.llm.num_hidden_layers - run)
                 width = acceleration.ffn_width
-                neurons = width and ((0, width),) * len(layers)
+                neurons = ((0, width),) * len(layers) if width else None
                 subnetwork = Subnetwork(neurons, acceleration.kv_heads, tuple(layers))
             hidden, _ = model.showo.model(x, llm_rotary, subnetwork=subnetwork)
             model.showo.lm_head(hidden)
@@ -249,7 +249,7 @@ def format_plan(plan: Plan, costs: list[int]) -> str:
 class _Counter:
     """PyTorch's FLOP counter, with what every step repeats remembered, and the growth within chosen calls by part."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Showo2):
         self.parts: dict[str, int] = {}
         self._counter = FlopCounterMode(display=False)
         self._remembered: dict[Any, tuple[Any, int, list[int]]] = {}
@@ -257,12 +257,12 @@ class _Counter:
         self._inside = False
         for module in model.modules():
             if isinstance(module, REPEATED_BLOCKS):
-                module.forward = self._remember(type(module), module.forward)
+                self._remember(module, "forward", type(module))
                 if isinstance(module, ModulatedAttentionBlock):
-                    module.forward_prefix = self._remember("prefix", module.forward_prefix)
+                    self._remember(module, "forward_prefix", "prefix")
         embedders = (model.image_embedder_und, model.image_embedder_gen, model.fusion_proj)
         for module in (*embedders, model.showo.model.norm, model.diff_proj, model.diffusion_head_b):
-            module.forward = self._remember(module, module.forward)
+            self._remember(module, "forward", module)
 
     def __enter__(self) -> _Counter:
         self._counter.__enter__()
@@ -290,7 +290,10 @@ class _Counter:
 
         setattr(owner, method, watched)
 
-    def _remember(self, kind: object, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _remember(self, module: nn.Module, method: str, kind: object) -> None:
+        """Dispatch calls of a module's method once for each `kind` and shapes."""
+        forward = getattr(module, method)
+
         def remembered(*args: Any) -> Any:
             key = (kind, _shapes(args))
             caches = [given for given in args if isinstance(given, KeyValueCache)]
@@ -305,7 +308,7 @@ class _Counter:
             self._remembered[key] = result, self.total() - before, [cache.length for cache in caches]
             return result
 
-        return remembered
+        setattr(module, method, remembered)
 
 
 def _shapes(value: Any) -> Any:

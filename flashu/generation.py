@@ -211,7 +211,7 @@ class ImageGenerator:
             for batch in pending:
                 yield from batch.pictures()
 
-    def _begin(self, order: _Order, batch: Sequence[_Request], bar: tqdm) -> PendingPictures:
+    def _begin(self, order: _Order, batch: Sequence[_Request], bar: tqdm[Any]) -> PendingPictures:
         """Have the device make a batch of an order. Raises `OutOfMemoryError`."""
         if self.model.acceleration is not order.acceleration:
             raise RuntimeError("FlashU was switched on or off between two batches of one call")
@@ -226,7 +226,7 @@ class ImageGenerator:
         raise OutOfMemoryError(_out_of_memory_advice(len(batch), order.token_grid, self.model.device))
 
     @torch.no_grad()
-    def _denoise_and_decode(self, order: _Order, batch: Sequence[_Request], bar: tqdm) -> PendingPictures:
+    def _denoise_and_decode(self, order: _Order, batch: Sequence[_Request], bar: tqdm[Any]) -> PendingPictures:
         begun = Moment.on(self.vae.device)
         height, width = (side * PATCH_SIZE for side in order.token_grid)
         texts = [request.encoded for request in batch]

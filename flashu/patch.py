@@ -52,23 +52,23 @@ def apply_flashu_patch(
         config = flashu_preset(config or "paper-1.5b")
     geometry = model.config.llm
     acceleration = Acceleration.of(config, geometry)
+    of_generation = of_understanding = None
     with unpatched(model):
         if acceleration.needs_generation_scores:
-            scores = _scores_for(model, GENERATION, scores, tokenizer)
+            of_generation = _scores_for(model, GENERATION, scores, tokenizer)
         if acceleration.needs_understanding_scores:
-            understanding_scores = _scores_for(model, UNDERSTANDING, understanding_scores, tokenizer)
+            of_understanding = _scores_for(model, UNDERSTANDING, understanding_scores, tokenizer)
     if acceleration.ffn_width or acceleration.und_ffn_width:
-        acceleration.ffn_orders, spans = _ffn_orders(acceleration, geometry, scores, understanding_scores)
+        acceleration.ffn_orders, spans = _ffn_orders(acceleration, geometry, of_generation, of_understanding)
         if acceleration.und_ffn_width:
             acceleration.reading = replace(acceleration.reading, neurons=tuple(spans))
-    if acceleration.und_layers_to_skip:
-        importances = understanding_scores.layer_importances
-        (left_out,) = least_important(importances[None], acceleration.und_layers_to_skip)
+    if of_understanding and acceleration.und_layers_to_skip and of_understanding.layer_importances is not None:
+        (left_out,) = least_important(of_understanding.layer_importances[None], acceleration.und_layers_to_skip)
         acceleration.reading = replace(acceleration.reading, layers_left_out=left_out)
-    if acceleration.kv_heads:
+    if of_generation and acceleration.kv_heads:
         acceleration.kv_orders = [
             importance_order(kv_pruning.group_scores(layer_scores, geometry.num_key_value_heads))
-            for layer_scores in scores.attention
+            for layer_scores in of_generation.attention
         ]
     remove_flashu_patch(model)
     reorder(model, acceleration.ffn_orders, acceleration.kv_orders)
@@ -85,8 +85,8 @@ def _ffn_orders(
     """Each layer's order of neurons, and the span of those that answering runs. A task without pruning keeps all."""
     size = geometry.intermediate_size
     equal = [torch.zeros(size)] * geometry.num_hidden_layers
-    generation = scores.ffn if acceleration.ffn_width else equal
-    understanding = understanding_scores.ffn if acceleration.und_ffn_width else equal
+    generation = scores.ffn if scores and acceleration.ffn_width else equal
+    understanding = understanding_scores.ffn if understanding_scores and acceleration.und_ffn_width else equal
     kept, und_kept = (width or size for width in (acceleration.ffn_width, acceleration.und_ffn_width))
     found = [
         ffn_pruning.shared_order(one, kept, other, und_kept)
@@ -99,7 +99,8 @@ def _scores_for(
     model: Showo2, task: str, scores: WandaScores | str | Path | None, tokenizer: PromptTokenizer | None
 ) -> WandaScores:
     if scores is None:
-        return {GENERATION: calibrate, UNDERSTANDING: calibrate_understanding}[task](model, tokenizer=tokenizer)
+        measure = calibrate if task == GENERATION else calibrate_understanding
+        return measure(model, tokenizer=tokenizer)
     if not isinstance(scores, WandaScores):
         scores = WandaScores.load(scores)
     if scores.task != task:

@@ -46,7 +46,7 @@ class PendingPictures:
         """One of them, with its `.info`. Waits for all."""
         self.wait()
         picture = Image.fromarray(self._pixels[index].numpy())
-        picture.info = dict(self.infos[index])
+        picture.info.update(self.infos[index])
         return picture
 
     def pictures(self) -> list[Image.Image]:
@@ -107,6 +107,6 @@ class Moment:
 
     def since(self, earlier: Moment) -> float:
         """Seconds; both have passed."""
-        if self.event is None:
+        if self.event is None or earlier.event is None:
             return self.clock_s - earlier.clock_s
         return earlier.event.elapsed_time(self.event) / 1e3

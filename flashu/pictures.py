@@ -67,7 +67,7 @@ def picture_latents(vae: WanVae, picture: Image.Image, grid: tuple[int, int], fi
     height, width = (side * PIXELS_PER_TOKEN for side in grid)
     if fit == "letterbox":
         scale = min(width / picture.width, height / picture.height)
-        inner = tuple(max(round(side * scale), 1) for side in picture.size)
+        inner = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
         fitted = Image.new("RGB", (width, height), (128, 128, 128))
         fitted.paste(
             picture.resize(inner, Image.Resampling.BICUBIC), ((width - inner[0]) // 2, (height - inner[1]) // 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -94,29 +94,33 @@ def trajectory(
     state = noise.to(model.device, torch.float32)
     yield state
     times = model.embed_times(time_points[:-1])
-    made = text if isinstance(text, Prefix) else _Prefixes(model, text, images, plan, blocks)
+    prefixes = _Prefixes(model, text, images, plan, blocks)
     intervals = time_points.diff().tolist()
-    stored = velocity = None
+    hidden: Tensor  # which a plan's first step makes
+    stored: Tensor | None = None
+    velocity: Tensor | None = None
     for index, (step, interval) in enumerate(zip(plan.steps, intervals, strict=True)):
         time = times.at(index)
         with blocks.compiling():
             if step.llm is not Llm.NONE:
-                prefix = made if isinstance(made, Prefix) else made.of(index)
+                prefix = prefixes.of(index)
                 if step.measure:
                     hidden, similarity = model.measure_llm(state, time, prefix, blocks)
-                    made.skip_least_important(similarity)
+                    prefixes.skip_least_important(similarity)
                 else:
                     hidden = model.run_llm(state, time, prefix, blocks)
-            features = stored if step.head is Head.REUSE else model.run_head(hidden, time, prefix, blocks)
+            reuses = step.head is Head.REUSE
+            features = cast("Tensor", stored) if reuses else model.run_head(hidden, time, prefix, blocks)
         if on_head:
             on_head(step.number, features)
         stored = None if step.head is Head.COMPUTE else features
         if not step.guided:
             features = features[:images]
-        earlier, velocity = velocity, guide(model.run_final(features, time, text.grid), step.guidance, images)
-        mean = velocity
+        latest = guide(model.run_final(features, time, text.grid), step.guidance, images)
+        mean = latest
         if step.order == 2:
-            mean = multistep.continued(velocity, earlier, interval, intervals[index - 1])
+            mean = multistep.continued(latest, cast("Tensor", velocity), interval, intervals[index - 1])
+        velocity = latest
         state = state + interval * mean
         yield state
 
@@ -139,7 +143,7 @@ class _Prefixes:
     Steps without guidance take the conditional rows of what guided steps run on, where there are or were such.
     """
 
-    def __init__(self, model: Showo2, text: PromptTokens, images: int, plan: Plan, blocks: Blocks):
+    def __init__(self, model: Showo2, text: PromptTokens | Prefix, images: int, plan: Plan, blocks: Blocks):
         self.model, self.text, self.images, self.plan, self.blocks = model, text, images, plan, blocks
         self.skipped: SkipSets | None = None
         self.made: dict[_Kind, Prefix] = {}
@@ -147,6 +151,8 @@ class _Prefixes:
 
     def of(self, index: int) -> Prefix:
         """The prefix that the plan's step at `index` runs on."""
+        if isinstance(self.text, Prefix):
+            return self.text
         kind = _kind_of(self.plan.steps[index])
         if kind not in self.made:
             later = self._kinds_from(index)
@@ -170,6 +176,7 @@ class _Prefixes:
         return kinds
 
     def _encode(self, kind: _Kind) -> Prefix:
+        assert isinstance(self.text, PromptTokens)
         rows = slice(None if kind.guided else self.images)
         suffixes = self.text.suffixes[rows] if self.measures_left and not kind.skip else None
         prefixes, subnetwork = self.text.prefixes[rows], self._subnetwork(kind)
@@ -187,6 +194,7 @@ class _Prefixes:
         ran_by, layers = None, len(self.model.showo.model.layers)
         if kind.skip:
             least = self.blocks.least_images
+            assert self.skipped is not None, "a plan measures before it skips"
             ran_by = layer_skipping.rows_that_run(self.skipped, layers, 1 + kind.guided, self.model.device, least)
         return Subnetwork(
             neurons=((0, self.plan.ffn_width),) * layers if kind.llm is Llm.PRUNED and self.plan.ffn_width else None,

@@ -149,15 +149,15 @@ class ImageAnswerer:
     def _in_batches(
         self,
         asked: Asked,
-        answers: Callable[[answering.ReadImages, Questions, Places], Iterator[list]],
+        answers: Callable[[answering.ReadImages, Questions, Places], Iterator[list[Any]]],
         view: View,
         batch_size: int,
-    ) -> list[list]:
+    ) -> list[list[Any]]:
         """Read so many images at once, and have the questions about them answered, some at a time."""
         arguments.whole("batch_size", batch_size, least=1)
         grid = geometry.parse_size(view.size, self.model.config.native_grid)
         encoded = self._encode(asked, grid)
-        found: list[list] = [[] for _ in encoded]
+        found: list[list[Any]] = [[] for _ in encoded]
         for start in range(0, len(encoded), batch_size):
             batch = range(start, min(start + batch_size, len(encoded)))
             full = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -52,7 +52,7 @@ class Acceleration:
                 f"und_tok_layer is {config.und_tok_layer}, but tokens are dropped for the layers after it: "
                 f"with {g.num_hidden_layers} layers it is at most {g.num_hidden_layers - 2}"
             )
-        nothing = {
+        nothing: dict[str, Any] = {
             name: 0.0
             for name, off in {
                 "r_p": neurons == g.intermediate_size,

@@ -78,7 +78,7 @@ def make_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_sc
     orders = multistep.orders(guidance, config.solver_order)
     heads = head_cache.actions(full, config.T_cache, list(map(guidance_schedule.is_guided, guidance)))
     # A step that is due to measure runs every layer, whether or not its measurement turns out to be of use.
-    due = [config.skips_layers and not full[i] and i % config.T_LS == 0 for i in range(count)]
+    due = _due(config, full)
     skips = [config.skips_layers and not full[i] and not due[i] for i in range(count)]
     runs = [head is not Head.REUSE for head in heads]
     measures = [due[i] and _is_used(i, due, skips, runs) for i in range(count)]
@@ -110,7 +110,7 @@ def release_plan(config: FlashUConfig | None, num_inference_steps: int, guidance
     if config is None:
         return make_plan(None, num_inference_steps, guidance_scale)
     full = [hybrid.is_full(step, num_inference_steps, config.tau) for step in range(1, count + 1)]
-    due = [config.skips_layers and not full[i] and i % config.T_LS == 0 for i in range(count)]
+    due = _due(config, full)
     return Plan(
         tuple(
             PlannedStep(
@@ -124,6 +124,12 @@ def release_plan(config: FlashUConfig | None, num_inference_steps: int, guidance
             for i, head in enumerate(head_cache.actions(full, config.T_cache))
         )
     )
+
+
+def _due(config: FlashUConfig, full: Sequence[bool]) -> list[bool]:
+    """Which steps are to measure layers, every `T_LS`-th that is not full, whether or not that is of use."""
+    every = config.T_LS if config.skips_layers else None
+    return [every is not None and not is_full and i % every == 0 for i, is_full in enumerate(full)]
 
 
 def _is_used(measured: int, due: Sequence[bool], skips: Sequence[bool], runs: Sequence[bool]) -> bool:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ def analyze(
         if on_item:
             on_item()
 
-    def mean(name: str) -> list:
+    def mean(name: str) -> list[Any]:
         return torch.stack([torch.stack(getattr(watcher, name)) for watcher in watchers]).mean(dim=0).tolist()
 
     layers = len(model.showo.model.layers)

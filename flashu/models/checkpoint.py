@@ -10,6 +10,7 @@ import os
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -115,7 +116,11 @@ def assign_weights(
 
 
 def save_weights(
-    tensors: dict[str, Tensor], folder: Path, config: dict, dtype: torch.dtype | None = None, layout: str = SAFETENSORS
+    tensors: dict[str, Tensor],
+    folder: Path,
+    config: dict[str, Any],
+    dtype: torch.dtype | None = None,
+    layout: str = SAFETENSORS,
 ) -> None:
     """Write `config.json` and weights into `folder`, converted to `dtype` (None: as they are) shard by shard."""
     from huggingface_hub import split_torch_state_dict_into_shards

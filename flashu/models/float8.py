@@ -7,7 +7,7 @@ All else stays as it is, in bfloat16: attention is small beside the FFNs, and wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,9 @@ class Float8Matrix(NamedTuple):
 
 class Float8Linear(nn.Module):
     """A linear layer without bias, in float8: stands in for an `nn.Linear` that is only run, not trained."""
+
+    data: Tensor
+    scale: Tensor
 
     def __init__(self, weight: Tensor):
         """Made of its weight (out, in), which is not kept."""
@@ -138,7 +141,7 @@ def to_float8(model: Showo2, device: torch.device | None = None) -> None:
         owner.mlp = Float8Mlp(owner.mlp, device)
 
 
-def ffn_owners(model: nn.Module) -> list[nn.Module]:
+def ffn_owners(model: nn.Module) -> list[Any]:
     """The layers and blocks whose `mlp` is a `GatedMlp`."""
     return [module for module in model.modules() if isinstance(getattr(module, "mlp", None), GatedMlp)]
 

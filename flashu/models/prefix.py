@@ -25,8 +25,8 @@ class Prefix:
     rows: int
     grid: tuple[int, int]  # token grid of the image, (height, width)
     subnetwork: Subnetwork  # of the LLM that made it and goes on from it
-    llm: list[KeyValue | Halves | None]
-    head: list[KeyValue | Halves]
+    llm: Sequence[KeyValue | Halves | None]
+    head: Sequence[KeyValue | Halves]
     llm_rotary: Rotary  # of the span's positions, which start where each row's text ends
     head_rotary: Rotary
     mask: Tensor | None  # (rows, or half of them, 1, 1, prefix + span); None when their prefixes are of one length

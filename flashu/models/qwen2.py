@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,10 @@ class Subnetwork:
     running_rows: tuple[Tensor | None, ...] | None = None  # per layer, the rows that run it; None for all of them
 
     def rows_through(self, layer: int) -> Tensor | None:
-        return self.running_rows and self.running_rows[layer]
+        return self.running_rows[layer] if self.running_rows else None
 
     def neurons_of(self, layer: int) -> Span | None:
-        return self.neurons and self.neurons[layer]
+        return self.neurons[layer] if self.neurons else None
 
 
 WHOLE = Subnetwork()
@@ -81,10 +82,13 @@ class DecoderLayer(nn.Module):
 
 
 class Qwen2Model(nn.Module):
+    layers: Sequence[DecoderLayer]
+
     def __init__(self, geometry: LlmGeometry, vocab_size: int):
         super().__init__()
         self.embed_tokens = embedding(vocab_size, geometry.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(geometry) for _ in range(geometry.num_hidden_layers))
+        layers = nn.ModuleList(DecoderLayer(geometry) for _ in range(geometry.num_hidden_layers))
+        self.layers = cast("Sequence[DecoderLayer]", layers)
         self.norm = nn.RMSNorm(geometry.hidden_size, eps=geometry.rms_norm_eps)
 
     def forward(

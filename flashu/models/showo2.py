@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
-from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
+from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.prefix import Prefix, Suffix, cut_halves, prefix_mask, suffix_mask
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
 from flashu.models.siglip import SiglipEncoder
@@ -64,7 +64,7 @@ class TimestepEmbedder(nn.Module):
         half = self.FREQUENCIES // 2
         exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
         angles = t.float()[:, None] * torch.exp(-math.log(self.MAX_PERIOD) * exponents)
-        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(next(self.mlp.parameters()).dtype))
 
 
 @dataclass
@@ -100,6 +100,8 @@ class Showo2(nn.Module):
         self.showo = Qwen2ForCausalLM(config.llm, config.llm_vocab_size)
         self.time_embed = TimestepEmbedder(head)
         # The released code leaves both projections out where the two hidden sizes agree.
+        self.time_embed_proj: nn.Module
+        self.diff_proj: nn.Module
         if llm != head:
             self.time_embed_proj = nn.Linear(head, llm)
             self.diff_proj = nn.Sequential(nn.Linear(llm, head), nn.GELU(), nn.Linear(head, head))
@@ -169,52 +171,57 @@ class Showo2(nn.Module):
         llm_frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
         head_frequencies = self.diffusion_head_a.rotary_frequencies(self.device)
         text_rotaries = [rotary_table(of, text_positions, self.dtype) for of in (llm_frequencies, head_frequencies)]
-        blocks.vary((2,), *text_rotaries)
+        blocks.mark_dynamic((2,), *text_rotaries)
         llm, head, similarity = self._run_text(rows, text_rotaries, subnetwork, bool(suffixes), blocks)
-
         suffix = None
         if suffixes:
-            suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
-            longest = max(map(len, suffixes))
-            longest += -(padded_length + len(span) + longest) % blocks.key_multiple  # of the tail's mask, always there
-            past_span = torch.arange(longest, device=self.device)
-            suffix = Suffix(
-                embeds=self._embed_padded(suffixes, len(past_span)),
-                llm=llm,
-                prefix_mask=prefix_mask(lengths, valid, len(span)),
-                rotary=rotary_table(
-                    llm_frequencies, starts + torch.arange(len(span) + len(past_span), device=self.device), self.dtype
-                ),
-                mask=suffix_mask(valid, len(span), len(past_span)),
-                valid=torch.cat((torch.ones_like(starts + span, dtype=torch.bool), past_span < suffix_lengths), dim=1),
-                row_length=lengths[0] + len(span) + len(suffixes[0]),
-                prefix_similarity=similarity,
-            )
-        half = len(rows) // 2
-        if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
-            end = padded_length if len(set(lengths[:half])) > 1 else lengths[0]
-            llm, head = ([seen and cut_halves(seen, end, lengths[half]) for seen in layers] for layers in (llm, head))
-            mask = prefix_mask(lengths[:half], valid[:half, :end], len(span))
-        else:
-            if blocks.compiled:
-                llm, head = ([seen and seen.upto(padded_length) for seen in layers] for layers in (llm, head))
-            mask = prefix_mask(lengths, valid, len(span))
+            suffix = self._lay_out_suffix(suffixes, llm, similarity, lengths, valid, len(span), blocks)
+        seen_llm, seen_head, mask = _as_seen_by_span(llm, head, lengths, valid, len(span), guided, blocks.compiled)
         prefix = Prefix(
             rows=len(rows),
             grid=grid,
             subnetwork=subnetwork,
-            llm=llm,
-            head=head,
+            llm=seen_llm,
+            head=seen_head,
             llm_rotary=rotary_table(llm_frequencies, starts + span, self.dtype),
             head_rotary=rotary_table(head_frequencies, starts + span, self.dtype),
             mask=mask,
             semantic_positions=self.semantic_positions(grid),
             suffix=suffix,
         )
-        blocks.vary((0, 2), *llm, *head)
-        blocks.vary((0,), prefix.llm_rotary, prefix.head_rotary)
-        blocks.vary((0, 3), mask)
+        blocks.mark_dynamic((0, 2), *prefix.llm, *prefix.head)
+        blocks.mark_dynamic((0,), prefix.llm_rotary, prefix.head_rotary)
+        blocks.mark_dynamic((0, 3), mask)
         return prefix
+
+    def _lay_out_suffix(
+        self,
+        suffixes: Sequence[Sequence[int]],
+        llm: Sequence[KeyValue | None],
+        similarity: Tensor | None,
+        lengths: Sequence[int],
+        valid: Tensor,
+        span: int,
+        blocks: Blocks,
+    ) -> Suffix:
+        """What measuring steps run after a span of so many positions. `valid` (rows, prefix) is false on padding, of
+        prefixes of those `lengths`; the other arguments are what `_run_text` made of these."""
+        config, starts = self.config.llm, torch.tensor(lengths, device=self.device)[:, None]
+        suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
+        longest = max(map(len, suffixes))
+        longest += -(valid.shape[1] + span + longest) % blocks.key_multiple  # of the tail's mask, always there
+        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
+        in_suffix = torch.arange(longest, device=self.device) < suffix_lengths
+        return Suffix(
+            embeds=self._embed_padded(suffixes, longest),
+            llm=cast("list[KeyValue]", llm),  # steps that measure run every layer
+            prefix_mask=prefix_mask(lengths, valid, span),
+            rotary=rotary_table(frequencies, starts + torch.arange(span + longest, device=self.device), self.dtype),
+            mask=suffix_mask(valid, span, longest),
+            valid=torch.cat((in_suffix.new_ones(len(in_suffix), span), in_suffix), dim=1),
+            row_length=lengths[0] + span + len(suffixes[0]),
+            prefix_similarity=cast("Tensor", similarity),
+        )
 
     def _run_text(
         self,
@@ -223,7 +230,7 @@ class Showo2(nn.Module):
         subnetwork: Subnetwork,
         measure: bool,
         blocks: Blocks,
-    ) -> tuple[list[KeyValue | None], list[KeyValue], Tensor | None]:
+    ) -> tuple[Sequence[KeyValue | None], Sequence[KeyValue], Tensor | None]:
         """Each layer's and head block's keys and values of rows of text, padded to the length of `rotaries`, LLM's and
         head's; and with `measure` the layers' similarities, summed over each row (rows, layers). Rows that are alike
         run once, where they run through the same layers."""
@@ -233,18 +240,18 @@ class Showo2(nn.Module):
         lengths = torch.tensor([len(row) for row in distinct], device=self.device)[:, None]
         similarity = SimilaritySum(torch.arange(padded_length, device=self.device) < lengths) if measure else None
         embeds = self._embed_padded(distinct, padded_length)
-        blocks.vary((0, 1), embeds)
+        blocks.mark_dynamic((0, 1), embeds)
         x, llm = self.showo.model(
             embeds, llm_rotary, subnetwork=subnetwork, observe=similarity, run_layer=blocks.llm_layer
         )
         x = self.diff_proj(x)
-        blocks.vary((0, 1), x)
+        blocks.mark_dynamic((0, 1), x)
         head = self.diffusion_head_a.encode_prefix(x, head_rotary, blocks.head_text_block)
-        summed = similarity and similarity.total()
+        summed = similarity.total() if similarity else None
         if len(distinct) < len(rows):
             numbers = {tuple(row): number for number, row in enumerate(distinct)}
             alike = torch.tensor([numbers[tuple(row)] for row in rows], device=self.device)
-            llm, head = ([seen.rows(alike) for seen in layers] for layers in (llm, head))
+            llm, head = [seen and seen.rows(alike) for seen in llm], [seen.rows(alike) for seen in head]
             summed = summed if summed is None else summed[alike]
         return llm, head, summed
 
@@ -266,7 +273,7 @@ class Showo2(nn.Module):
     def embed_images(self, latents: Tensor, semantic_positions: Tensor, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """Latents (images, channels, height, width) to LLM embeddings (images, tokens, hidden)."""
         semantic = self.image_embedder_und(latents) + semantic_positions
-        blocks.vary((0,), semantic)
+        blocks.mark_dynamic((0,), semantic)
         semantic = self.und_trans(semantic, blocks.vision_layer)
         return self.fusion_proj(torch.cat((semantic, self.image_embedder_gen(latents)), dim=-1))
 
@@ -287,7 +294,8 @@ class Showo2(nn.Module):
         """
         span = self._embed_span(latents, time, prefix, blocks)
         hidden, similarity = self.run_rows(span, prefix, blocks)
-        return hidden, (prefix.suffix.prefix_similarity + similarity) / prefix.suffix.row_length
+        suffix = cast("Suffix", prefix.suffix)
+        return hidden, (suffix.prefix_similarity + similarity) / suffix.row_length
 
     def run_rows(self, span: Tensor, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> tuple[Tensor, Tensor]:
         """The LLM over span embeddings (rows, span, hidden) and the suffixes after them.
@@ -296,6 +304,7 @@ class Showo2(nn.Module):
         layers). Rows are run a part at a time, so that their length does not take more memory than a step does.
         """
         suffix = prefix.suffix
+        assert suffix is not None, "a prefix that was made without suffixes cannot be measured"
         length = span.shape[1] + suffix.embeds.shape[1]
         hidden, similarities = [], []
         for rows in torch.arange(len(span), device=span.device).chunk(-(-length // span.shape[1])):
@@ -303,10 +312,10 @@ class Showo2(nn.Module):
             embeds, rotary = torch.cat((span[rows], suffix.embeds[rows]), dim=1), suffix.rotary.rows(rows)
             past, tail = [layer.rows(rows) for layer in suffix.llm], suffix.mask[rows]
             mask = None if suffix.prefix_mask is None else suffix.prefix_mask[rows]
-            blocks.vary((0, 1), embeds)
-            blocks.vary((0, 2), rotary, *past)
-            blocks.vary((0, 3), mask)
-            blocks.vary((0, 2, 3), tail)
+            blocks.mark_dynamic((0, 1), embeds)
+            blocks.mark_dynamic((0, 2), rotary, *past)
+            blocks.mark_dynamic((0, 3), mask)
+            blocks.mark_dynamic((0, 2, 3), tail)
             part, _ = self.showo.model(
                 embeds, rotary, past, mask, tail, prefix.subnetwork, similarity, run_layer=blocks.llm_layer
             )
@@ -319,13 +328,13 @@ class Showo2(nn.Module):
         images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions, blocks)
         span = torch.cat((time.token.expand(len(images), 1, -1), images), dim=1)
         span = span.repeat(prefix.rows // len(images), 1, 1)
-        blocks.vary((0,), span)
+        blocks.mark_dynamic((0,), span)
         return span
 
     def run_head(self, hidden: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """The diffusion head over the LLM's span output: (rows, tokens, head hidden), without the time token."""
         x = self.diff_proj(hidden)
-        blocks.vary((0,), x)
+        blocks.mark_dynamic((0,), x)
         past = (prefix.head, prefix.mask)
         return self.diffusion_head_a(x, prefix.head_rotary, time.blocks, *past, blocks.head_block)[:, 1:]
 
@@ -341,6 +350,30 @@ class Showo2(nn.Module):
         """
         hidden = self.run_llm(latents, time, prefix, blocks)
         return self.run_final(self.run_head(hidden, time, prefix, blocks), time, prefix.grid)
+
+
+def _as_seen_by_span(
+    llm: Sequence[KeyValue | None],
+    head: Sequence[KeyValue],
+    lengths: Sequence[int],
+    valid: Tensor,
+    span: int,
+    guided: bool,
+    compiled: bool,
+) -> tuple[Sequence[KeyValue | Halves | None], Sequence[KeyValue | Halves], Tensor | None]:
+    """Keys and values of prefixes of those `lengths`, `valid` (rows, prefix) but for padding, and the mask of a span of
+    so many positions: in halves without padding, where a `guided` batch's second half are of one length."""
+    half, padded = len(lengths) // 2, valid.shape[1]
+    if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
+        end = padded if len(set(lengths[:half])) > 1 else lengths[0]
+        return (
+            [seen and cut_halves(seen, end, lengths[half]) for seen in llm],
+            [cut_halves(seen, end, lengths[half]) for seen in head],
+            prefix_mask(lengths[:half], valid[:half, :end], span),
+        )
+    if compiled:  # in memory of their own, whatever made them: other layouts would be compiled apart
+        llm, head = [seen and seen.upto(padded) for seen in llm], [seen.upto(padded) for seen in head]
+    return llm, head, prefix_mask(lengths, valid, span)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
