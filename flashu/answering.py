@@ -23,6 +23,7 @@ from flashu.models.showo2 import Showo2
 from flashu.models.tokenizer import EncodedQuestion
 from flashu.understanding import embed_image, embed_tokens, rotary_at, row_mask
 
+NOBODY = -1  # whose padding is
 Chooser = Callable[[Tensor], Tensor]  # logits (images, questions, vocabulary) to tokens (images, questions)
 
 
@@ -89,23 +90,23 @@ class Conversation:
 
         slots = torch.arange(self.count * longest, device=device)
         question, offset = slots // longest, slots % longest
-        own = (question[:, None] == question) & (offset[:, None] >= offset)
         room = self.count * (longest + max_new_tokens)
         self.images = images
         self.caches = [layer and KeyValueCache(layer, room) for layer in images.layers]
-        hidden = self._run(embed_tokens(model, padded), (images.length + offset)[None], own[None])
+        causal = _of_same_question(question[None], question[None]).tril()
+        hidden = self._run(embed_tokens(model, padded), (images.length + offset)[None], causal)
         hidden = hidden.unflatten(1, (self.count, longest))
         last = (lengths - 1)[:, :, None, None].expand(-1, -1, 1, hidden.shape[-1])
         self.logits = model.showo.lm_head(hidden.gather(2, last)[:, :, 0])
         self.positions = images.length + lengths  # of the next token of each answer
-        numbers = torch.arange(self.count, device=device)
-        self.seen = (question == numbers[:, None]) & (offset < lengths[:, :, None])  # by the next tokens, past images
-        self._eye = torch.eye(self.count, dtype=torch.bool, device=device).expand(len(texts), -1, -1)
+        self._numbers = torch.arange(self.count, device=device).expand(len(texts), -1)
+        self._owners = torch.where(offset < lengths[:, question], question, NOBODY)  # of positions past the image
 
     def advance(self, tokens: Tensor) -> None:
         """Add a token to each answer, (images, questions); `logits` are then those of the next one."""
-        self.seen = torch.cat((self.seen, self._eye), dim=2)
-        hidden = self._run(self.model.showo.model.embed_tokens(tokens), self.positions, self.seen)
+        self._owners = torch.cat((self._owners, self._numbers), dim=1)
+        seen = _of_same_question(self._numbers, self._owners)
+        hidden = self._run(self.model.showo.model.embed_tokens(tokens), self.positions, seen)
         self.logits = self.model.showo.lm_head(hidden)
         self.positions = self.positions + 1
 
@@ -120,6 +121,11 @@ class Conversation:
             subnetwork = self.images.subnetwork
             embeds, _ = self.model.showo.model(embeds, rotary, self.caches, mask, subnetwork=subnetwork, layers=layers)
         return embeds
+
+
+def _of_same_question(positions: Tensor, seen: Tensor) -> Tensor:
+    """Which positions see which, (images, positions, seen), by the question that each belongs to (images, …)."""
+    return positions[:, :, None] == seen[:, None]
 
 
 @torch.no_grad()
