@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from flashu import probe, sampler, understanding
+from flashu import probe, question_rows, sampler
 from flashu.acceleration.plan import Plan
 from flashu.acceleration.wanda import UNDERSTANDING, ActivationNorms, WandaScores
+from flashu.checkpoints.files import tokenizer_beside
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import geometry
-from flashu.models.checkpoint_files import tokenizer_beside
 from flashu.models.qwen2 import SimilaritySum
 from flashu.models.showo2 import Showo2
-from flashu.models.tokenizer import PromptTokenizer
+from flashu.tokenizer import PromptTokenizer
 
 METHODS = ("trajectories", "tokens")
 
@@ -86,7 +86,7 @@ def calibrate_understanding(
     norms, positions = ActivationNorms(model.showo.model), 0
     similarities = torch.zeros(len(model.showo.model.layers))
     for latents, question in pairs:
-        row = understanding.lay_out(model, latents, [question])
+        row = question_rows.lay_out(model, latents, [question])
         similarity = SimilaritySum(torch.ones(row.embeds.shape[:2], dtype=torch.bool, device=model.device))
         with norms.watching():
             model.showo.model(row.embeds, row.rotary, mask=row.mask, observe=similarity)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashu import answering, sampler
+from flashu import conversation, sampler
 from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import Head, Llm, Plan, make_plan, release_plan
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
@@ -29,8 +29,8 @@ from flashu.models.layers import KeyValueCache, rotary_frequencies, rotary_table
 from flashu.models.qwen2 import WHOLE, DecoderLayer, Subnetwork
 from flashu.models.showo2 import Showo2
 from flashu.models.siglip import EncoderLayer
-from flashu.models.tokenizer import EncodedQuestion
 from flashu.models.wan_vae import WanVae
+from flashu.tokenizer import EncodedQuestion
 
 FAR = 4.0  # times the usual, from where a size or a number of steps is told to be unusual
 TYPICAL_TEXT_TOKENS = 30  # of a prompt
@@ -179,12 +179,12 @@ def count_answer(
     latents = torch.empty(1, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
     question = EncodedQuestion([0] * frame_tokens, [0] * (1 + question_tokens))
     with _Counter(model) as counter:
-        images = answering.read_images(model, latents, question)
+        images = conversation.read_images(model, latents, question)
         parts = {"image": counter.total()}
-        conversation = answering.Conversation(model, images, [[question] * questions], answer_tokens - 1)
+        asked = conversation.Conversation(model, images, [[question] * questions], answer_tokens - 1)
         parts["questions"] = counter.total() - parts["image"]
         for _ in range(answer_tokens - 1):
-            conversation.advance(torch.empty(1, questions, dtype=torch.long, device="meta"))
+            asked.advance(torch.empty(1, questions, dtype=torch.long, device="meta"))
         parts["further tokens"] = counter.total() - parts["image"] - parts["questions"]
     return parts
 

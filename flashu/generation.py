@@ -22,9 +22,9 @@ from flashu.errors import InputError, OutOfMemoryError
 from flashu.models import blocks, geometry
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.showo2 import Showo2
-from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer
 from flashu.models.wan_vae import WanVae
 from flashu.pending import Moment, PendingPictures, decode_beside
+from flashu.tokenizer import EncodedPrompt, PromptTokenizer
 
 Generator = TypeVar("Generator", bound="ImageGenerator")
 

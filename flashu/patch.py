@@ -25,7 +25,7 @@ from flashu.fingerprint import fingerprint
 from flashu.models.geometry import LlmGeometry
 from flashu.models.layers import Span
 from flashu.models.showo2 import Showo2
-from flashu.models.tokenizer import PromptTokenizer
+from flashu.tokenizer import PromptTokenizer
 
 Model = TypeVar("Model", bound=Showo2)
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from flashu import visual_questions
+from flashu import answering
+from flashu.checkpoints import weights
+from flashu.checkpoints.files import EMBEDDED, RELEASED_VAE
 from flashu.config import BATCH_SIZE, MAX_NEW_TOKENS
 from flashu.devices import FLOAT8, is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.generation import ImageGenerator
-from flashu.models import checkpoint
-from flashu.models.checkpoint_files import EMBEDDED, RELEASED_VAE
-from flashu.models.tokenizer import PromptTokenizer
 from flashu.pretrained import Showo2Qwen2_5, WanImageVAE, companions
+from flashu.tokenizer import PromptTokenizer
 
 
 class TextToImagePipeline(ImageGenerator):
@@ -75,7 +75,7 @@ class TextToImagePipeline(ImageGenerator):
         return cls(model, *companions(model, vae, tokenizer))
 
     def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = checkpoint.SAFETENSORS
+        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = weights.SAFETENSORS
     ) -> None:
         """Write model, VAE, tokenizer and config as one folder that `from_pretrained` reads with no download.
 
@@ -94,7 +94,7 @@ class TextToImagePipeline(ImageGenerator):
         try:
             self.model.save_pretrained(partial, dtype, layout)
             released = self.vae.source
-            if layout == checkpoint.RELEASE and released and released.name == RELEASED_VAE:
+            if layout == weights.RELEASE and released and released.name == RELEASED_VAE:
                 shutil.copy(released, partial / RELEASED_VAE)
             else:
                 self.vae.save_pretrained(partial / "vae", dtype)
@@ -134,9 +134,9 @@ class TextToImagePipeline(ImageGenerator):
 
         Raises `InputError` for what is no image or no question, and for settings that cannot be used.
         """
-        asked = visual_questions.Asked.of(images, questions)
-        decoding = visual_questions.Decoding(max_new_tokens, temperature, top_k, top_p)
-        view = visual_questions.View(size, fit)
+        asked = answering.Asked.of(images, questions)
+        decoding = answering.Decoding(max_new_tokens, temperature, top_k, top_p)
+        view = answering.View(size, fit)
         return asked.shaped(self._answerer.answer(asked, decoding, seeds, view, batch_size))
 
     def yes_probability(
@@ -152,10 +152,10 @@ class TextToImagePipeline(ImageGenerator):
 
         One pass, with no decoding. Arguments and shape are those of `answer`.
         """
-        asked = visual_questions.Asked.of(images, questions)
-        view = visual_questions.View(size, fit)
+        asked = answering.Asked.of(images, questions)
+        view = answering.View(size, fit)
         return asked.shaped(self._answerer.yes_probability(asked, view, batch_size))
 
     @property
-    def _answerer(self) -> visual_questions.ImageAnswerer:
-        return visual_questions.ImageAnswerer(self.model, self.vae, self.tokenizer)
+    def _answerer(self) -> answering.ImageAnswerer:
+        return answering.ImageAnswerer(self.model, self.vae, self.tokenizer)

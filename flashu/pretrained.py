@@ -14,11 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from flashu.acceleration.applied import unpatched
-from flashu.devices import DTYPES, FLOAT8, resolve_device, resolve_dtype
-from flashu.errors import CheckpointError, InputError
-from flashu.generation import ImageGenerator
-from flashu.models import checkpoint
-from flashu.models.checkpoint_files import (
+from flashu.checkpoints import weights
+from flashu.checkpoints.files import (
     EMBEDDED,
     EMBEDDED_FOLDER,
     RELEASED_VAE,
@@ -29,11 +26,14 @@ from flashu.models.checkpoint_files import (
     vae_files,
     weight_files,
 )
+from flashu.devices import DTYPES, FLOAT8, resolve_device, resolve_dtype
+from flashu.errors import CheckpointError, InputError
+from flashu.generation import ImageGenerator
 from flashu.models.float8 import require_float8, to_float8
 from flashu.models.geometry import Showo2Config, VaeGeometry, read_json
 from flashu.models.showo2 import Showo2
-from flashu.models.tokenizer import PromptTokenizer
 from flashu.models.wan_vae import WanVae, fold
+from flashu.tokenizer import PromptTokenizer
 
 EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"
 REPOSITORY_FILES = ["*.json", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]
@@ -77,7 +77,7 @@ class Showo2Qwen2_5(Showo2):  # noqa: N801 - the released class's name
         config = read_config(config_file)
         if in_float8:
             require_float8(device, config)
-        tensors = checkpoint.read_tensors(weight_files(folder, variant))
+        tensors = weights.read_tensors(weight_files(folder, variant))
         optional, own_head = [], False
         if config.llm.tie_word_embeddings and _head_differs(tensors):
             warnings.warn(
@@ -94,7 +94,7 @@ class Showo2Qwen2_5(Showo2):  # noqa: N801 - the released class's name
             model = cls(config)
         if dtype is None and not as_stored and EMBEDDING in tensors:
             dtype = _stored_dtype(tensors[EMBEDDING], folder)
-        checkpoint.assign_weights(model, tensors, folder, dtype, "cpu" if in_float8 else device, optional)
+        weights.assign_weights(model, tensors, folder, dtype, "cpu" if in_float8 else device, optional)
         model.showo.tie_weights()
         if in_float8:
             to_float8(model, device)
@@ -103,7 +103,7 @@ class Showo2Qwen2_5(Showo2):  # noqa: N801 - the released class's name
         return model.eval()
 
     def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = checkpoint.SAFETENSORS
+        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = weights.SAFETENSORS
     ) -> None:
         """Write `config.json` and weights that `from_pretrained` reads, shard by shard.
 
@@ -113,19 +113,19 @@ class Showo2Qwen2_5(Showo2):  # noqa: N801 - the released class's name
             head of a tied LLM stored too, and a `config.json` of its constructor's arguments.
         Raises `InputError` for a model in float8, and an unknown dtype or layout.
         """
-        if layout not in checkpoint.LAYOUTS:
-            raise InputError(f"layout is {layout!r}; there are: {', '.join(checkpoint.LAYOUTS)}")
+        if layout not in weights.LAYOUTS:
+            raise InputError(f"layout is {layout!r}; there are: {', '.join(weights.LAYOUTS)}")
         dtype = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
         if self.number_format == FLOAT8:
             raise InputError("a model in float8 has rounded weights and is not saved; load it with dtype bfloat16")
         with unpatched(self):
             tensors = dict(self.state_dict())
-            config = self.config.to_release_dict() if layout == checkpoint.RELEASE else self.config.to_dict()
-            if layout == checkpoint.RELEASE:  # head beside embedding: a pickle keeps what is one in a shard one
+            config = self.config.to_release_dict() if layout == weights.RELEASE else self.config.to_dict()
+            if layout == weights.RELEASE:  # head beside embedding: a pickle keeps what is one in a shard one
                 tensors = {name: tensors[name] for name in (EMBEDDING, HEAD)} | tensors
             elif self.config.llm.tie_word_embeddings:
                 del tensors[HEAD]
-            checkpoint.save_weights(tensors, Path(folder), config, dtype, layout)
+            weights.save_weights(tensors, Path(folder), config, dtype, layout)
 
     def t2i_generate(
         self, prompts: str | Sequence[str], *, vae: Any = None, tokenizer: Any = None, **options: Any
@@ -166,7 +166,7 @@ class WanImageVAE(WanVae):
             patterns = [RELEASED_VAE, "config.json", "model.safetensors*", "model-*.safetensors"]
             path = resolve_folder(path_or_hub_id, patterns)
         files = [path] if path.is_file() else vae_files(path)
-        tensors = fold(checkpoint.read_tensors(files))
+        tensors = fold(weights.read_tensors(files))
         config_file = files[0].parent / "config.json"
         if path.is_dir() and config_file.exists() and files[0].name != RELEASED_VAE:
             config = read_json(config_file)
@@ -180,14 +180,14 @@ class WanImageVAE(WanVae):
             geometry = _infer_geometry(tensors, path)
         with torch.device("meta"):
             vae = cls(geometry)
-        checkpoint.assign_weights(vae, tensors, path, dtype, device)
+        weights.assign_weights(vae, tensors, path, dtype, device)
         vae.source = files[0]
         return vae.eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
         """Write the folded weights as safetensors, converted to `dtype` unless None, and `config.json`."""
         dtype = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
-        checkpoint.save_weights(dict(self.state_dict()), Path(folder), self.geometry.to_dict(), dtype)
+        weights.save_weights(dict(self.state_dict()), Path(folder), self.geometry.to_dict(), dtype)
 
 
 def companions(

@@ -13,7 +13,7 @@ from flashu.errors import InputError
 from flashu.models import geometry
 from flashu.models.prefix import Prefix
 from flashu.models.showo2 import Showo2
-from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
+from flashu.tokenizer import EncodedQuestion, PromptTokenizer
 
 PROMPTS = (
     "a red circle",

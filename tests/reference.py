@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from flashu import sampler
 from flashu.acceleration.wanda import WandaScores
+from flashu.checkpoints.weights import assign_weights
 from flashu.fingerprint import fingerprint
 from flashu.models import Showo2Qwen2_5, WanImageVAE
-from flashu.models.checkpoint import assign_weights
 from flashu.models.geometry import HeadGeometry, LlmGeometry, Showo2Config, VaeGeometry, VisionGeometry
 from flashu.models.wan_vae import fold
 

@@ -21,7 +21,7 @@ from flashu import arguments, probe
 from flashu.acceleration.layer_skipping import count_to_skip
 from flashu.errors import InputError
 from flashu.models.showo2 import Showo2
-from flashu.models.tokenizer import PromptTokenizer
+from flashu.tokenizer import PromptTokenizer
 
 MAX_LAG = 8
 

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashu import probe, understanding
+from flashu import probe, question_rows
 from flashu.acceleration.wanda import ActivationNorms
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models.geometry import read_json
 from flashu.models.qwen2 import DecoderLayer, Qwen2Model
 from flashu.models.showo2 import Showo2
-from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
+from flashu.tokenizer import EncodedQuestion, PromptTokenizer
 
 
 @dataclass
@@ -125,8 +125,8 @@ def understanding_of(
     """Scores over whole question rows; `pairs` are clean latents (1, channels, height, width) and questions."""
     meter = _Meter(model)
     for latents, question in pairs:
-        row = understanding.lay_out(model, latents, [question])
-        meter.measure(lambda row=row: understanding.prefill(model, row))
+        row = question_rows.lay_out(model, latents, [question])
+        meter.measure(lambda row=row: question_rows.prefill(model, row))
         if on_item:
             on_item()
     return meter.scores("understanding")

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flashu.models.tokenizer import PromptTokenizer
     from flashu.pretrained import Showo2Qwen2_5, WanImageVAE
+    from flashu.tokenizer import PromptTokenizer
 
 _HOMES = {
-    "PromptTokenizer": "flashu.models.tokenizer",
+    "PromptTokenizer": "flashu.tokenizer",
     "Showo2Qwen2_5": "flashu.pretrained",
     "WanImageVAE": "flashu.pretrained",
 }

@@ -231,9 +231,9 @@ def activations(
 
 def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2Qwen2_5, PromptTokenizer]:
     """In float32, whatever the device: what is measured here are small differences."""
+    from flashu.checkpoints.files import tokenizer_beside
     from flashu.devices import resolve_device
     from flashu.models import PromptTokenizer, Showo2Qwen2_5
-    from flashu.models.checkpoint_files import tokenizer_beside
 
     network = Showo2Qwen2_5.from_pretrained(model, dtype="float32", device=resolve_device(device))
     return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network.source, network.config))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from flashu import arguments
+from flashu.checkpoints.files import EMBEDDED
 from flashu.config import FLASHU_PRESETS, FlashUConfig
 from flashu.errors import InputError
-from flashu.models.checkpoint_files import EMBEDDED
 from jobs.settings.config import BASELINE, FLASHU
 from manifests.sources import json_lines
 

@@ -9,12 +9,12 @@ import json
 import pytest
 import torch
 
-from flashu import FlashUConfig, answering, apply_flashu_patch, sampler, understanding
+from flashu import FlashUConfig, apply_flashu_patch, conversation, question_rows, sampler
 from flashu.acceleration import layer_skipping
 from flashu.acceleration.plan import make_plan
 from flashu.acceleration.wanda import ActivationNorms
 from flashu.calibration import watch_token_row
-from flashu.models.tokenizer import EncodedQuestion
+from flashu.tokenizer import EncodedQuestion
 from tests.bounds import EVALUATION, TRAJECTORY
 from tests.conftest import golden_folders
 from tests.reference import GoldenModel, load_vae, relative_error
@@ -128,18 +128,18 @@ def question(golden):
 
 @torch.no_grad()
 def test_understanding_prefill(golden, question):
-    row = understanding.lay_out(golden.model, golden.expected["noise"][:1], [question])
-    logits = golden.model.showo.lm_head(understanding.prefill(golden.model, row)[:, -1])
+    row = question_rows.lay_out(golden.model, golden.expected["noise"][:1], [question])
+    logits = golden.model.showo.lm_head(question_rows.prefill(golden.model, row)[:, -1])
     assert relative_error(logits, golden.expected["mmu_prefill_last_logits"]) < EVALUATION
 
 
 def test_answer_with_the_image_read_once(golden, question):
-    images = answering.read_images(golden.model, golden.expected["noise"][:1], question)
-    (logits,) = answering.first_logits(golden.model, images, [[question]])
+    images = conversation.read_images(golden.model, golden.expected["noise"][:1], question)
+    (logits,) = conversation.first_logits(golden.model, images, [[question]])
     assert relative_error(logits, golden.expected["mmu_prefill_last_logits"]) < EVALUATION
     expected = golden.expected["mmu_greedy_tokens"].flatten().tolist()
     never = -1  # the reference stops after so many tokens, whatever they are
-    ((tokens,),) = answering.generate(golden.model, images, [[question]], len(expected), never, answering.greedy)
+    ((tokens,),) = conversation.generate(golden.model, images, [[question]], len(expected), never, conversation.greedy)
     assert tokens == expected
 
 

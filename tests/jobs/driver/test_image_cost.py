@@ -12,8 +12,8 @@ from cluster.storage import S3Options, StorageError
 from flashu import FLASHU_PRESETS, InputError
 from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import make_plan
+from flashu.checkpoints.files import EMBEDDED_FOLDER
 from flashu.flops import count_image
-from flashu.models.checkpoint_files import EMBEDDED_FOLDER
 from flashu.models.geometry import PRESETS, VAE_PRESETS, VaeGeometry
 from jobs.driver.image_cost import MANY_IN_SHARD, costly, tflop_per_image
 from jobs.settings.config import read_config

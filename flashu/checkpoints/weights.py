@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flashu.checkpoints import weight_names
 from flashu.errors import CheckpointError
-from flashu.models import weight_names
 
 SAFETENSORS, RELEASE = "safetensors", "release"
 LAYOUTS = {  # how a model is written: names of files, of the index of shards, and what a shard holds at most

@@ -4,7 +4,7 @@
 
 Text is causal. The released mask gives full attention to the N + 1 positions after the time token, so that the time
 token stays causal and eoi is inside; its published scores come from it. Nothing up to eoi sees the question: what
-answers questions makes that part once an image (`flashu.answering`); training and calibration run whole rows.
+answers questions makes that part once an image (`flashu.conversation`); training and calibration run whole rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.layers import Rotary, rotary_frequencies, rotary_table
 from flashu.models.showo2 import Showo2
-from flashu.models.tokenizer import EncodedQuestion
+from flashu.tokenizer import EncodedQuestion
 
 
 @dataclass
