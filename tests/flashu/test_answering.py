@@ -155,7 +155,7 @@ def test_running_out_of_memory_is_told_with_what_to_do(pipe, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(answering, "read_images", full)
+    monkeypatch.setattr(conversation, "read_images", full)
     with pytest.raises(OutOfMemoryError, match="with 2 images at once; try batch_size=1"):
         pipe.answer([Image.new("RGB", (8, 8))] * 2, "What?")
 
