@@ -32,7 +32,8 @@ from shapes.render import render
 from shapes.scenes import random_scene
 from torch import Tensor
 
-from flashu import answering
+from flashu import conversation
+from flashu.acceleration.applied import Acceleration, remove_flashu_patch
 from flashu.calibration import calibrate_understanding
 from flashu.config import FLASHU_PRESETS, FlashUConfig
 from flashu.devices import resolve_device, resolve_dtype
@@ -40,11 +41,11 @@ from flashu.flops import FRAME_TOKENS, count_answer
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN
 from flashu.models.random_weights import random_model
-from flashu.models.tokenizer import EncodedQuestion
-from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
+from flashu.patch import apply_flashu_patch
+from flashu.pictures import picture_latents
 from flashu.pipeline import TextToImagePipeline
-from flashu.understanding import embed_image, embed_tokens, rotary_at, row_mask
-from flashu.visual_questions import picture_latents
+from flashu.question_rows import embed_image, embed_tokens, rotary_at, row_mask
+from flashu.tokenizer import EncodedQuestion
 
 NEVER = -1  # no answer ends
 QUESTION_TOKENS = 20  # with what frames it
@@ -77,8 +78,8 @@ def recomputed(model: Showo2Qwen2_5, latents: Tensor, question: EncodedQuestion,
 
 
 def cached(model: Showo2Qwen2_5, latents: Tensor, questions: Sequence[EncodedQuestion], count: int) -> list[list[int]]:
-    images = answering.read_images(model, latents, questions[0])
-    return answering.generate(model, images, [questions], count, NEVER, answering.greedy)[0]
+    images = conversation.read_images(model, latents, questions[0])
+    return conversation.generate(model, images, [questions], count, NEVER, conversation.greedy)[0]
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from generate import Stopwatch
 
-from flashu.models.float8 import Float8Linear, ScaledRows
+from flashu.models.float8 import Float8Linear, Float8Matrix
 
 SIZES = {"cuda": (8192, 2**31), "cpu": (1024, 2**27)}  # side of the matrices; bytes that are copied
 REPEATS = 20
@@ -49,7 +49,7 @@ def measure_float8_ceiling(device: torch.device) -> dict[str, float]:
     """
     side, _ = SIZES[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    rows, linear = ScaledRows.of(left), Float8Linear(right)
+    rows, linear = Float8Matrix.of(left), Float8Linear(right)
     return {
         "float8_matrix_tflop_per_s": 2 * side**3 / _seconds(lambda: linear.product(rows, left.dtype), device) / 1e12
     }

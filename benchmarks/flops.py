@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from hardware import describe, describe_host
 
+from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.flops import ONCE, FlopCount, count_image, count_release, format_plan
 from flashu.models.geometry import PRESETS, parse_size, preset
-from flashu.models.tokenizer import PromptTokenizer
-from flashu.patch import Acceleration
+from flashu.tokenizer import PromptTokenizer
 
 RELEASED = [name for name in PRESETS if name.startswith("show-o2-")]
 SETTINGS = (None, "paper-1.5b", "few-steps")
@@ -113,7 +113,7 @@ def count(
             "tflop_per_image": cost.total / 1e12,
             "tflop_release_without_vae": sum(count_release(config, settings, steps, grid)) / 1e12,
             "parts": {part: flop / 1e12 for part, flop in cost.parts.items()},
-            "tflop_per_step": [flop / 1e12 for flop in cost.rows],
+            "tflop_per_step": [flop / 1e12 for flop in cost.steps],
         },
     )
 
@@ -146,7 +146,7 @@ def mean_cost(costs: Mapping[int, FlopCount], shares: Mapping[int, Fraction]) ->
 
     first, *_ = costs.values()
     return FlopCount(
-        [mean({prefix: cost.rows[row] for prefix, cost in costs.items()}) for row in range(len(first.rows))],
+        [mean({prefix: cost.steps[row] for prefix, cost in costs.items()}) for row in range(len(first.steps))],
         {part: mean({prefix: cost.parts[part] for prefix, cost in costs.items()}) for part in first.parts},
     )
 
@@ -217,15 +217,15 @@ def told_prefix(result: dict[str, Any]) -> str:
 
 def print_one(plan: Plan, cost: FlopCount, result: dict[str, Any]) -> None:
     print(
-        f"{result['preset']}, {len(plan.rows)} steps, prefix {told_prefix(result)}; "
+        f"{result['preset']}, {len(plan.steps)} steps, prefix {told_prefix(result)}; "
         f"FlashU: {result['flashu'] or 'off'}\n"
     )
     if result["flashu"]:
-        print(format_plan(plan, cost.rows))
+        print(format_plan(plan, cost.steps))
     total, release = result["tflop_per_image"], result["tflop_release_without_vae"]
     print(f"{'part':<12}{'TFLOP':>10}{'share':>9}{'per step':>11}")
     for part, tflop in sorted(result["parts"].items(), key=lambda item: -item[1]):
-        each = "" if part in ONCE else f"{tflop / len(plan.rows):>11.4f}"
+        each = "" if part in ONCE else f"{tflop / len(plan.steps):>11.4f}"
         print(f"{part:<12}{tflop:>10.3f}{tflop / total:>9.1%}{each}")
     print(f"{'one image':<12}{total:>10.3f}")
     print(f"{'the release':<12}{release:>10.3f} without its VAE, with the same settings ({release / total:.2f}x)")

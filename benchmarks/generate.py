@@ -26,6 +26,7 @@ import torch
 from hardware import describe
 
 from flashu import sampler
+from flashu.acceleration.applied import Acceleration, remove_flashu_patch
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.acceleration.wanda import WandaScores
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
@@ -44,7 +45,7 @@ from flashu.models.geometry import (
     parse_size,
 )
 from flashu.models.random_weights import random_model
-from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
+from flashu.patch import apply_flashu_patch
 
 # Between the embedded model and 1.5B, in the proportions of the latter, and large enough for arithmetic to dominate.
 MID = Showo2Config(
@@ -105,7 +106,7 @@ def measure(
     """Seconds of one batch, whole and by part."""
     clock = Stopwatch(model.device)
     limit = model.config.max_text_tokens(grid[0] * grid[1])
-    rows = sampler.Rows(
+    rows = sampler.PromptTokens(
         [[0] * prefix] * batch + [[0, 0]] * batch * plan.guided,
         [[0] * (4 + limit - prefix)] * batch + [[0] * (2 + limit)] * batch * plan.guided,
         grid,
@@ -115,7 +116,7 @@ def measure(
     states = sampler.trajectory(model, noise, rows, sampler.time_grid(plan.num_inference_steps), plan)
     latents = next(states)
     steps_s = []
-    for _ in plan.rows:
+    for _ in plan.steps:
         latents, seconds = clock(lambda: next(states))
         steps_s.append(seconds)
     _, decode_s = clock(lambda: vae.decode_pixels(latents).cpu())

@@ -48,10 +48,10 @@ from gpu_report import entries, text
 from gpu_series import Series
 from hardware import describe
 
+from flashu.acceleration.applied import Acceleration
 from flashu.config import FLASHU_PRESETS, flashu_preset
 from flashu.devices import DTYPES, resolve_device, resolve_dtype
 from flashu.models.geometry import parse_size
-from flashu.patch import Acceleration
 
 PARTS = ("cold", "ceilings", "speed", "split", "load")
 BATCH_SIZES = {"cuda": [1, 4, 8, 16, 32, 64], "cpu": [1, 2]}

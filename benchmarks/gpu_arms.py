@@ -21,20 +21,21 @@ from generate import Stopwatch
 from gpu_bench import Bench
 from PIL import Image
 from release_modules import Batch
-from release_shaped import Step, layers_to_skip, steps_of
+from release_shaped import layers_to_skip
 from release_vae import ReleaseVae
 from time_split import Call
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import sampler
-from flashu.acceleration.plan import make_plan
+from flashu.acceleration.applied import Acceleration, remove_flashu_patch
+from flashu.acceleration.plan import PlannedStep, make_plan, release_plan
 from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
 from flashu.flops import count_image, count_release
 from flashu.models import Showo2Qwen2_5
 from flashu.models.float8 import ffn_owners, to_float8
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.wan_vae import to_pixels
-from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
+from flashu.patch import apply_flashu_patch
 from flashu.pending import PendingPictures
 from flashu.pipeline import TextToImagePipeline
 
@@ -196,7 +197,8 @@ class Release:
 
     def __init__(self, bench: Bench, settings: FlashUConfig | None):
         self.bench, self.settings = bench, settings
-        self.steps = steps_of(settings, settings.total_steps if settings else NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
+        count = settings.total_steps if settings else NUM_INFERENCE_STEPS
+        self.steps = release_plan(settings, count, GUIDANCE_SCALE).steps
         self.evaluations = len(self.steps)
         # With FlashU, at least one step of each kind: all up to the first that reuses the head's output, and the last.
         few = (settings.T_cache or 1) + 1 if settings else WARM_UP
@@ -231,11 +233,11 @@ class Release:
         """As `Ours.batches`."""
         return 1
 
-    def _generate(self, count: int, steps: Sequence[Step]) -> list[Image.Image]:
+    def _generate(self, count: int, steps: Sequence[PlannedStep]) -> list[Image.Image]:
         bench = self.bench
         limit = bench.config.max_text_tokens(bench.grid[0] * bench.grid[1])
         texts = [bench.tokenizer.encode_prompt(prompt, limit) for prompt in [*bench.prompts(count), *[""] * count]]
-        rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], bench.grid)
+        rows = sampler.PromptTokens([text.prefix for text in texts], [text.suffix for text in texts], bench.grid)
         height, width = (side * PATCH_SIZE for side in bench.grid)
         noise = sampler.initial_noise(range(count), bench.config.image_latent_dim, height, width)
         points = sampler.time_grid(len(steps) + 1)

@@ -17,7 +17,7 @@ from flashu.config import FlashUConfig
 from flashu.models import PromptTokenizer, Showo2Qwen2_5, WanImageVAE
 from flashu.models.geometry import PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
 from flashu.models.random_weights import random_model
-from flashu.models.tokenizer import BOI, BOS, EOI, EOS, IMAGE_PLACEHOLDER
+from flashu.tokenizer import BOI, BOS, EOI, EOS, IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:
     from release_shaped import ReleaseShaped

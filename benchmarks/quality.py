@@ -43,6 +43,7 @@ from shapes.bench import SORTS, Item, items
 from shapes.captions import training_caption
 from shapes.scenes import random_scene
 
+from flashu.acceleration.applied import Acceleration, remove_flashu_patch
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.acceleration.wanda import WandaScores
 from flashu.calibration import calibrate
@@ -51,7 +52,7 @@ from flashu.devices import DTYPES, FLOAT8
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
 from flashu.models.geometry import PIXELS_PER_TOKEN
-from flashu.patch import Acceleration, apply_flashu_patch, remove_flashu_patch
+from flashu.patch import apply_flashu_patch
 from flashu.pipeline import TextToImagePipeline
 
 

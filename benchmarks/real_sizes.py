@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware import describe_host
 
-from flashu.models.checkpoint_files import EMBEDDED_FOLDER, RELEASED_VAE
+from flashu.checkpoints.files import EMBEDDED_FOLDER, RELEASED_VAE
 from flashu.models.geometry import BUILT_IN_LLMS, PRESETS
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ def make(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
 
+    from flashu.checkpoints.weights import LAYOUTS, RELEASE
     from flashu.models import Showo2Qwen2_5
-    from flashu.models.checkpoint import EMBEDDING, HEAD, LAYOUTS, RELEASE
+    from flashu.pretrained import EMBEDDING, HEAD
 
     config = PRESETS[options.preset]
     with torch.device("meta"):

@@ -16,7 +16,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm
 
 from flashu.models.geometry import HeadGeometry, Showo2Config, VisionGeometry
-from flashu.sampler import Rows
+from flashu.sampler import PromptTokens
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Batch:
     grid: tuple[int, int]
 
     @classmethod
-    def of(cls, rows: Rows, device: torch.device, dtype: torch.dtype) -> Batch:
+    def of(cls, rows: PromptTokens, device: torch.device, dtype: torch.dtype) -> Batch:
         """All rows at their full length. On `meta`, the spans stay on the CPU, where they can be read."""
         span = 1 + rows.grid[0] * rows.grid[1]
         tokens = [[*before, *[0] * span, *after] for before, after in zip(rows.prefixes, rows.suffixes, strict=True)]

@@ -14,7 +14,6 @@ library gains does not speed up its baseline. Parameter names are those of the r
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -26,44 +25,13 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm, Qwe
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from flashu.acceleration import ffn_pruning, guidance_schedule, head_cache, hybrid, layer_skipping
-from flashu.acceleration.head_cache import Head
+from flashu.acceleration import ffn_pruning, layer_skipping
+from flashu.acceleration.plan import Head, Llm, PlannedStep
 from flashu.config import FlashUConfig
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.showo2 import PatchEmbed, TimestepEmbedder, unpatchify
-from flashu.sampler import Rows
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step runs."""
-
-    full: bool  # whole FFNs and every layer
-    measure: bool  # chooses anew which layers to skip
-    skip: bool
-    head: Head
-    guidance: float
-
-
-def steps_of(settings: FlashUConfig | None, num_inference_steps: int, guidance_scale: float) -> list[Step]:
-    """The release's steps, one fewer than grid points; `flashu.flops.count_release` counts the same ones."""
-    count = num_inference_steps - 1
-    if settings is None:
-        return [Step(True, False, False, Head.COMPUTE, guidance_scale)] * count
-    full = [hybrid.is_full(step, num_inference_steps, settings.tau) for step in range(1, count + 1)]
-    heads = head_cache.actions(full, settings.T_cache)
-    due = [settings.skips_layers and index % settings.T_LS == 0 for index in range(count)]
-    return [
-        Step(
-            full=full[index],
-            measure=not full[index] and due[index],
-            skip=not full[index] and settings.skips_layers and not due[index],
-            head=heads[index],
-            guidance=guidance_schedule.scale_at(index + 1, settings.schedule, guidance_scale),
-        )
-        for index in range(count)
-    ]
+from flashu.sampler import PromptTokens
 
 
 class ReleaseShaped(nn.Module):
@@ -134,9 +102,15 @@ class ReleaseShaped(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, noise: Tensor, rows: Rows, time_points: Tensor, steps: Sequence[Step], layers_to_skip: int = 0
+        self,
+        noise: Tensor,
+        rows: PromptTokens,
+        time_points: Tensor,
+        steps: Sequence[PlannedStep],
+        layers_to_skip: int = 0,
     ) -> Tensor:
-        """From `noise` (images, channels, height, width) to latents, float32, by one step an interval.
+        """From `noise` (images, channels, height, width) to latents, float32, by one step an interval: those of
+        `release_plan`.
 
         `rows` are guided ones. `layers_to_skip` layers are chosen by the steps that measure.
         """
@@ -146,7 +120,9 @@ class ReleaseShaped(nn.Module):
         stored = None
         for step, (t, later) in zip(steps, pairwise(time_points.to(self.device)), strict=True):
             time = self.time_embed(t.expand(len(latents)))
-            states = self.run_llm(self.embed_rows(latents, time, batch), batch, step.full, skipped if step.skip else ())
+            states = self.run_llm(
+                self.embed_rows(latents, time, batch), batch, step.llm is Llm.FULL, skipped if step.skip else ()
+            )
             if step.measure:
                 skipped = least_important(states, layers_to_skip)
             features = self.run_head(states[-1], time, batch, stored if step.head is Head.REUSE else None)

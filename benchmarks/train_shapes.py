@@ -34,8 +34,8 @@ from flashu.models import Showo2Qwen2_5, WanImageVAE
 from flashu.models.geometry import PIXELS_PER_TOKEN, PRESETS, VAE_PRESETS
 from flashu.models.prefix import Prefix
 from flashu.models.showo2 import Times
-from flashu.models.tokenizer import USER, EncodedQuestion, PromptTokenizer
-from flashu.understanding import lay_out, prefill
+from flashu.question_rows import lay_out, prefill
+from flashu.tokenizer import USER, EncodedQuestion, PromptTokenizer
 
 CONFIG = PRESETS["embedded"]
 SIDE = CONFIG.image_latent_height * PIXELS_PER_TOKEN

@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashu.acceleration.applied import remove_flashu_patch
     from flashu.acceleration.wanda import WandaScores
     from flashu.calibration import calibrate, calibrate_understanding
     from flashu.config import FLASHU_PRESETS, FlashUConfig
     from flashu.errors import CheckpointError, InputError, OutOfMemoryError
-    from flashu.models import Showo2Qwen2_5
-    from flashu.patch import apply_flashu_patch, remove_flashu_patch
+    from flashu.patch import apply_flashu_patch
     from flashu.pipeline import TextToImagePipeline
+    from flashu.pretrained import Showo2Qwen2_5
 
 _HOMES = {
     "CheckpointError": "flashu.errors",
@@ -23,13 +24,13 @@ _HOMES = {
     "FlashUConfig": "flashu.config",
     "InputError": "flashu.errors",
     "OutOfMemoryError": "flashu.errors",
-    "Showo2Qwen2_5": "flashu.models",
+    "Showo2Qwen2_5": "flashu.pretrained",
     "TextToImagePipeline": "flashu.pipeline",
     "WandaScores": "flashu.acceleration.wanda",
     "apply_flashu_patch": "flashu.patch",
     "calibrate": "flashu.calibration",
     "calibrate_understanding": "flashu.calibration",
-    "remove_flashu_patch": "flashu.patch",
+    "remove_flashu_patch": "flashu.acceleration.applied",
 }
 
 __all__ = [

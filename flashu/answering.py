@@ -1,191 +1,203 @@
-"""Answers about images, token by token, with each image read once.
+"""Images and questions as a caller has them, to answers: texts to tokens, in batches and back.
 
-An image's part of the row, bos to eoi, sees no question: its keys and values are made once (`read_images`). All
-questions about an image stand side by side in one row behind it; each sees the image and itself, at the positions it
-would have alone. So neither an image nor its keys and values are ever repeated for a question, and each further token
-costs one position a question. Same numbers as whole rows (`flashu.understanding`), to rounding. A model that FlashU
-accelerates reads as its `acceleration.reading` says.
+How pictures become latents is in `flashu.pictures`, how the network reads and answers in `flashu.conversation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
 
-from flashu.acceleration.reading import WHOLE_READING
-from flashu.acceleration.visual_tokens import kept_tokens, most_valued
-from flashu.models.layers import KeyValue, KeyValueCache
-from flashu.models.qwen2 import Variant
-from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import EncodedQuestion
-from flashu.understanding import embed_image, embed_tokens, rotary_at, row_mask
+from flashu import arguments, conversation
+from flashu.config import MAX_NEW_TOKENS
+from flashu.devices import is_out_of_memory
+from flashu.errors import InputError, OutOfMemoryError
+from flashu.models import geometry
+from flashu.models.showo2 import Showo2
+from flashu.models.wan_vae import WanVae
+from flashu.pictures import open_picture, picture_latents
+from flashu.tokenizer import EncodedQuestion, PromptTokenizer
 
-Chooser = Callable[[Tensor], Tensor]  # logits (images, questions, vocabulary) to tokens (images, questions)
+FITS = ("crop", "letterbox")
+QUESTIONS_AT_ONCE = 32  # about each image; they stand in one row, in which every position is compared with every other
+YES, NO = ("yes", "Yes", "YES"), ("no", "No", "NO")
+
+
+Questions = list[list[EncodedQuestion]]  # some for each image
+Places = list[tuple[int, range]]  # images, and which of the questions about each
 
 
 @dataclass
-class ReadImages:
-    """What questions see of a batch of images: each layer's keys and values from bos to eoi."""
+class Asked:
+    """Pictures, the questions about each, and the shape in which the caller expects the answers."""
 
-    layers: list[KeyValue | None]  # None where a layer is left out; fewer positions after image tokens are dropped
-    length: int  # positions of the row, dropped ones too
-    variant: Variant
-    split: int  # the number of layers that see every position
+    pictures: list[Image.Image]
+    questions: list[list[str]]
+    single_picture: bool
+    single_question: list[bool]  # for each picture, whether its question came alone, not in a list
 
+    @classmethod
+    def of(cls, images: Any, questions: Any) -> Asked:
+        """Raises `InputError` for what is no image, no question, or not one of each."""
+        single = isinstance(images, (str, Path, Image.Image))
+        opened = [open_picture(image) for image in ([images] if single else arguments.as_list("images", images))]
+        if isinstance(questions, str):
+            asked: list[Any] = [questions] * len(opened)
+        else:
+            asked = [questions] if single else arguments.as_list("questions", questions)
+        if len(asked) != len(opened):
+            raise InputError(f"{len(asked)} questions for {len(opened)} images; give one for each, or a list for each")
+        alone = [isinstance(of_image, str) for of_image in asked]
+        texts = [arguments.texts("questions", of_image) for of_image in asked]
+        if not all(texts) or not all(text.strip() for of_image in texts for text in of_image):
+            raise InputError("a question is empty; each image needs one at least, and each has to ask something")
+        return cls(opened, texts, single, alone)
 
-@torch.no_grad()
-def read_images(model: Showo2Qwen2_5, latents: Tensor, question: EncodedQuestion) -> ReadImages:
-    """Run clean latents (images, channels, height, width), in the frame that every question of a tokenizer has."""
-    image = embed_image(model, latents, question)
-    eoi = embed_tokens(model, [question.after[:1]]).expand(len(image), -1, -1)
-    embeds = torch.cat((image, eoi), dim=1)
-    length, before, count = embeds.shape[1], len(question.before), len(model.showo.model.layers)
-    positions = torch.arange(length, device=model.device)[None]
-    reading = model.acceleration.reading if model.acceleration else WHOLE_READING
-    variant = reading.variant(count, model.device)
-    split = reading.whole_layers(count)
+    def shaped(self, answers: Sequence[list[Any]]) -> Any:
+        """Answers, a list for each picture, in the caller's shape."""
+        pairs = zip(answers, self.single_question, strict=True)
+        shaped = [of_picture[0] if alone else of_picture for of_picture, alone in pairs]
+        return shaped[0] if self.single_picture else shaped
 
-    def run(embeds: Tensor, positions: Tensor, layers: range) -> tuple[Tensor, list[KeyValue | None]]:
-        mask = row_mask(embeds.shape[1], before, embeds.shape[1] - 1, model.device)
-        return model.showo.model(embeds, rotary_at(model, positions), mask=mask, variant=variant, layers=layers)
-
-    embeds, layers = run(embeds, positions, range(split))
-    if split < count:
-        first = before + 1  # after the time token
-        values = layers[-1].value[:, :, first:-1]
-        kept = first + most_valued(values, kept_tokens(values.shape[2], reading.drop_share))
-        frame = [part.expand(len(kept), -1) for part in (positions[:, :first], positions[:, -1:])]
-        positions = torch.cat((frame[0], kept, frame[1]), dim=1)
-        embeds = embeds.gather(1, positions[..., None].expand(-1, -1, embeds.shape[2]))  # as positions count from 0
-        layers += run(embeds, positions, range(split, count))[1]
-    return ReadImages(layers, length, variant, split)
+    def count(self) -> int:
+        return sum(map(len, self.questions))
 
 
-class Conversation:
-    """Questions about a batch of images, and as much of their answers as has been run.
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is made, token by token. Raises `InputError` for what cannot be.
 
-    Shorter questions are padded, and images with fewer of them too; nothing sees the padding.
+    temperature 0 takes the likeliest token each time; above, tokens are drawn, from the `top_k` likeliest and from the
+    likeliest that have `top_p` of the probability.
     """
 
-    def __init__(
-        self,
-        model: Showo2Qwen2_5,
-        images: ReadImages,
-        questions: Sequence[Sequence[EncodedQuestion]],
-        max_new_tokens: int = 0,
-    ):
-        """Run `questions`, some for each image. `logits` (images, questions, vocabulary) are then those of the first
-        token of each answer, and `advance` can be called `max_new_tokens` times."""
-        self.model, device = model, model.device
-        texts = [[question.after[1:] for question in of_image] for of_image in questions]  # eoi is with the image
-        self.count = max(map(len, texts))
-        longest = max(len(text) for of_image in texts for text in of_image)
-        texts = [[*of_image, *[[0]] * (self.count - len(of_image))] for of_image in texts]
-        lengths = torch.tensor([[len(text) for text in of_image] for of_image in texts], device=device)
-        padded = [[token for text in of_image for token in (*text, *[0] * (longest - len(text)))] for of_image in texts]
+    max_new_tokens: int = MAX_NEW_TOKENS
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
 
-        slots = torch.arange(self.count * longest, device=device)
-        question, offset = slots // longest, slots % longest
-        own = (question[:, None] == question) & (offset[:, None] >= offset)
-        room = self.count * (longest + max_new_tokens)
-        self.images = images
-        self.caches = [layer and KeyValueCache(layer, room) for layer in images.layers]
-        hidden = self._run(embed_tokens(model, padded), (images.length + offset)[None], own[None])
-        hidden = hidden.unflatten(1, (self.count, longest))
-        last = (lengths - 1)[:, :, None, None].expand(-1, -1, 1, hidden.shape[-1])
-        self.logits = model.showo.lm_head(hidden.gather(2, last)[:, :, 0])
-        self.positions = images.length + lengths  # of the next token of each answer
-        numbers = torch.arange(self.count, device=device)
-        self.seen = (question == numbers[:, None]) & (offset < lengths[:, :, None])  # by the next tokens, past images
-        self._eye = torch.eye(self.count, dtype=torch.bool, device=device).expand(len(texts), -1, -1)
-
-    def advance(self, tokens: Tensor) -> None:
-        """Add a token to each answer, (images, questions); `logits` are then those of the next one."""
-        self.seen = torch.cat((self.seen, self._eye), dim=2)
-        hidden = self._run(self.model.showo.model.embed_tokens(tokens), self.positions, self.seen)
-        self.logits = self.model.showo.lm_head(hidden)
-        self.positions = self.positions + 1
-
-    def _run(self, embeds: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
-        """The normed output of positions that see their image and, past it, what `seen` (rows, positions, …) says."""
-        rotary, split = rotary_at(self.model, positions), self.images.split
-        for layers in (range(split), range(split, len(self.caches))):
-            past = next((self.images.layers[layer] for layer in layers if self.images.layers[layer]), None)
-            mask = None
-            if past is not None:  # some of them run
-                mask = torch.cat((seen.new_ones(*seen.shape[:2], past.key.shape[2]), seen), dim=2)[:, None]
-            variant = self.images.variant
-            embeds, _ = self.model.showo.model(embeds, rotary, self.caches, mask, variant=variant, layers=layers)
-        return embeds
-
-
-@torch.no_grad()
-def first_logits(
-    model: Showo2Qwen2_5, images: ReadImages, questions: Sequence[Sequence[EncodedQuestion]]
-) -> list[Tensor]:
-    """The logits of each answer's first token, (questions, vocabulary) for each image: one pass, no decoding."""
-    logits = Conversation(model, images, questions).logits
-    return [of_image[: len(asked)] for of_image, asked in zip(logits, questions, strict=True)]
-
-
-@torch.no_grad()
-def generate(
-    model: Showo2Qwen2_5,
-    images: ReadImages,
-    questions: Sequence[Sequence[EncodedQuestion]],
-    max_new_tokens: int,
-    stop: int,
-    choose: Chooser,
-) -> list[list[list[int]]]:
-    """The tokens of each image's answers, up to the token `stop`, which is left out, or to `max_new_tokens`."""
-    conversation = Conversation(model, images, questions, max_new_tokens - 1)
-    missing = [[place >= len(asked) for place in range(conversation.count)] for asked in questions]
-    done = torch.tensor(missing, device=model.device)
-    said: list[Tensor] = []
-    while True:
-        tokens = choose(conversation.logits)
-        said.append(tokens)
-        done = done | (tokens == stop)
-        if len(said) == max_new_tokens or bool(done.all()):
-            break
-        conversation.advance(tokens)
-    answers = torch.stack(said, dim=2).tolist()
-    return [
-        [tokens[: tokens.index(stop)] if stop in tokens else tokens for tokens in of_image[: len(asked)]]
-        for of_image, asked in zip(answers, questions, strict=True)
-    ]
-
-
-def greedy(logits: Tensor) -> Tensor:
-    return logits.argmax(dim=-1)
-
-
-class Sampler:
-    """Draws tokens by their probabilities, each answer from a CPU generator of its own, so that it does not depend on
-    the answers beside it."""
-
-    def __init__(self, seeds: Sequence[Sequence[int]], temperature: float, top_k: int | None, top_p: float):
-        """`seeds` has one for each question of each image; `temperature` is above 0. `top_k` keeps the likeliest so
-        many tokens, `top_p` the likeliest that together have that share of the probability; None and 1 keep all."""
-        self.generators = [[torch.Generator().manual_seed(seed) for seed in of_image] for of_image in seeds]
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        ordered, tokens = logits.float().sort(dim=-1, descending=True, stable=True)
-        probabilities = ((ordered - ordered[..., :1]) / self.temperature).softmax(dim=-1)
-        kept = torch.ones_like(probabilities, dtype=torch.bool)
-        if self.top_p < 1:
-            kept = probabilities.cumsum(dim=-1) - probabilities < self.top_p
+    def __post_init__(self) -> None:
+        arguments.whole("max_new_tokens", self.max_new_tokens, least=1)
+        arguments.finite("temperature", self.temperature, zero=True)
         if self.top_k is not None:
-            kept[..., self.top_k :] = False
-        sums = (probabilities * kept).cumsum(dim=-1)
-        drawn = torch.zeros(logits.shape[:2])
-        for image, generators in enumerate(self.generators):
-            for place, generator in enumerate(generators):
-                drawn[image, place] = torch.rand((), generator=generator)
-        threshold = drawn.to(sums.device)[..., None] * sums[..., -1:]
-        place = (sums <= threshold).sum(dim=-1, keepdim=True).clamp(max=kept.sum(dim=-1, keepdim=True) - 1)
-        return tokens.gather(-1, place)[..., 0]
+            arguments.whole("top_k", self.top_k, least=1)
+        if arguments.finite("top_p", self.top_p, zero=False) > 1:
+            raise InputError(f"top_p is {self.top_p}; it is a share of probability, above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class View:
+    """What of an image is shown: `size` as in generation, and "crop" or "letterbox"."""
+
+    size: int | tuple[int, int] | None = None
+    fit: str = "crop"
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise InputError(f"fit is {self.fit!r}; there are: {', '.join(FITS)}")
+
+
+@dataclass(frozen=True)
+class ImageAnswerer:
+    """Answers, by the network that makes pictures too."""
+
+    model: Showo2
+    vae: WanVae
+    tokenizer: PromptTokenizer
+
+    def answer(
+        self,
+        asked: Asked,
+        decoding: Decoding,
+        seeds: int | Sequence[int] | None,
+        view: View,
+        batch_size: int,
+    ) -> list[list[str]]:
+        """See `TextToImagePipeline.answer`."""
+        seeds_of = None
+        if decoding.temperature > 0:
+            left = iter(arguments.seeds(seeds, asked.count(), "questions"))
+            seeds_of = [[next(left) for _ in of_image] for of_image in asked.questions]
+
+        def answers(images: conversation.ReadImages, questions: Questions, places: Places) -> Iterator[list[str]]:
+            choose = conversation.greedy
+            if seeds_of:
+                drawn = [[seeds_of[image][place] for place in of_image] for image, of_image in places]
+                choose = conversation.Sampler(drawn, decoding.temperature, decoding.top_k, decoding.top_p)
+            stop = self.tokenizer.ids.eos
+            for tokens in conversation.generate(self.model, images, questions, decoding.max_new_tokens, stop, choose):
+                yield [self.tokenizer.decode(one) for one in tokens]
+
+        return self._in_batches(asked, answers, view, batch_size)
+
+    def yes_probability(self, asked: Asked, view: View, batch_size: int) -> list[list[float]]:
+        """See `TextToImagePipeline.yes_probability`."""
+        yes, no = (_single_tokens(self.tokenizer, words) for words in (YES, NO))
+
+        def answers(images: conversation.ReadImages, questions: Questions, places: Places) -> Iterator[list[float]]:
+            for logits in conversation.first_logits(self.model, images, questions):
+                margin = logits[:, yes].float().logsumexp(dim=-1) - logits[:, no].float().logsumexp(dim=-1)
+                yield margin.sigmoid().tolist()
+
+        return self._in_batches(asked, answers, view, batch_size)
+
+    def _in_batches(
+        self,
+        asked: Asked,
+        answers: Callable[[conversation.ReadImages, Questions, Places], Iterator[list[Any]]],
+        view: View,
+        batch_size: int,
+    ) -> list[list[Any]]:
+        """Read so many images at once, and have the questions about them answered, some at a time."""
+        arguments.whole("batch_size", batch_size, least=1)
+        grid = geometry.parse_size(view.size, self.model.config.native_grid)
+        encoded = self._encode(asked, grid)
+        found: list[list[Any]] = [[] for _ in encoded]
+        for start in range(0, len(encoded), batch_size):
+            batch = range(start, min(start + batch_size, len(encoded)))
+            full = False
+            try:
+                latents = [picture_latents(self.vae, asked.pictures[image], grid, view.fit) for image in batch]
+                images = conversation.read_images(self.model, torch.cat(latents), encoded[start][0])
+                for first in range(0, max(len(encoded[image]) for image in batch), QUESTIONS_AT_ONCE):
+                    places = [(image, range(len(encoded[image]))[first : first + QUESTIONS_AT_ONCE]) for image in batch]
+                    questions = [[encoded[image][place] for place in of_image] for image, of_image in places]
+                    for image, said in zip(batch, answers(images, questions, places), strict=True):
+                        found[image] += said
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                full = True
+            if full:  # outside the handler, whose traceback would hold on to the batch's tensors
+                raise OutOfMemoryError(
+                    f"out of memory on {self.model.device} with {len(batch)} images at once; "
+                    + (f"try batch_size={len(batch) // 2}" if len(batch) > 1 else "try a smaller size, or fewer tokens")
+                )
+        return found
+
+    def _encode(self, asked: Asked, grid: tuple[int, int]) -> Questions:
+        """The questions as tokens. Raises `InputError` for one that is longer than a row has room for."""
+        encoded = [[self.tokenizer.encode_question(text) for text in texts] for texts in asked.questions]
+        limit = self.model.config.max_text_tokens(grid[0] * grid[1])
+        for texts, of_image in zip(asked.questions, encoded, strict=True):
+            for text, question in zip(texts, of_image, strict=True):
+                if len(question.after) > limit:
+                    raise InputError(
+                        f"a question of {len(question.after)} tokens, with what frames it, is longer than the {limit} "
+                        f"that fit beside an image: {text[:60]!r}"
+                    )
+        return encoded
+
+
+def _single_tokens(tokenizer: PromptTokenizer, words: Sequence[str]) -> list[int]:
+    """Those of the words that are one token. Raises `InputError` when none is."""
+    encoded = [tokenizer.tokenizer.encode(word, add_special_tokens=False).ids for word in words]
+    single = sorted({ids[0] for ids in encoded if len(ids) == 1})
+    if not single:
+        raise InputError(f"the model's tokenizer has no single token for {words[0]!r}")
+    return single

@@ -57,14 +57,14 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def as_list(name: str, values: Any) -> list:
+def as_list(name: str, values: Any) -> list[Any]:
     """Several values as a list. Raises `InputError` for what is no iterable."""
     if not isinstance(values, Iterable):
         raise InputError(f"{name} is {values!r}; give one, or several in a list")
     return list(values)
 
 
-def _one_each(name: str, values: list, count: int | None, of: str = "prompts") -> list:
+def _one_each(name: str, values: list[Any], count: int | None, of: str = "prompts") -> list[Any]:
     if count is not None and len(values) != count:
         raise InputError(f"{len(values)} {name} for {count} {of}; give one for each")
     return values

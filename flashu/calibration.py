@@ -11,23 +11,23 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from flashu import probe, sampler, understanding
+from flashu import probe, question_rows, sampler
 from flashu.acceleration.plan import Plan
 from flashu.acceleration.wanda import UNDERSTANDING, ActivationNorms, WandaScores
+from flashu.checkpoints.files import tokenizer_beside
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import geometry
-from flashu.models.checkpoint_files import tokenizer_beside
 from flashu.models.qwen2 import SimilaritySum
-from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import PromptTokenizer
+from flashu.models.showo2 import Showo2
+from flashu.tokenizer import PromptTokenizer
 
 METHODS = ("trajectories", "tokens")
 
 
 @torch.no_grad()
 def calibrate(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     prompts: Sequence[str] = probe.PROMPTS,
     *,
     tokenizer: PromptTokenizer | None = None,
@@ -53,11 +53,11 @@ def calibrate(
     norms = ActivationNorms(model.showo.model)
     plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     for seed, prompt in enumerate(prompts):
-        rows = probe.rows_of(model, prompt, tokenizer, grid, plan)
+        text = probe.prompt_tokens(model, prompt, tokenizer, grid, plan)
         if method == "tokens":
-            watch_token_row(model, rows, tokenizer.ids.image_placeholder, norms)
+            watch_token_row(model, text, tokenizer.ids.image_placeholder, norms)
         else:
-            watch_trajectory(model, rows, seed, plan, norms)
+            watch_trajectory(model, text, seed, plan, norms)
         if on_prompt:
             on_prompt()
     ffn, attention = norms.scores()
@@ -66,7 +66,7 @@ def calibrate(
 
 @torch.no_grad()
 def calibrate_understanding(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     pairs: Sequence[probe.Pair] | None = None,
     *,
     tokenizer: PromptTokenizer | None = None,
@@ -83,9 +83,10 @@ def calibrate_understanding(
         pairs = list(probe.own_pairs(model, tokenizer or _tokenizer_of(model)))
     if not pairs:
         raise InputError("calibration needs at least one pair of an image and a question")
-    norms, similarities, positions = ActivationNorms(model.showo.model), 0, 0
+    norms, positions = ActivationNorms(model.showo.model), 0
+    similarities = torch.zeros(len(model.showo.model.layers))
     for latents, question in pairs:
-        row = understanding.lay_out(model, latents, [question])
+        row = question_rows.lay_out(model, latents, [question])
         similarity = SimilaritySum(torch.ones(row.embeds.shape[:2], dtype=torch.bool, device=model.device))
         with norms.watching():
             model.showo.model(row.embeds, row.rotary, mask=row.mask, observe=similarity)
@@ -97,25 +98,25 @@ def calibrate_understanding(
     return WandaScores(ffn, attention, fingerprint(model), UNDERSTANDING, "whole rows", importances)
 
 
-def _tokenizer_of(model: Showo2Qwen2_5) -> PromptTokenizer:
+def _tokenizer_of(model: Showo2) -> PromptTokenizer:
     return PromptTokenizer.from_pretrained(tokenizer_beside(model.source, model.config))
 
 
-def watch_trajectory(model: Showo2Qwen2_5, rows: sampler.Rows, seed: int, plan: Plan, norms: ActivationNorms) -> None:
+def watch_trajectory(model: Showo2, text: sampler.PromptTokens, seed: int, plan: Plan, norms: ActivationNorms) -> None:
     """Show `norms` one unaccelerated denoising run of one image: each step's span, and the text as often."""
-    with norms.watching(repeats=len(plan.rows)):
-        for row in rows.prefixes:  # one by one: no padding
-            model.encode_prefix([row], rows.grid)
-    prefix = model.encode_prefix(rows.prefixes, rows.grid)
+    with norms.watching(repeats=len(plan.steps)):
+        for row in text.prefixes:  # one by one: no padding
+            model.encode_prefix([row], text.grid)
+    prefix = model.encode_prefix(text.prefixes, text.grid)
     with norms.watching():
         probe.denoise(model, prefix, seed, plan)
 
 
-def watch_token_row(model: Showo2Qwen2_5, rows: sampler.Rows, placeholder: int, norms: ActivationNorms) -> None:
-    """Show `norms` the first of `rows` once, whole, as the release calibrates: image tokens are placeholders."""
-    tokens = 1 + rows.grid[0] * rows.grid[1]
+def watch_token_row(model: Showo2, text: sampler.PromptTokens, placeholder: int, norms: ActivationNorms) -> None:
+    """Show `norms` the first row of `text` once, whole, as the release calibrates: image tokens are placeholders."""
+    tokens = 1 + text.grid[0] * text.grid[1]
     llm = model.showo.model
     with norms.watching():
-        prefix = model.encode_prefix(rows.prefixes[:1], rows.grid, suffixes=rows.suffixes[:1])
+        prefix = model.encode_prefix(text.prefixes[:1], text.grid, suffixes=text.suffixes[:1])
         span = llm.embed_tokens(torch.full((1, tokens), placeholder, device=model.device))
         model.run_rows(span, prefix)

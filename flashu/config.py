@@ -129,7 +129,7 @@ class FlashUConfig:
     def at_guidance(self, scale: float) -> FlashUConfig:
         """The same, with the schedule's scales in proportion and the last step's `scale`; unchanged without one."""
         last = self.final_guidance
-        if not last:
+        if not last or self.schedule is None:
             return self
         return replace(self, schedule=tuple((steps, scale * (phase / last)) for steps, phase in self.schedule))
 

@@ -42,8 +42,8 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device, name: s
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype == FLOAT8:
         return torch.bfloat16
-    named = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if named not in DTYPES.values():
+    named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if named is None or named not in DTYPES.values():
         raise InputError(f"{name} {dtype} is not supported; choose one of: {', '.join((*DTYPES, FLOAT8))}")
     return named
 

@@ -1,4 +1,4 @@
-"""Counting the operations of one image, row by row of its plan and part by part of the network, and of answers.
+"""Counting the operations of one image, step by step of its plan and part by part of the network, and of answers.
 
 The real sampler runs on PyTorch's `meta` device under its FLOP counter, so the count is of what a generation
 dispatches; no weights and no GPU are needed. A multiply-add counts as two. Parts that are called again with the same
@@ -18,21 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashu import answering, sampler
-from flashu.acceleration import hybrid
-from flashu.acceleration.head_cache import Head, actions
-from flashu.acceleration.plan import Plan, make_plan
-from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
+from flashu import conversation, sampler
+from flashu.acceleration.applied import Acceleration
+from flashu.acceleration.plan import Head, Llm, Plan, make_plan, release_plan
+from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
 from flashu.models.layers import KeyValueCache, rotary_frequencies, rotary_table
-from flashu.models.qwen2 import WHOLE, DecoderLayer, Variant
-from flashu.models.showo2 import Showo2Qwen2_5
+from flashu.models.qwen2 import WHOLE, DecoderLayer, Subnetwork
+from flashu.models.showo2 import Showo2
 from flashu.models.siglip import EncoderLayer
-from flashu.models.tokenizer import EncodedQuestion
-from flashu.models.wan_vae import WanImageVAE
-from flashu.patch import Acceleration
+from flashu.models.wan_vae import WanVae
+from flashu.tokenizer import EncodedQuestion
 
 FAR = 4.0  # times the usual, from where a size or a number of steps is told to be unusual
 TYPICAL_TEXT_TOKENS = 30  # of a prompt
@@ -46,7 +44,7 @@ REPEATED_BLOCKS = (DecoderLayer, EncoderLayer, ModulatedAttentionBlock)
 class FlopCount:
     """FLOP of one image."""
 
-    rows: list[int]  # per row of the plan; a prefix belongs to the row that first needs it
+    steps: list[int]  # per step of the plan; a prefix belongs to the step that first needs it
     parts: dict[str, int]  # by part of the network, VAE included
 
     @property
@@ -70,7 +68,7 @@ def count_image(
     if not 2 <= prefix_tokens <= limit + 2:
         raise InputError(f"a prefix of {prefix_tokens} tokens: bos and boi are 2, and at most {limit + 2} fit")
     with torch.device("meta"):
-        model = Showo2Qwen2_5(config).bfloat16()
+        model = Showo2(config).bfloat16()
     prefixes, suffixes = [[0] * prefix_tokens], [[0] * (4 + limit - prefix_tokens)]
     if plan.guided:
         prefixes.append([0, 0])
@@ -89,7 +87,7 @@ def count_image(
                 counter.watch_call(module, "forward", part)
         marks = []
         points = sampler.time_grid(plan.num_inference_steps)
-        for _ in sampler.trajectory(model, noise, sampler.Rows(prefixes, suffixes, token_grid), points, plan):
+        for _ in sampler.trajectory(model, noise, sampler.PromptTokens(prefixes, suffixes, token_grid), points, plan):
             marks.append(counter.total())
     parts = {**counter.parts, "VAE decode": _decoding(vae, tuple(noise.shape))}
     return FlopCount([after - before for before, after in itertools.pairwise(marks)], parts)
@@ -99,7 +97,7 @@ def count_image(
 def _decoding(vae: VaeGeometry, shape: tuple[int, ...]) -> int:
     """FLOP of decoding latents of that shape."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        WanImageVAE(vae).bfloat16().decode(torch.empty(shape))
+        WanVae(vae).bfloat16().decode(torch.empty(shape))
     return counter.get_total_flops()
 
 
@@ -154,11 +152,11 @@ def unusual_cost(
         ).total
         for grid in (config.native_grid, token_grid)
     )
-    asked *= (num_inference_steps - 1) / (steps - 1)
-    text = f"{told}: about {asked / 1e12:,.4g} TFLOP an image"
-    if asked > FAR * usual:
-        text += f", {asked / usual:,.0f} times as many as usual"
-    return UnusualCost(text, asked / 1e12)
+    flop = asked * (num_inference_steps - 1) / (steps - 1)
+    text = f"{told}: about {flop / 1e12:,.4g} TFLOP an image"
+    if flop > FAR * usual:
+        text += f", {flop / usual:,.0f} times as many as usual"
+    return UnusualCost(text, flop / 1e12)
 
 
 @torch.no_grad()
@@ -176,17 +174,17 @@ def count_answer(
     question_tokens: of each question, with what follows it in its row. frame_tokens: what stands before the image.
     """
     with torch.device("meta"):
-        model = Showo2Qwen2_5(config).bfloat16()
+        model = Showo2(config).bfloat16()
     model.acceleration = acceleration
     latents = torch.empty(1, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
     question = EncodedQuestion([0] * frame_tokens, [0] * (1 + question_tokens))
     with _Counter(model) as counter:
-        images = answering.read_images(model, latents, question)
+        images = conversation.read_images(model, latents, question)
         parts = {"image": counter.total()}
-        conversation = answering.Conversation(model, images, [[question] * questions], answer_tokens - 1)
+        asked = conversation.Conversation(model, images, [[question] * questions], answer_tokens - 1)
         parts["questions"] = counter.total() - parts["image"]
         for _ in range(answer_tokens - 1):
-            conversation.advance(torch.empty(1, questions, dtype=torch.long, device="meta"))
+            asked.advance(torch.empty(1, questions, dtype=torch.long, device="meta"))
         parts["further tokens"] = counter.total() - parts["image"] - parts["questions"]
     return parts
 
@@ -201,7 +199,7 @@ def count_release(
     pruned FFN and skipped layers on steps that are not full, and no head blocks on a step that reuses their output.
     """
     with torch.device("meta"):
-        model = Showo2Qwen2_5(config).bfloat16()
+        model = Showo2(config).bfloat16()
     tokens = token_grid[0] * token_grid[1]
     length = config.max_text_tokens(tokens) + tokens + 5
     latents = torch.empty(2, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
@@ -209,30 +207,26 @@ def count_release(
     positions = torch.arange(length, device="meta")[None]
     llm_rotary = rotary_table(rotary_frequencies(config.llm.head_dim, 1e6, model.device), positions, x.dtype)
     head_rotary = rotary_table(model.diffusion_head_a.rotary_frequencies(model.device), positions, x.dtype)
-    acceleration = flashu and Acceleration.of(flashu, config.llm)
-    count = num_inference_steps - 1
-    full = [not flashu or hybrid.is_full(step, num_inference_steps, flashu.tau) for step in range(1, count + 1)]
-    heads = actions(full, flashu and flashu.T_cache)
+    acceleration = Acceleration.of(flashu or FLASHU_PRESETS["off"], config.llm)
     none = torch.empty(0, dtype=torch.long, device="meta")
 
     result = []
     with _Counter(model) as counter:
-        for index in range(count):
+        for step in release_plan(flashu, num_inference_steps, GUIDANCE_SCALE).steps:
             before = counter.total()
             model.embed_images(latents.to(x.dtype), model.semantic_positions(token_grid))
-            variant = WHOLE
-            if not full[index]:
-                skipping = flashu.skips_layers and index % flashu.T_LS
-                run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if skipping else 0)
+            subnetwork = WHOLE
+            if step.llm is Llm.PRUNED:
+                run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if step.skip else 0)
                 layers = [None] * run + [none] * (config.llm.num_hidden_layers - run)
                 width = acceleration.ffn_width
-                neurons = width and ((0, width),) * len(layers)
-                variant = Variant(neurons, acceleration.kv_heads, tuple(layers))
-            hidden, _ = model.showo.model(x, llm_rotary, variant=variant)
+                neurons = ((0, width),) * len(layers) if width else None
+                subnetwork = Subnetwork(neurons, acceleration.kv_heads, tuple(layers))
+            hidden, _ = model.showo.model(x, llm_rotary, subnetwork=subnetwork)
             model.showo.lm_head(hidden)
             hidden = model.diff_proj(hidden)
             times = model.embed_times(torch.empty(2, device="meta"))
-            if heads[index] is not Head.REUSE:
+            if step.head is not Head.REUSE:
                 for block in model.diffusion_head_a:
                     hidden, _ = block.forward_prefix(hidden, head_rotary)
             model.diffusion_head_b(hidden, times.final[0])
@@ -243,11 +237,11 @@ def count_release(
 def format_plan(plan: Plan, costs: list[int]) -> str:
     """A plan as a table, a line a step."""
     lines = [f"{'step':>4}  {'LLM':<7} {'layers':<13} {'head':<8} {'guidance':>8} {'order':>5} {'TFLOP':>8}"]
-    for row, flop in zip(plan.rows, costs, strict=True):
-        layers = "all, measured" if row.measure else "skips" if row.skip else "-" if row.llm == "-" else "all"
+    for step, flop in zip(plan.steps, costs, strict=True):
+        layers = "all, measured" if step.measure else "skips" if step.skip else "-" if step.llm == "-" else "all"
         lines.append(
-            f"{row.step:>4}  {row.llm.value:<7} {layers:<13} {row.head.value:<8} {row.guidance:>8g} {row.order:>5} "
-            f"{flop / 1e12:>8.3f}"
+            f"{step.number:>4}  {step.llm.value:<7} {layers:<13} {step.head.value:<8} {step.guidance:>8g} "
+            f"{step.order:>5} {flop / 1e12:>8.3f}"
         )
     return "\n".join(lines) + "\n"
 
@@ -255,7 +249,7 @@ def format_plan(plan: Plan, costs: list[int]) -> str:
 class _Counter:
     """PyTorch's FLOP counter, with what every step repeats remembered, and the growth within chosen calls by part."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Showo2):
         self.parts: dict[str, int] = {}
         self._counter = FlopCounterMode(display=False)
         self._remembered: dict[Any, tuple[Any, int, list[int]]] = {}
@@ -263,12 +257,12 @@ class _Counter:
         self._inside = False
         for module in model.modules():
             if isinstance(module, REPEATED_BLOCKS):
-                module.forward = self._remember(type(module), module.forward)
+                self._remember(module, "forward", type(module))
                 if isinstance(module, ModulatedAttentionBlock):
-                    module.forward_prefix = self._remember("prefix", module.forward_prefix)
+                    self._remember(module, "forward_prefix", "prefix")
         embedders = (model.image_embedder_und, model.image_embedder_gen, model.fusion_proj)
         for module in (*embedders, model.showo.model.norm, model.diff_proj, model.diffusion_head_b):
-            module.forward = self._remember(module, module.forward)
+            self._remember(module, "forward", module)
 
     def __enter__(self) -> _Counter:
         self._counter.__enter__()
@@ -296,7 +290,10 @@ class _Counter:
 
         setattr(owner, method, watched)
 
-    def _remember(self, kind: object, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _remember(self, module: nn.Module, method: str, kind: object) -> None:
+        """Dispatch calls of a module's method once for each `kind` and shapes."""
+        forward = getattr(module, method)
+
         def remembered(*args: Any) -> Any:
             key = (kind, _shapes(args))
             caches = [given for given in args if isinstance(given, KeyValueCache)]
@@ -311,7 +308,7 @@ class _Counter:
             self._remembered[key] = result, self.total() - before, [cache.length for cache in caches]
             return result
 
-        return remembered
+        setattr(module, method, remembered)
 
 
 def _shapes(value: Any) -> Any:

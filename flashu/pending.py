@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flashu.models.wan_vae import WanImageVAE
+from flashu.models.wan_vae import WanVae
 
 
 class PendingPictures:
@@ -46,7 +46,7 @@ class PendingPictures:
         """One of them, with its `.info`. Waits for all."""
         self.wait()
         picture = Image.fromarray(self._pixels[index].numpy())
-        picture.info = dict(self.infos[index])
+        picture.info.update(self.infos[index])
         return picture
 
     def pictures(self) -> list[Image.Image]:
@@ -54,7 +54,7 @@ class PendingPictures:
         return [self.picture(index) for index in range(len(self))]
 
 
-def decode_beside(vae: WanImageVAE, latents: Tensor, infos: Sequence[dict[str, Any]], begun: Moment) -> PendingPictures:
+def decode_beside(vae: WanVae, latents: Tensor, infos: Sequence[dict[str, Any]], begun: Moment) -> PendingPictures:
     """The pictures of latents (pictures, channels, height, width) that the device may not have made yet.
 
     On a GPU they are decoded on a stream of their own, beside what the current one is given next.
@@ -107,6 +107,6 @@ class Moment:
 
     def since(self, earlier: Moment) -> float:
         """Seconds; both have passed."""
-        if self.event is None:
+        if self.event is None or earlier.event is None:
             return self.clock_s - earlier.clock_s
         return earlier.event.elapsed_time(self.event) / 1e3

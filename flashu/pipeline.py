@@ -1,77 +1,35 @@
-"""From prompts to pictures, and from pictures and questions to answers: tokenizer, Show-o2, sampler and VAE, put
-together for one process and one device."""
+"""Show-o2 with the VAE and tokenizer that go with it, loaded, saved, and put to work: prompts to pictures, and pictures
+and questions to answers."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
-from tqdm import tqdm
 
-from flashu import arguments, sampler, visual_questions
-from flashu.acceleration.plan import Plan, make_plan
-from flashu.config import BATCH_SIZE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS
+from flashu import answering
+from flashu.checkpoints import weights
+from flashu.checkpoints.files import EMBEDDED, RELEASED_VAE
+from flashu.config import BATCH_SIZE, MAX_NEW_TOKENS
 from flashu.devices import FLOAT8, is_out_of_memory, resolve_device, resolve_dtype
 from flashu.errors import InputError, OutOfMemoryError
-from flashu.models import blocks, checkpoint, geometry
-from flashu.models.checkpoint_files import EMBEDDED, RELEASED_VAE, tokenizer_beside, vae_beside
-from flashu.models.geometry import PATCH_SIZE
-from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import EncodedPrompt, PromptTokenizer
-from flashu.models.wan_vae import WanImageVAE
-from flashu.patch import Acceleration
-from flashu.pending import Moment, PendingPictures, decode_beside
+from flashu.generation import ImageGenerator
+from flashu.pretrained import Showo2Qwen2_5, WanImageVAE, companions
+from flashu.tokenizer import PromptTokenizer
 
 
-@dataclass
-class _Request:
-    """One picture to make: its text as rows, its seed, and what its `.info` will say."""
-
-    encoded: EncodedPrompt
-    negative: EncodedPrompt
-    seed: int
-    info: dict[str, Any]
-
-
-@dataclass
-class _Order:
-    """Pictures to make, all in the same way."""
-
-    requests: list[_Request]
-    time_points: Tensor
-    token_grid: tuple[int, int]
-    plan: Plan
-    acceleration: Acceleration | None
-
-
-class TextToImagePipeline:
+class TextToImagePipeline(ImageGenerator):
     """`pipe = TextToImagePipeline.from_pretrained(…)`, then `pipe(prompts)` gives PIL images, and
     `pipe.answer(images, questions)` texts."""
 
-    def __init__(self, model: Showo2Qwen2_5, vae: WanImageVAE, tokenizer: PromptTokenizer):
-        if len(tokenizer) > model.config.llm_vocab_size:
-            raise InputError(
-                f"the tokenizer has {len(tokenizer)} tokens, the model's vocabulary only "
-                f"{model.config.llm_vocab_size}; they do not belong together"
-            )
-        if vae.geometry.z_dim != model.config.image_latent_dim:
-            raise InputError(
-                f"the VAE's latents have {vae.geometry.z_dim} channels, the model's "
-                f"{model.config.image_latent_dim}; they do not belong together"
-            )
-        self.model, self.vae, self.tokenizer = model, vae, tokenizer
-        self.blocks = blocks.AS_THEY_ARE
+    model: Showo2Qwen2_5
+    vae: WanImageVAE
 
     @classmethod
     def from_pretrained(
@@ -114,24 +72,10 @@ class TextToImagePipeline:
         tokenizer: PromptTokenizer | str | Path | None = None,
     ) -> TextToImagePipeline:
         """A pipeline around a model that is loaded already; `vae` and `tokenizer` may be objects too."""
-        if not isinstance(tokenizer, PromptTokenizer):
-            tokenizer = PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(model.source, model.config))
-        if not isinstance(vae, WanImageVAE):
-            vae = WanImageVAE.from_pretrained(vae or vae_beside(model.source), dtype=model.dtype, device=model.device)
-        return cls(model, vae, tokenizer)
-
-    def compile(self, mode: str = "auto") -> TextToImagePipeline:
-        """From now on, generate with compiled blocks, which the first batches compile; returns the pipeline.
-
-        mode: "auto" compiles on CUDA and does nothing elsewhere; "max" compiles on any device, and on CUDA tries more
-        kernels, which takes minutes; "off" takes it back. Pictures stay the same to rounding; hooks on blocks are not
-        called. Raises `InputError` as `blocks.compile_blocks` does.
-        """
-        self.blocks = blocks.compile_blocks(mode, self.model.device)
-        return self
+        return cls(model, *companions(model, vae, tokenizer))
 
     def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = checkpoint.SAFETENSORS
+        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = weights.SAFETENSORS
     ) -> None:
         """Write model, VAE, tokenizer and config as one folder that `from_pretrained` reads with no download.
 
@@ -150,7 +94,7 @@ class TextToImagePipeline:
         try:
             self.model.save_pretrained(partial, dtype, layout)
             released = self.vae.source
-            if layout == checkpoint.RELEASE and released and released.name == RELEASED_VAE:
+            if layout == weights.RELEASE and released and released.name == RELEASED_VAE:
                 shutil.copy(released, partial / RELEASED_VAE)
             else:
                 self.vae.save_pretrained(partial / "vae", dtype)
@@ -190,10 +134,10 @@ class TextToImagePipeline:
 
         Raises `InputError` for what is no image or no question, and for settings that cannot be used.
         """
-        asked = visual_questions.Asked.of(images, questions)
-        decoding = visual_questions.Decoding(max_new_tokens, temperature, top_k, top_p)
-        view = visual_questions.View(size, fit)
-        return asked.shaped(visual_questions.answer(self, asked, decoding, seeds, view, batch_size))
+        asked = answering.Asked.of(images, questions)
+        decoding = answering.Decoding(max_new_tokens, temperature, top_k, top_p)
+        view = answering.View(size, fit)
+        return asked.shaped(self._answerer.answer(asked, decoding, seeds, view, batch_size))
 
     def yes_probability(
         self,
@@ -208,184 +152,10 @@ class TextToImagePipeline:
 
         One pass, with no decoding. Arguments and shape are those of `answer`.
         """
-        asked = visual_questions.Asked.of(images, questions)
-        view = visual_questions.View(size, fit)
-        return asked.shaped(visual_questions.yes_probability(self, asked, view, batch_size))
+        asked = answering.Asked.of(images, questions)
+        view = answering.View(size, fit)
+        return asked.shaped(self._answerer.yes_probability(asked, view, batch_size))
 
-    def __call__(self, prompts: str | Sequence[str], **options: Any) -> list[Image.Image]:
-        """All pictures of `prompts` as a list; see `stream` for the options and for what each picture carries."""
-        return list(self.stream(prompts, **options))
-
-    def stream(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        seeds: int | Sequence[int] | None = None,
-        negative_prompts: str | Sequence[str] = "",
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        time_shift: float | None = sampler.TIME_SHIFT,
-        size: int | tuple[int, int] | None = None,
-        batch_size: int = BATCH_SIZE,
-        progress: bool = False,
-    ) -> Iterator[Image.Image]:
-        """Generate one picture per prompt, in order, batch by batch: each when it is done, and on CUDA when the next
-        one is under way.
-
-        seeds: one per prompt; or one number, which the first prompt gets, and each next one a number higher; or None
-            for seeds from torch's global generator. A picture depends on its own seed only, not on its batch.
-        negative_prompts: what guidance leads away from; one for all, or one per prompt.
-        num_inference_steps: grid points, so one more than the steps made. None is 50, or what FlashU is set to.
-        guidance_scale: 0 or 1 follow the prompt alone, at half the cost. None is the checkpoint's own, 7.5 for the
-            released ones. A FlashU guidance schedule goes before it.
-        time_shift: see `sampler.time_grid`.
-        size: pixels per side, or (height, width); multiples of 16. None is the checkpoint's own.
-        batch_size: pictures made at once.
-
-        A picture's `.info` holds its prompt, seed and settings, and `truncated`: whether its prompt or negative prompt
-        was longer than the model reads and was cut, of which a warning is given too. An empty prompt is allowed.
-        Raises `InputError` before any work for settings that cannot be used; `OutOfMemoryError` names a batch size.
-        """
-        batch_size = arguments.whole("batch_size", batch_size, least=1)
-        order = self._order(prompts, seeds, negative_prompts, num_inference_steps, guidance_scale, time_shift, size)
-        return self._generate(order, batch_size, progress)
-
-    def submit(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        seeds: int | Sequence[int] | None = None,
-        negative_prompts: str | Sequence[str] = "",
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        time_shift: float | None = sampler.TIME_SHIFT,
-        size: int | tuple[int, int] | None = None,
-    ) -> PendingPictures:
-        """Begin one batch of all prompts, at least one, and hand back its pictures to be waited for.
-
-        On CUDA the next batch may be submitted meanwhile, and this one is decoded and copied beside it; elsewhere the
-        pictures are there already. Options and errors are those of `stream`.
-        """
-        order = self._order(prompts, seeds, negative_prompts, num_inference_steps, guidance_scale, time_shift, size)
-        if not order.requests:
-            raise InputError("prompts is empty; a batch has at least one")
-        with tqdm(disable=True) as bar:
-            return self._begin(order, order.requests, bar)
-
-    def _order(
-        self,
-        prompts: str | Sequence[str],
-        seeds: int | Sequence[int] | None,
-        negative_prompts: str | Sequence[str],
-        num_inference_steps: int | None,
-        guidance_scale: float | None,
-        time_shift: float | None,
-        size: int | tuple[int, int] | None,
-    ) -> _Order:
-        """Check what is asked for, and lay it out."""
-        prompts = arguments.texts("prompts", prompts)
-        count = len(prompts)
-        negative_prompts = arguments.texts("negative_prompts", negative_prompts, count)
-        seeds = arguments.seeds(seeds, count)
-        acceleration = self.model.acceleration
-        flashu = acceleration and acceleration.config
-        if num_inference_steps is None:
-            num_inference_steps = flashu.total_steps if flashu else NUM_INFERENCE_STEPS
-        time_points = sampler.time_grid(num_inference_steps, time_shift)
-        if guidance_scale is None:
-            guidance_scale = self.model.config.guidance_scale
-        guidance_scale = arguments.finite("guidance_scale", guidance_scale, zero=True)
-        num_inference_steps = len(time_points)
-        if acceleration:
-            plan = acceleration.plan(num_inference_steps, guidance_scale)
-        else:
-            plan = make_plan(None, num_inference_steps, guidance_scale)
-        token_grid = geometry.parse_size(size, self.model.config.native_grid)
-        if size is None and (unsuited := geometry.unsuited_size(self.model.source, token_grid)):
-            warnings.warn(unsuited, stacklevel=3)
-        max_tokens = self.model.config.max_text_tokens(token_grid[0] * token_grid[1])
-
-        requests = []
-        for prompt, negative_prompt, seed in zip(prompts, negative_prompts, seeds, strict=True):
-            encoded, negative = (self.tokenizer.encode_prompt(text, max_tokens) for text in (prompt, negative_prompt))
-            info = {
-                "prompt": prompt,
-                "negative_prompt": negative_prompt,
-                "seed": seed,
-                "num_inference_steps": num_inference_steps,
-                "guidance_scale": flashu.schedule if flashu and flashu.schedule else guidance_scale,
-                "time_shift": time_shift,
-                "flashu": flashu and flashu.describe(),
-                "truncated": encoded.truncated or negative.truncated,
-            }
-            requests.append(_Request(encoded, negative, seed, info))
-        cut = [index for index, request in enumerate(requests) if request.info["truncated"]]
-        if cut:
-            warnings.warn(
-                f"{len(cut)} of {count} prompts are longer than the {max_tokens} tokens that fit and were cut "
-                f"(the first is number {cut[0]}, counted from 0)",
-                stacklevel=3,  # the caller of `stream` or `submit`
-            )
-        return _Order(requests, time_points, token_grid, plan, acceleration)
-
-    def _generate(self, order: _Order, batch_size: int, progress: bool) -> Iterator[Image.Image]:
-        starts = range(0, len(order.requests), batch_size)
-        ahead = _batches_ahead(self.model.device)
-        hidden = None if progress else True  # None: shown on a terminal only
-        pending: deque[PendingPictures] = deque()
-        with tqdm(total=len(starts) * len(order.plan.rows), unit="step", disable=hidden, leave=False) as bar:
-            for start in starts:
-                try:
-                    pending.append(self._begin(order, order.requests[start : start + batch_size], bar))
-                except Exception:
-                    for batch in pending:  # what was begun before it is not lost
-                        yield from batch.pictures()
-                    raise
-                if len(pending) > ahead:
-                    yield from pending.popleft().pictures()
-            for batch in pending:
-                yield from batch.pictures()
-
-    def _begin(self, order: _Order, batch: Sequence[_Request], bar: tqdm) -> PendingPictures:
-        """Have the device make a batch of an order. Raises `OutOfMemoryError`."""
-        if self.model.acceleration is not order.acceleration:
-            raise RuntimeError("FlashU was switched on or off between two batches of one call")
-        try:
-            return self._denoise_and_decode(order, batch, bar)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the handler, whose traceback would hold on to the batch's tensors.
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise OutOfMemoryError(_out_of_memory_advice(len(batch), order.token_grid, self.model.device))
-
-    @torch.no_grad()
-    def _denoise_and_decode(self, order: _Order, batch: Sequence[_Request], bar: tqdm) -> PendingPictures:
-        begun = Moment.on(self.vae.device)
-        height, width = (side * PATCH_SIZE for side in order.token_grid)
-        texts = [request.encoded for request in batch]
-        if order.plan.guided:
-            texts += [request.negative for request in batch]
-        rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], order.token_grid)
-        seeds = [request.seed for request in batch]
-        noise = sampler.initial_noise(seeds, self.model.config.image_latent_dim, height, width)
-        states = sampler.trajectory(self.model, noise, rows, order.time_points, order.plan, self.blocks)
-        latents = next(states)
-        for state in states:
-            latents = state
-            bar.update()
-        return decode_beside(self.vae, latents, [request.info for request in batch], begun)
-
-
-def _batches_ahead(device: torch.device) -> int:
-    """How many batches are begun before the pictures of one are waited for: a GPU works at the next one meanwhile."""
-    return 1 if device.type == "cuda" else 0
-
-
-def _out_of_memory_advice(images: int, token_grid: tuple[int, int], device: torch.device) -> str:
-    height, width = (side * geometry.PIXELS_PER_TOKEN for side in token_grid)
-    what = f"out of memory on {device} with {images} images of {height}x{width} at once"
-    if images > 1:
-        return f"{what}; try batch_size={images // 2} (--batch-size {images // 2})"
-    return f"{what}; try a smaller size, dtype bfloat16, or a device with more memory"
+    @property
+    def _answerer(self) -> answering.ImageAnswerer:
+        return answering.ImageAnswerer(self.model, self.vae, self.tokenizer)

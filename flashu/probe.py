@@ -12,8 +12,8 @@ from flashu.acceleration.plan import Plan, make_plan
 from flashu.errors import InputError
 from flashu.models import geometry
 from flashu.models.prefix import Prefix
-from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
+from flashu.models.showo2 import Showo2
+from flashu.tokenizer import EncodedQuestion, PromptTokenizer
 
 PROMPTS = (
     "a red circle",
@@ -30,20 +30,20 @@ Pair = tuple[Tensor, EncodedQuestion]  # clean latents (1, channels, height, wid
 NUM_INFERENCE_STEPS = 8
 
 
-def require_unpatched(model: Showo2Qwen2_5) -> None:
+def require_unpatched(model: Showo2) -> None:
     """Raises `InputError` when FlashU is on: what is measured would be of part of the model."""
     if model.acceleration is not None:
         raise InputError("this measures the unpatched model; call remove_flashu_patch(model) first")
 
 
-def stock_plan(model: Showo2Qwen2_5, num_inference_steps: int, guidance_scale: float | None = None) -> Plan:
+def stock_plan(model: Showo2, num_inference_steps: int, guidance_scale: float | None = None) -> Plan:
     """Unaccelerated steps, guided as asked or as the checkpoint is."""
     guidance = model.config.guidance_scale if guidance_scale is None else guidance_scale
     return make_plan(None, num_inference_steps, guidance)
 
 
 def own_pairs(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     tokenizer: PromptTokenizer,
     prompts: Sequence[str] = PROMPTS,
     num_inference_steps: int = NUM_INFERENCE_STEPS,
@@ -51,38 +51,27 @@ def own_pairs(
     """The model's own images of some prompts, each asked what is in it."""
     plan = stock_plan(model, num_inference_steps)
     for seed, prompt in enumerate(prompts):
-        rows = rows_of(model, prompt, tokenizer, model.config.native_grid, plan)
+        text = prompt_tokens(model, prompt, tokenizer, model.config.native_grid, plan)
         with torch.no_grad():
-            prefix = model.encode_prefix(rows.prefixes, rows.grid)
+            prefix = model.encode_prefix(text.prefixes, text.grid)
         yield denoise(model, prefix, seed, plan), tokenizer.encode_question(QUESTION)
 
 
-def rows_of(
-    model: Showo2Qwen2_5, prompt: str, tokenizer: PromptTokenizer, grid: tuple[int, int], plan: Plan
-) -> sampler.Rows:
-    """The rows of one image: its prompt's, and where the plan is guided an empty one's."""
+def prompt_tokens(
+    model: Showo2, prompt: str, tokenizer: PromptTokenizer, grid: tuple[int, int], plan: Plan
+) -> sampler.PromptTokens:
+    """The text of one image: its prompt, and where the plan is guided an empty one."""
     limit = model.config.max_text_tokens(grid[0] * grid[1])
     texts = [tokenizer.encode_prompt(text, limit) for text in ([prompt, ""] if plan.guided else [prompt])]
-    return sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], grid)
+    return sampler.PromptTokens([text.prefix for text in texts], [text.suffix for text in texts], grid)
 
 
-@torch.no_grad()
 def denoise(
-    model: Showo2Qwen2_5, prefix: Prefix, seed: int, plan: Plan, on_step: Callable[[int, Tensor], object] | None = None
+    model: Showo2, prefix: Prefix, seed: int, plan: Plan, on_step: Callable[[int, Tensor], object] | None = None
 ) -> Tensor:
-    """Make one image's latents from a prefix that is made already, so that only image spans run.
-
-    `on_step` is shown the number of each step, from 1, and the head's output (rows, tokens, hidden).
-    """
+    """One image's latents from a prefix that is made already. `on_step`: see `sampler.trajectory`'s `on_head`."""
     height, width = (side * geometry.PATCH_SIZE for side in prefix.grid)
-    state = sampler.initial_noise([seed], model.config.image_latent_dim, height, width).to(model.device)
+    noise = sampler.initial_noise([seed], model.config.image_latent_dim, height, width)
     points = sampler.time_grid(plan.num_inference_steps)
-    times = model.embed_times(points[:-1])
-    for row, interval in zip(plan.rows, points.diff().tolist(), strict=True):
-        time = times.at(row.step - 1)
-        features = model.run_head(model.run_llm(state, time, prefix), time, prefix)
-        if on_step:
-            on_step(row.step, features)
-        velocity = model.run_final(features, time, prefix.grid)
-        state = state + interval * sampler.guide(velocity, row.guidance, images=1)
-    return state
+    *_, latents = sampler.trajectory(model, noise, prefix, points, plan, on_head=on_step)
+    return latents

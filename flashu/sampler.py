@@ -1,15 +1,15 @@
 """Flow matching, as plain functions over tensors: the time grid, the noise, guidance, and the loop over the steps.
 
 Time runs from 0 (noise) to 1 (image). "n inference steps" are n grid points, so n - 1 evaluations (Show-o2, §3 and
-its released sampler). What each step runs stands in a plan (`flashu.acceleration.plan`); the loop executes its rows and
-knows of no settings. Nothing here knows of prompts or of pictures.
+its released sampler). What each step runs stands in a plan (`flashu.acceleration.plan`); the loop executes it and knows
+of no settings. Nothing here knows of prompts or of pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,19 +18,19 @@ from flashu import arguments
 from flashu.acceleration import layer_skipping, multistep
 from flashu.acceleration.guidance_schedule import is_guided
 from flashu.acceleration.layer_skipping import SkipSets
-from flashu.acceleration.plan import Head, Llm, Plan, PlanRow
+from flashu.acceleration.plan import Head, Llm, Plan, PlannedStep
 from flashu.errors import InputError
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.prefix import Prefix
-from flashu.models.qwen2 import Variant
-from flashu.models.showo2 import Showo2Qwen2_5
+from flashu.models.qwen2 import Subnetwork
+from flashu.models.showo2 import Showo2
 
 TIME_SHIFT = 3.0
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A batch's text, as token ids: a conditional row per image, then, if guided, an unconditional one per image."""
+class PromptTokens:
+    """A batch's text, as rows of token ids: a conditional one per image, then, if guided, an unconditional one."""
 
     prefixes: Sequence[Sequence[int]]  # bos to boi
     suffixes: Sequence[Sequence[int]]  # eoi to padding; looked at by measuring steps only
@@ -75,43 +75,52 @@ def guide(velocity: Tensor, scale: float, images: int) -> Tensor:
 
 @torch.no_grad()
 def trajectory(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     noise: Tensor,
-    rows: Rows,
+    text: PromptTokens | Prefix,
     time_points: Tensor,
     plan: Plan,
     blocks: Blocks = AS_THEY_ARE,
+    on_head: Callable[[int, Tensor], object] | None = None,
 ) -> Iterator[Tensor]:
     """Integrate from `noise` (images, channels, height, width), yielding the float32 state at every grid point.
 
-    `rows` has unconditional rows where `plan.guided`; `plan` has a row for every interval of `time_points`. `blocks` is
-    how the network's blocks are called.
+    `text` has unconditional rows where `plan.guided`; for a plan whose steps all run alike it may be a prefix that is
+    made already, so that only image spans run. `plan` has a step for every interval of `time_points`. `blocks` is how
+    the network's blocks are called. `on_head` is shown the number of each step, from 1, and the head's output (rows,
+    tokens, hidden).
     """
     images = len(noise)
     state = noise.to(model.device, torch.float32)
     yield state
     times = model.embed_times(time_points[:-1])
-    prefixes = _Prefixes(model, rows, images, plan, blocks)
+    prefixes = _Prefixes(model, text, images, plan, blocks)
     intervals = time_points.diff().tolist()
-    stored = velocity = None
-    for index, (row, interval) in enumerate(zip(plan.rows, intervals, strict=True)):
+    hidden: Tensor  # which a plan's first step makes
+    stored: Tensor | None = None
+    velocity: Tensor | None = None
+    for index, (step, interval) in enumerate(zip(plan.steps, intervals, strict=True)):
         time = times.at(index)
         with blocks.compiling():
-            if row.llm is not Llm.NONE:
+            if step.llm is not Llm.NONE:
                 prefix = prefixes.of(index)
-                if row.measure:
-                    hidden, similarity = model.measure_llm(state, time, prefix)
+                if step.measure:
+                    hidden, similarity = model.measure_llm(state, time, prefix, blocks)
                     prefixes.skip_least_important(similarity)
                 else:
-                    hidden = model.run_llm(state, time, prefix)
-            features = stored if row.head is Head.REUSE else model.run_head(hidden, time, prefix)
-        stored = None if row.head is Head.COMPUTE else features
-        if not row.guided:
+                    hidden = model.run_llm(state, time, prefix, blocks)
+            reuses = step.head is Head.REUSE
+            features = cast("Tensor", stored) if reuses else model.run_head(hidden, time, prefix, blocks)
+        if on_head:
+            on_head(step.number, features)
+        stored = None if step.head is Head.COMPUTE else features
+        if not step.guided:
             features = features[:images]
-        earlier, velocity = velocity, guide(model.run_final(features, time, rows.grid), row.guidance, images)
-        mean = velocity
-        if row.order == 2:
-            mean = multistep.continued(velocity, earlier, interval, intervals[index - 1])
+        latest = guide(model.run_final(features, time, text.grid), step.guidance, images)
+        mean = latest
+        if step.order == 2:
+            mean = multistep.continued(latest, cast("Tensor", velocity), interval, intervals[index - 1])
+        velocity = latest
         state = state + interval * mean
         yield state
 
@@ -124,25 +133,27 @@ class _Kind(NamedTuple):
     guided: bool  # with the unconditional rows
 
 
-def _kind_of(row: PlanRow) -> _Kind:
-    return _Kind(row.llm, row.skip, row.guided)
+def _kind_of(step: PlannedStep) -> _Kind:
+    return _Kind(step.llm, step.skip, step.guided)
 
 
 class _Prefixes:
-    """The batch's prefix under each variant of the LLM, made when a row first needs it, dropped after the last.
+    """The batch's prefix under each part of the LLM, made when a step first needs it, dropped after the last.
 
     Steps without guidance take the conditional rows of what guided steps run on, where there are or were such.
     """
 
-    def __init__(self, model: Showo2Qwen2_5, rows: Rows, images: int, plan: Plan, blocks: Blocks):
-        self.model, self.rows, self.images, self.plan, self.blocks = model, rows, images, plan, blocks
+    def __init__(self, model: Showo2, text: PromptTokens | Prefix, images: int, plan: Plan, blocks: Blocks):
+        self.model, self.text, self.images, self.plan, self.blocks = model, text, images, plan, blocks
         self.skipped: SkipSets | None = None
         self.made: dict[_Kind, Prefix] = {}
-        self.measures_left = sum(row.measure for row in plan.rows)
+        self.measures_left = sum(step.measure for step in plan.steps)
 
     def of(self, index: int) -> Prefix:
-        """The prefix that the plan's row `index` runs on."""
-        kind = _kind_of(self.plan.rows[index])
+        """The prefix that the plan's step at `index` runs on."""
+        if isinstance(self.text, Prefix):
+            return self.text
+        kind = _kind_of(self.plan.steps[index])
         if kind not in self.made:
             later = self._kinds_from(index)
             useful = later | {other._replace(guided=True) for other in later}
@@ -152,23 +163,24 @@ class _Prefixes:
                 self.made[both] = self._encode(both)
             if kind not in self.made:
                 whole = self.made.get(both)
-                self.made[kind] = whole.conditional(self._variant(kind)) if whole else self._encode(kind)
+                self.made[kind] = whole.conditional(self._subnetwork(kind)) if whole else self._encode(kind)
         return self.made[kind]
 
     def _kinds_from(self, index: int) -> set[_Kind]:
-        """Of the rows from `index` on; of those that skip layers, up to a measurement, which chooses others."""
+        """Of the steps from `index` on; of those that skip layers, up to a measurement, which chooses others."""
         kinds, measured = set(), False
-        for row in self.plan.rows[index:]:
-            if not (row.skip and measured):
-                kinds.add(_kind_of(row))
-            measured = measured or row.measure
+        for step in self.plan.steps[index:]:
+            if not (step.skip and measured):
+                kinds.add(_kind_of(step))
+            measured = measured or step.measure
         return kinds
 
     def _encode(self, kind: _Kind) -> Prefix:
+        assert isinstance(self.text, PromptTokens)
         rows = slice(None if kind.guided else self.images)
-        suffixes = self.rows.suffixes[rows] if self.measures_left and not kind.skip else None
-        prefixes, variant = self.rows.prefixes[rows], self._variant(kind)
-        return self.model.encode_prefix(prefixes, self.rows.grid, variant, suffixes, kind.guided, self.blocks)
+        suffixes = self.text.suffixes[rows] if self.measures_left and not kind.skip else None
+        prefixes, subnetwork = self.text.prefixes[rows], self._subnetwork(kind)
+        return self.model.encode_prefix(prefixes, self.text.grid, subnetwork, suffixes, kind.guided, self.blocks)
 
     def skip_least_important(self, similarity: Tensor) -> None:
         """Choose anew which layers each image skips, from a measurement (rows, layers)."""
@@ -178,13 +190,14 @@ class _Prefixes:
         for kind in [kind for kind in self.made if kind.skip or not self.measures_left]:
             del self.made[kind]
 
-    def _variant(self, kind: _Kind) -> Variant:
+    def _subnetwork(self, kind: _Kind) -> Subnetwork:
         ran_by, layers = None, len(self.model.showo.model.layers)
         if kind.skip:
             least = self.blocks.least_images
+            assert self.skipped is not None, "a plan measures before it skips"
             ran_by = layer_skipping.rows_that_run(self.skipped, layers, 1 + kind.guided, self.model.device, least)
-        return Variant(
+        return Subnetwork(
             neurons=((0, self.plan.ffn_width),) * layers if kind.llm is Llm.PRUNED and self.plan.ffn_width else None,
             kv_heads=self.plan.kv_heads,
-            rows=ran_by,
+            running_rows=ran_by,
         )

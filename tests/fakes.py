@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import HeadGeometry, LlmGeometry, Showo2Config, VisionGeometry
 from flashu.models.random_weights import random_model
-from flashu.models.tokenizer import PromptTokenizer
+from flashu.tokenizer import PromptTokenizer
 
 GOLDEN_VAE = Path(__file__).parent / "golden" / "vae_tiny" / "weights.safetensors"
 VAE_FILE = "Wan2.1_VAE.pth"

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from flashu import sampler
 from flashu.acceleration.wanda import WandaScores
+from flashu.checkpoints.weights import assign_weights
 from flashu.fingerprint import fingerprint
 from flashu.models import Showo2Qwen2_5, WanImageVAE
-from flashu.models.checkpoint import assign_weights
 from flashu.models.geometry import HeadGeometry, LlmGeometry, Showo2Config, VaeGeometry, VisionGeometry
 from flashu.models.wan_vae import fold
 
@@ -38,13 +38,13 @@ class GoldenModel:
     def prefix(self):
         return self.model.encode_prefix(self.rows + self.null_rows, self.grid)
 
-    def sampler_rows(self, prompts, guided=True):
+    def prompt_tokens(self, prompts, guided=True):
         """The rows of some prompts, by number, as the sampler takes them."""
         ids, length = self.meta["token_ids"], self.expected["text_tokens"].shape[1]
         prefixes = [self.rows[i] for i in prompts] + [self.null_rows[i] for i in prompts] * guided
         after = [length - len(row) - 1 - self.grid[0] * self.grid[1] for row in prefixes]
         suffixes = [[ids["eoi"], ids["eos"], *[ids["pad"]] * (count - 2)] for count in after]
-        return sampler.Rows(prefixes, suffixes, self.grid)
+        return sampler.PromptTokens(prefixes, suffixes, self.grid)
 
     def scores(self):
         """The reference's Wanda scores."""

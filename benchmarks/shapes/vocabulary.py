@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from flashu.models.tokenizer import (
+from flashu.tokenizer import (
     ADDED_TOKENS,
     ASSISTANT,
     BOI,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from flashu.models.layers import Span
-from flashu.models.qwen2 import Variant
+from flashu.models.qwen2 import Subnetwork
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Reading:
         after = [layer for layer in range(self.drop_after + 1, num_layers) if layer not in self.layers_left_out]
         return (before[-1] if before else after[0]) + 1
 
-    def variant(self, num_layers: int, device: torch.device) -> Variant:
+    def subnetwork(self, num_layers: int, device: torch.device) -> Subnetwork:
         if not self.layers_left_out:
-            return Variant(self.neurons)
+            return Subnetwork(self.neurons)
         none = torch.empty(0, dtype=torch.long, device=device)
         rows = tuple(none if layer in self.layers_left_out else None for layer in range(num_layers))
-        return Variant(self.neurons, rows=rows)
+        return Subnetwork(self.neurons, running_rows=rows)
 
 
 WHOLE_READING = Reading()

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,8 @@ from torch import Tensor
 from flashu import arguments, probe
 from flashu.acceleration.layer_skipping import count_to_skip
 from flashu.errors import InputError
-from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import PromptTokenizer
+from flashu.models.showo2 import Showo2
+from flashu.tokenizer import PromptTokenizer
 
 MAX_LAG = 8
 
@@ -45,7 +46,7 @@ class Activations:
 
 @torch.no_grad()
 def analyze(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     tokenizer: PromptTokenizer,
     prompts: Sequence[str] = probe.PROMPTS,
     num_inference_steps: int = 35,
@@ -64,7 +65,7 @@ def analyze(
     plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     watchers = []
     for seed, prompt in enumerate(prompts):
-        prefix = model.encode_prefix(probe.rows_of(model, prompt, tokenizer, grid, plan).prefixes, grid)
+        prefix = model.encode_prefix(probe.prompt_tokens(model, prompt, tokenizer, grid, plan).prefixes, grid)
         watcher = _Watcher(model, skip_ratio)
         probe.denoise(model, prefix, seed, plan, watcher.end_step)
         watcher.close()
@@ -72,7 +73,7 @@ def analyze(
         if on_item:
             on_item()
 
-    def mean(name: str) -> list:
+    def mean(name: str) -> list[Any]:
         return torch.stack([torch.stack(getattr(watcher, name)) for watcher in watchers]).mean(dim=0).tolist()
 
     layers = len(model.showo.model.layers)
@@ -91,7 +92,7 @@ def analyze(
 class _Watcher:
     """One prompt's run: collects each step's layer states by hooks, and reduces them when the step ends."""
 
-    def __init__(self, model: Showo2Qwen2_5, skip_ratio: float):
+    def __init__(self, model: Showo2, skip_ratio: float):
         llm = model.showo.model
         self.to_skip = count_to_skip(len(llm.layers), skip_ratio)
         self.states: list[Tensor] = []  # of the step being run: unit token vectors, (rows · tokens, hidden)

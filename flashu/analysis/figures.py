@@ -63,9 +63,8 @@ def draw_comparison(shares: list[LayerShares], file: str | Path) -> None:
         axis.barh(layers, values, left=start, color=colour, label=label, height=0.8)
         for layer, value in zip(layers, values, strict=True):
             if value >= 3:
-                axis.text(
-                    start[layer] + value / 2, layer, f"{value:.0f}", ha="center", va="center", color="white", size=8
-                )
+                centred = {"ha": "center", "va": "center"}
+                axis.text(start[layer] + value / 2, float(layer), f"{value:.0f}", color="white", size=8, **centred)
         start = start + values
     axis.set(xlabel="neurons of the layer (%)", ylabel="layer", ylim=(len(shares) - 0.5, -0.5))
     reach = 1.04 * start.max()

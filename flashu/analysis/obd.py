@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashu import probe, understanding
+from flashu import probe, question_rows
 from flashu.acceleration.wanda import ActivationNorms
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models.geometry import read_json
 from flashu.models.qwen2 import DecoderLayer, Qwen2Model
-from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import EncodedQuestion, PromptTokenizer
+from flashu.models.showo2 import Showo2
+from flashu.tokenizer import EncodedQuestion, PromptTokenizer
 
 
 @dataclass
@@ -97,7 +97,7 @@ def _without_group(layer: DecoderLayer, group: int, groups: int) -> Iterator[Non
 
 @torch.no_grad()
 def generation(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     tokenizer: PromptTokenizer,
     prompts: Sequence[str] = probe.PROMPTS,
     num_inference_steps: int = probe.NUM_INFERENCE_STEPS,
@@ -109,7 +109,7 @@ def generation(
     plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     meter = _Meter(model)
     for seed, prompt in enumerate(prompts):
-        prefix = model.encode_prefix(probe.rows_of(model, prompt, tokenizer, grid, plan).prefixes, grid)
+        prefix = model.encode_prefix(probe.prompt_tokens(model, prompt, tokenizer, grid, plan).prefixes, grid)
         meter.measure(lambda prefix=prefix, seed=seed: probe.denoise(model, prefix, seed, plan))
         if on_item:
             on_item()
@@ -118,15 +118,15 @@ def generation(
 
 @torch.no_grad()
 def understanding_of(
-    model: Showo2Qwen2_5,
+    model: Showo2,
     pairs: Sequence[tuple[Tensor, EncodedQuestion]],
     on_item: Callable[[], object] | None = None,
 ) -> ObdScores:
     """Scores over whole question rows; `pairs` are clean latents (1, channels, height, width) and questions."""
     meter = _Meter(model)
     for latents, question in pairs:
-        row = understanding.lay_out(model, latents, [question])
-        meter.measure(lambda row=row: understanding.prefill(model, row))
+        row = question_rows.lay_out(model, latents, [question])
+        meter.measure(lambda row=row: question_rows.prefill(model, row))
         if on_item:
             on_item()
     return meter.scores("understanding")
@@ -135,7 +135,7 @@ def understanding_of(
 class _Meter:
     """FFN and KV-group errors of a model, measured together."""
 
-    def __init__(self, model: Showo2Qwen2_5):
+    def __init__(self, model: Showo2):
         probe.require_unpatched(model)
         self.model = model
         self.norms, self.groups = ActivationNorms(model.showo.model), GroupErrors(model.showo.model)

@@ -9,11 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flashu.models.showo2 import Showo2Qwen2_5
-    from flashu.models.tokenizer import PromptTokenizer
-    from flashu.models.wan_vae import WanImageVAE
+    from flashu.pretrained import Showo2Qwen2_5, WanImageVAE
+    from flashu.tokenizer import PromptTokenizer
 
-_HOMES = {"PromptTokenizer": "tokenizer", "Showo2Qwen2_5": "showo2", "WanImageVAE": "wan_vae"}
+_HOMES = {
+    "PromptTokenizer": "flashu.tokenizer",
+    "Showo2Qwen2_5": "flashu.pretrained",
+    "WanImageVAE": "flashu.pretrained",
+}
 
 __all__ = ["PromptTokenizer", "Showo2Qwen2_5", "WanImageVAE"]
 
@@ -21,4 +24,4 @@ __all__ = ["PromptTokenizer", "Showo2Qwen2_5", "WanImageVAE"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'flashu.models' has no attribute {name!r}")
-    return getattr(import_module(f"flashu.models.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)

@@ -60,7 +60,7 @@ class Blocks:
         return 2 if self.compiled else 1
 
     @classmethod
-    def through(cls, compiler: Callable[[Callable], Callable]) -> Blocks:
+    def through(cls, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Blocks:
         """Blocks that are called as `compiler`, such as `torch.compile`, makes them."""
         return cls(
             llm_layer=compiler(DecoderLayer.forward),
@@ -80,7 +80,7 @@ class Blocks:
         with config.patch(recompile_limit=max(config.recompile_limit, MOST_WAYS)):
             yield
 
-    def vary(self, dims: tuple[int, ...], *tensors: Tensor | KeyValue | Halves | Rotary | None) -> None:
+    def mark_dynamic(self, dims: tuple[int, ...], *tensors: Tensor | KeyValue | Halves | Rotary | None) -> None:
         """Tell the compiler that these dimensions of an input of blocks are not the same in every batch."""
         if not self.compiled:
             return
@@ -88,7 +88,7 @@ class Blocks:
             if isinstance(tensor, Tensor):
                 torch._dynamo.maybe_mark_dynamic(tensor, [dim for dim in dims if tensor.shape[dim] > 1])
             elif tensor is not None:
-                self.vary(dims, *tensor)
+                self.mark_dynamic(dims, *tensor)
 
 
 AS_THEY_ARE = Blocks()

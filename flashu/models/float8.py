@@ -7,7 +7,7 @@ All else stays as it is, in bfloat16: attention is small beside the FFNs, and wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flashu.models.geometry import Showo2Config
-    from flashu.models.showo2 import Showo2Qwen2_5
+    from flashu.models.showo2 import Showo2
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = torch.finfo(FORMAT).max  # 448
@@ -32,14 +32,14 @@ LEAST_CAPABILITY = (8, 9)
 TRIED = 256  # rows and columns of the product that tells whether there are products with scales of rows at all
 
 
-class ScaledRows(NamedTuple):
+class Float8Matrix(NamedTuple):
     """The rows of a matrix, each as float8 values times its scale."""
 
     data: Tensor  # (rows, columns), float8
     scale: Tensor  # (rows, 1), float32
 
     @classmethod
-    def of(cls, x: Tensor) -> ScaledRows:
+    def of(cls, x: Tensor) -> Float8Matrix:
         """Those of `x` (rows, columns)."""
         largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=-1, keepdim=True, dtype=torch.float32)
         scale = largest.clamp(min=SMALLEST_ROW) / LARGEST
@@ -50,10 +50,13 @@ class ScaledRows(NamedTuple):
 class Float8Linear(nn.Module):
     """A linear layer without bias, in float8: stands in for an `nn.Linear` that is only run, not trained."""
 
+    data: Tensor
+    scale: Tensor
+
     def __init__(self, weight: Tensor):
         """Made of its weight (out, in), which is not kept."""
         super().__init__()
-        rows = ScaledRows.of(weight.detach())
+        rows = Float8Matrix.of(weight.detach())
         self.register_buffer("data", rows.data)
         self.register_buffer("scale", rows.scale.T)  # (1, out)
 
@@ -64,10 +67,10 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor, inputs: Span | None = None) -> Tensor:
         """The product with `x` (positions, in), or with a span of the inputs only."""
-        return self.product(ScaledRows.of(x), x.dtype, inputs=inputs)
+        return self.product(Float8Matrix.of(x), x.dtype, inputs=inputs)
 
     def product(
-        self, x: ScaledRows, dtype: torch.dtype, outputs: Span | None = None, inputs: Span | None = None
+        self, x: Float8Matrix, dtype: torch.dtype, outputs: Span | None = None, inputs: Span | None = None
     ) -> Tensor:
         """The product with rows (positions, in), (positions, out) in `dtype`; of spans of outputs and inputs only."""
         rows, columns = (slice(*span) if span else slice(None) for span in (outputs, inputs))
@@ -101,7 +104,7 @@ class Float8Mlp(nn.Module):
 
     def forward(self, x: Tensor, neurons: Span | None = None) -> Tensor:
         """Run the whole FFN, or a span of its neurons, widened to multiples of 16."""
-        rows = ScaledRows.of(x.flatten(0, -2))
+        rows = Float8Matrix.of(x.flatten(0, -2))
         if neurons is None:
             gate, up = self.gate_up.product(rows, x.dtype).chunk(2, dim=-1)
         else:
@@ -122,7 +125,7 @@ class Float8Mlp(nn.Module):
 
 
 @torch.no_grad()
-def to_float8(model: Showo2Qwen2_5, device: torch.device | None = None) -> None:
+def to_float8(model: Showo2, device: torch.device | None = None) -> None:
     """Replace the FFNs of LLM and diffusion head by float8 ones, in place, one after the other.
 
     They are made on `device`, so that a model on its way there never takes the memory of the whole ones; its other
@@ -138,7 +141,7 @@ def to_float8(model: Showo2Qwen2_5, device: torch.device | None = None) -> None:
         owner.mlp = Float8Mlp(owner.mlp, device)
 
 
-def ffn_owners(model: nn.Module) -> list[nn.Module]:
+def ffn_owners(model: nn.Module) -> list[Any]:
     """The layers and blocks whose `mlp` is a `GatedMlp`."""
     return [module for module in model.modules() if isinstance(getattr(module, "mlp", None), GatedMlp)]
 

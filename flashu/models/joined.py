@@ -38,20 +38,20 @@ class Joined(nn.Module):
             self._whole = None
             return
         self._sizes = [linear.out_features for linear in linears]
-        weight = _lay([linear.weight for linear in linears])
-        self._whole = weight, None if linears[0].bias is None else _lay([linear.bias for linear in linears])
+        weight = _lay(_parameters(linears, "weight"))
+        self._whole = weight, None if linears[0].bias is None else _lay(_parameters(linears, "bias"))
 
     def join_again_if_moved(self) -> None:
         """Join layers that were joined, and whose parameters were given other data since.
 
-        Compiled code does not look; `Showo2Qwen2_5.encode_prefix` does so before it.
+        Compiled code does not look; `Showo2.encode_prefix` does so before it.
         """
         linears = self._linears()
         if self._whole is None or any(map(_is_other, linears)):
             return
         weight, bias = self._whole
-        together = _lie_in(weight, [linear.weight for linear in linears])
-        if not (together and (bias is None or _lie_in(bias, [linear.bias for linear in linears]))):
+        together = _lie_in(weight, _parameters(linears, "weight"))
+        if not (together and (bias is None or _lie_in(bias, _parameters(linears, "bias")))):
             self.join()
 
     def project(self, x: Tensor, first: int = 0) -> tuple[Tensor, ...]:
@@ -89,6 +89,10 @@ class Joined(nn.Module):
         super().__setstate__({**state, "_whole": None})
         if was_joined:
             self.join()
+
+
+def _parameters(linears: list[nn.Linear], name: str) -> list[nn.Parameter]:
+    return [getattr(linear, name) for linear in linears]
 
 
 def _is_other(linear: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """What the steps of a generation take from its text, and no step changes: keys and values, rotations, masks.
 
-`Showo2Qwen2_5.encode_prefix` makes a `Prefix`. What it holds is laid out here; nothing here runs a network.
+`Showo2.encode_prefix` makes a `Prefix`. What it holds is laid out here; nothing here runs a network.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.layers import Halves, KeyValue, Rotary
-from flashu.models.qwen2 import Variant
+from flashu.models.qwen2 import Subnetwork
 
 
 @dataclass
@@ -25,25 +24,24 @@ class Prefix:
 
     rows: int
     grid: tuple[int, int]  # token grid of the image, (height, width)
-    variant: Variant  # of the LLM that made it and goes on from it
-    llm: list[KeyValue | Halves | None]
-    head: list[KeyValue | Halves]
+    subnetwork: Subnetwork  # of the LLM that made it and goes on from it
+    llm: Sequence[KeyValue | Halves | None]
+    head: Sequence[KeyValue | Halves]
     llm_rotary: Rotary  # of the span's positions, which start where each row's text ends
     head_rotary: Rotary
     mask: Tensor | None  # (rows, or half of them, 1, 1, prefix + span); None when their prefixes are of one length
     semantic_positions: Tensor  # (tokens, vision hidden): SigLIP's position embedding, resized to the grid
     suffix: Suffix | None = None  # where whole rows are to be measured
-    blocks: Blocks = AS_THEY_ARE  # how the network's blocks are called
 
-    def conditional(self, variant: Variant) -> Prefix:
-        """Of the first half of rows in CFG order, as views. `variant` is this one's, as those rows run it."""
+    def conditional(self, subnetwork: Subnetwork) -> Prefix:
+        """Of the first half of rows in CFG order, as views. `subnetwork` is this one's, as those rows run it."""
         rows = self.rows // 2
         some = slice(rows)
-        ran_by = [variant.rows_of(layer) for layer in range(len(self.llm))]
+        ran_by = [subnetwork.rows_through(layer) for layer in range(len(self.llm))]
         return replace(
             self,
             rows=rows,
-            variant=variant,
+            subnetwork=subnetwork,
             llm=[
                 own and _first(own, some if ran is None else slice(len(ran)))
                 for own, ran in zip(self.llm, ran_by, strict=True)

@@ -1,13 +1,14 @@
 """Show-o2's language model: a Qwen2.5 decoder that is run over prefixes and image spans, or rows of questions.
 
 Parameter names are those of a Hugging Face `Qwen2ForCausalLM`. It never sees token ids while generating: the
-caller embeds the text, and puts the image's own embeddings into the span. A `Variant` says how much of it runs.
+caller embeds the text, and puts the image's own embeddings into the span. A `Subnetwork` says how much of it runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,22 +20,22 @@ from flashu.models.layers import Attention, GatedMlp, Halves, KeyValue, KeyValue
 Observer = Callable[[int, Tensor, Tensor], None]  # layer number, its input, its output: (rows, positions, hidden) each
 
 
-@dataclass(frozen=True)
-class Variant:
+@dataclass(frozen=True, eq=False)  # as its tensors are not compared
+class Subnetwork:
     """How much of the LLM runs. The default is all of it."""
 
     neurons: tuple[Span, ...] | None = None  # of each layer's FFN; None for all
     kv_heads: int | None = None  # leading key-value heads of every attention
-    rows: tuple[Tensor | None, ...] | None = None  # per layer, the rows that run it; None for all of them
+    running_rows: tuple[Tensor | None, ...] | None = None  # per layer, the rows that run it; None for all of them
 
-    def rows_of(self, layer: int) -> Tensor | None:
-        return self.rows and self.rows[layer]
+    def rows_through(self, layer: int) -> Tensor | None:
+        return self.running_rows[layer] if self.running_rows else None
 
     def neurons_of(self, layer: int) -> Span | None:
-        return self.neurons and self.neurons[layer]
+        return self.neurons[layer] if self.neurons else None
 
 
-WHOLE = Variant()
+WHOLE = Subnetwork()
 
 
 class SimilaritySum:
@@ -81,10 +82,13 @@ class DecoderLayer(nn.Module):
 
 
 class Qwen2Model(nn.Module):
+    layers: Sequence[DecoderLayer]
+
     def __init__(self, geometry: LlmGeometry, vocab_size: int):
         super().__init__()
         self.embed_tokens = embedding(vocab_size, geometry.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(geometry) for _ in range(geometry.num_hidden_layers))
+        layers = nn.ModuleList(DecoderLayer(geometry) for _ in range(geometry.num_hidden_layers))
+        self.layers = cast("Sequence[DecoderLayer]", layers)
         self.norm = nn.RMSNorm(geometry.hidden_size, eps=geometry.rms_norm_eps)
 
     def forward(
@@ -94,14 +98,14 @@ class Qwen2Model(nn.Module):
         prefix: Sequence[KeyValue | Halves | KeyValueCache | None] | None = None,
         mask: Tensor | None = None,
         tail: Tensor | None = None,
-        variant: Variant = WHOLE,
+        subnetwork: Subnetwork = WHOLE,
         observe: Observer | None = None,
         layers: range | None = None,
         run_layer: Callable[..., tuple[Tensor, KeyValue]] = DecoderLayer.__call__,
     ) -> tuple[Tensor, list[KeyValue | None]]:
         """Run embeddings (rows, positions, hidden) through the layers and the final norm.
 
-        See `layers.Attention.forward` for `prefix` (one entry a layer, made by the same variant), `mask` and `tail`,
+        See `layers.Attention.forward` for `prefix` (one entry a layer, made by the same subnetwork), `mask` and `tail`,
         which needs all rows. `observe` is shown every layer that all rows run; the last one's output as the final norm
         leaves it. `layers` runs those only; the final norm follows the last of all. `run_layer` is how a layer is
         called: compiled, for instance.
@@ -109,9 +113,9 @@ class Qwen2Model(nn.Module):
         """
         seen: list[KeyValue | None] = []
         for index in range(len(self.layers)) if layers is None else layers:
-            layer, before, rows, own = self.layers[index], x, variant.rows_of(index), None
+            layer, before, rows, own = self.layers[index], x, subnetwork.rows_through(index), None
             past = prefix[index] if prefix else None
-            part = (variant.kv_heads, variant.neurons_of(index))
+            part = (subnetwork.kv_heads, subnetwork.neurons_of(index))
             if rows is None:
                 x, own = run_layer(layer, x, rotary, past, mask, tail, *part)
             elif len(rows):

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from flashu.models.showo2 import Showo2
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -33,7 +35,7 @@ def random_model(
         for name, parameter in module.named_parameters(recurse=False)
     }
     model.load_state_dict(weights, assign=True)
-    if hasattr(model, "showo"):
+    if isinstance(model, Showo2):
         model.showo.tie_weights()
     return model.eval()
 

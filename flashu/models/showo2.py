@@ -21,27 +21,21 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashu.devices import FLOAT8
-from flashu.models import checkpoint
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
-from flashu.models.layers import KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
+from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.prefix import Prefix, Suffix, cut_halves, prefix_mask, suffix_mask
-from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Variant
+from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
 from flashu.models.siglip import SiglipEncoder
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from flashu.patch import Acceleration
 
 
 class PatchEmbed(nn.Module):
@@ -70,7 +64,7 @@ class TimestepEmbedder(nn.Module):
         half = self.FREQUENCIES // 2
         exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
         angles = t.float()[:, None] * torch.exp(-math.log(self.MAX_PERIOD) * exponents)
-        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(next(self.mlp.parameters()).dtype))
 
 
 @dataclass
@@ -85,15 +79,15 @@ class Times:
         return Times(self.token[step], self.blocks[step], self.final[step])
 
 
-class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
+class Showo2(nn.Module):
+    """The network. With the released names and files around it, it is `flashu.Showo2Qwen2_5`."""
+
     def __init__(self, config: Showo2Config):
         super().__init__()
         self.config = config
-        self.source: Path | None = None  # the folder it was loaded from
-        self.has_own_head = False  # whether that has an output head apart, where the LLM's config ties it
-        self.acceleration: Acceleration | None = None  # set by `flashu.apply_flashu_patch`
+        self.source: Path | None = None  # the folder that its weights are from
+        self.acceleration: Any = None  # the `acceleration.Acceleration` that is on; no step here asks for it
         self.original_fingerprint: str | None = None  # of the weights that `to_float8` was given
-        self._companions: Any = None  # VAE and tokenizer of the last `t2i_generate`, by what was asked for
         llm, vision, head = config.llm.hidden_size, config.vision.hidden_size, config.head.hidden_size
 
         self.image_embedder_und = PatchEmbed(config.image_latent_dim, vision)
@@ -106,6 +100,8 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         self.showo = Qwen2ForCausalLM(config.llm, config.llm_vocab_size)
         self.time_embed = TimestepEmbedder(head)
         # The released code leaves both projections out where the two hidden sizes agree.
+        self.time_embed_proj: nn.Module
+        self.diff_proj: nn.Module
         if llm != head:
             self.time_embed_proj = nn.Linear(head, llm)
             self.diff_proj = nn.Sequential(nn.Linear(llm, head), nn.GELU(), nn.Linear(head, head))
@@ -148,17 +144,17 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         self,
         rows: Sequence[Sequence[int]],
         grid: tuple[int, int],
-        variant: Variant = WHOLE,
+        subnetwork: Subnetwork = WHOLE,
         suffixes: Sequence[Sequence[int]] | None = None,
         guided: bool = False,
         blocks: Blocks = AS_THEY_ARE,
     ) -> Prefix:
         """Run what stands before the image: for each row its token ids, from bos to boi.
 
-        `grid` is the image's (height, width) in tokens. Rows may differ in length. `variant` is how much of the LLM
+        `grid` is the image's (height, width) in tokens. Rows may differ in length. `subnetwork` is how much of the LLM
         runs, here and over the span. With `suffixes` (what follows the span, eoi to padding) `measure_llm` can run.
         `guided` says that the rows are in CFG order: the second half, which mostly are the same empty text, then need
-        no mask for the sake of the first. `blocks` is how blocks are called, here and over the span.
+        no mask for the sake of the first. `blocks` is how blocks are called, here as over the span later.
         """
         if blocks.compiled:
             for module in self._joined():
@@ -175,81 +171,87 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
         llm_frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
         head_frequencies = self.diffusion_head_a.rotary_frequencies(self.device)
         text_rotaries = [rotary_table(of, text_positions, self.dtype) for of in (llm_frequencies, head_frequencies)]
-        blocks.vary((2,), *text_rotaries)
-        llm, head, similarity = self._run_text(rows, text_rotaries, variant, bool(suffixes), blocks)
-
+        blocks.mark_dynamic((2,), *text_rotaries)
+        llm, head, similarity = self._run_text(rows, text_rotaries, subnetwork, bool(suffixes), blocks)
         suffix = None
         if suffixes:
-            suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
-            longest = max(map(len, suffixes))
-            longest += -(padded_length + len(span) + longest) % blocks.key_multiple  # of the tail's mask, always there
-            past_span = torch.arange(longest, device=self.device)
-            suffix = Suffix(
-                embeds=self._embed_padded(suffixes, len(past_span)),
-                llm=llm,
-                prefix_mask=prefix_mask(lengths, valid, len(span)),
-                rotary=rotary_table(
-                    llm_frequencies, starts + torch.arange(len(span) + len(past_span), device=self.device), self.dtype
-                ),
-                mask=suffix_mask(valid, len(span), len(past_span)),
-                valid=torch.cat((torch.ones_like(starts + span, dtype=torch.bool), past_span < suffix_lengths), dim=1),
-                row_length=lengths[0] + len(span) + len(suffixes[0]),
-                prefix_similarity=similarity,
-            )
-        half = len(rows) // 2
-        if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
-            end = padded_length if len(set(lengths[:half])) > 1 else lengths[0]
-            llm, head = ([seen and cut_halves(seen, end, lengths[half]) for seen in layers] for layers in (llm, head))
-            mask = prefix_mask(lengths[:half], valid[:half, :end], len(span))
-        else:
-            if blocks.compiled:
-                llm, head = ([seen and seen.upto(padded_length) for seen in layers] for layers in (llm, head))
-            mask = prefix_mask(lengths, valid, len(span))
+            suffix = self._lay_out_suffix(suffixes, llm, similarity, lengths, valid, len(span), blocks)
+        seen_llm, seen_head, mask = _as_seen_by_span(llm, head, lengths, valid, len(span), guided, blocks.compiled)
         prefix = Prefix(
             rows=len(rows),
             grid=grid,
-            variant=variant,
-            llm=llm,
-            head=head,
+            subnetwork=subnetwork,
+            llm=seen_llm,
+            head=seen_head,
             llm_rotary=rotary_table(llm_frequencies, starts + span, self.dtype),
             head_rotary=rotary_table(head_frequencies, starts + span, self.dtype),
             mask=mask,
             semantic_positions=self.semantic_positions(grid),
             suffix=suffix,
-            blocks=blocks,
         )
-        blocks.vary((0, 2), *llm, *head)
-        blocks.vary((0,), prefix.llm_rotary, prefix.head_rotary)
-        blocks.vary((0, 3), mask)
+        blocks.mark_dynamic((0, 2), *prefix.llm, *prefix.head)
+        blocks.mark_dynamic((0,), prefix.llm_rotary, prefix.head_rotary)
+        blocks.mark_dynamic((0, 3), mask)
         return prefix
+
+    def _lay_out_suffix(
+        self,
+        suffixes: Sequence[Sequence[int]],
+        llm: Sequence[KeyValue | None],
+        similarity: Tensor | None,
+        lengths: Sequence[int],
+        valid: Tensor,
+        span: int,
+        blocks: Blocks,
+    ) -> Suffix:
+        """What measuring steps run after a span of so many positions. `valid` (rows, prefix) is false on padding, of
+        prefixes of those `lengths`; the other arguments are what `_run_text` made of these."""
+        config, starts = self.config.llm, torch.tensor(lengths, device=self.device)[:, None]
+        suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
+        longest = max(map(len, suffixes))
+        longest += -(valid.shape[1] + span + longest) % blocks.key_multiple  # of the tail's mask, always there
+        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
+        in_suffix = torch.arange(longest, device=self.device) < suffix_lengths
+        return Suffix(
+            embeds=self._embed_padded(suffixes, longest),
+            llm=cast("list[KeyValue]", llm),  # steps that measure run every layer
+            prefix_mask=prefix_mask(lengths, valid, span),
+            rotary=rotary_table(frequencies, starts + torch.arange(span + longest, device=self.device), self.dtype),
+            mask=suffix_mask(valid, span, longest),
+            valid=torch.cat((in_suffix.new_ones(len(in_suffix), span), in_suffix), dim=1),
+            row_length=lengths[0] + span + len(suffixes[0]),
+            prefix_similarity=cast("Tensor", similarity),
+        )
 
     def _run_text(
         self,
         rows: Sequence[Sequence[int]],
         rotaries: Sequence[Rotary],
-        variant: Variant,
+        subnetwork: Subnetwork,
         measure: bool,
         blocks: Blocks,
-    ) -> tuple[list[KeyValue | None], list[KeyValue], Tensor | None]:
+    ) -> tuple[Sequence[KeyValue | None], Sequence[KeyValue], Tensor | None]:
         """Each layer's and head block's keys and values of rows of text, padded to the length of `rotaries`, LLM's and
         head's; and with `measure` the layers' similarities, summed over each row (rows, layers). Rows that are alike
         run once, where they run through the same layers."""
-        distinct = rows if variant.rows else [list(row) for row in dict.fromkeys(map(tuple, rows))]
+        distinct = rows if subnetwork.running_rows else [list(row) for row in dict.fromkeys(map(tuple, rows))]
         llm_rotary, head_rotary = rotaries
         padded_length = llm_rotary.cos.shape[2]
         lengths = torch.tensor([len(row) for row in distinct], device=self.device)[:, None]
         similarity = SimilaritySum(torch.arange(padded_length, device=self.device) < lengths) if measure else None
         embeds = self._embed_padded(distinct, padded_length)
-        blocks.vary((0, 1), embeds)
-        x, llm = self.showo.model(embeds, llm_rotary, variant=variant, observe=similarity, run_layer=blocks.llm_layer)
+        blocks.mark_dynamic((0, 1), embeds)
+        x, llm = self.showo.model(
+            embeds, llm_rotary, subnetwork=subnetwork, observe=similarity, run_layer=blocks.llm_layer
+        )
         x = self.diff_proj(x)
-        blocks.vary((0, 1), x)
+        blocks.mark_dynamic((0, 1), x)
         head = self.diffusion_head_a.encode_prefix(x, head_rotary, blocks.head_text_block)
-        summed = similarity and similarity.total()
+        summed = similarity.total() if similarity else None
         if len(distinct) < len(rows):
             numbers = {tuple(row): number for number, row in enumerate(distinct)}
             alike = torch.tensor([numbers[tuple(row)] for row in rows], device=self.device)
-            llm, head = ([seen.rows(alike) for seen in layers] for layers in (llm, head))
+            llm, head = [seen and seen.rows(alike) for seen in llm], [seen.rows(alike) for seen in head]
             summed = summed if summed is None else summed[alike]
         return llm, head, summed
 
@@ -271,35 +273,38 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
     def embed_images(self, latents: Tensor, semantic_positions: Tensor, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """Latents (images, channels, height, width) to LLM embeddings (images, tokens, hidden)."""
         semantic = self.image_embedder_und(latents) + semantic_positions
-        blocks.vary((0,), semantic)
+        blocks.mark_dynamic((0,), semantic)
         semantic = self.und_trans(semantic, blocks.vision_layer)
         return self.fusion_proj(torch.cat((semantic, self.image_embedder_gen(latents)), dim=-1))
 
-    def run_llm(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
+    def run_llm(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
-        span = self._embed_span(latents, time, prefix)
-        variant, run_layer = prefix.variant, prefix.blocks.llm_layer
-        return self.showo.model(span, prefix.llm_rotary, prefix.llm, prefix.mask, variant=variant, run_layer=run_layer)[
-            0
-        ]
+        span = self._embed_span(latents, time, prefix, blocks)
+        past = (prefix.llm_rotary, prefix.llm, prefix.mask)
+        hidden, _ = self.showo.model(span, *past, subnetwork=prefix.subnetwork, run_layer=blocks.llm_layer)
+        return hidden
 
-    def measure_llm(self, latents: Tensor, time: Times, prefix: Prefix) -> tuple[Tensor, Tensor]:
+    def measure_llm(
+        self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE
+    ) -> tuple[Tensor, Tensor]:
         """`run_llm` over whole rows, up to their padding.
 
         Returns its output over the span, and each layer's cosine similarity of input and output, (rows, layers),
         averaged over every position of a row. `prefix` needs its suffix.
         """
-        span = self._embed_span(latents, time, prefix)
-        hidden, similarity = self.run_rows(span, prefix)
-        return hidden, (prefix.suffix.prefix_similarity + similarity) / prefix.suffix.row_length
+        span = self._embed_span(latents, time, prefix, blocks)
+        hidden, similarity = self.run_rows(span, prefix, blocks)
+        suffix = cast("Suffix", prefix.suffix)
+        return hidden, (suffix.prefix_similarity + similarity) / suffix.row_length
 
-    def run_rows(self, span: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor]:
+    def run_rows(self, span: Tensor, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> tuple[Tensor, Tensor]:
         """The LLM over span embeddings (rows, span, hidden) and the suffixes after them.
 
         Returns its normed output over the span, and the layers' similarities summed over span and suffix, (rows,
         layers). Rows are run a part at a time, so that their length does not take more memory than a step does.
         """
         suffix = prefix.suffix
+        assert suffix is not None, "a prefix that was made without suffixes cannot be measured"
         length = span.shape[1] + suffix.embeds.shape[1]
         hidden, similarities = [], []
         for rows in torch.arange(len(span), device=span.device).chunk(-(-length // span.shape[1])):
@@ -307,97 +312,68 @@ class Showo2Qwen2_5(nn.Module):  # noqa: N801 - the released class's name
             embeds, rotary = torch.cat((span[rows], suffix.embeds[rows]), dim=1), suffix.rotary.rows(rows)
             past, tail = [layer.rows(rows) for layer in suffix.llm], suffix.mask[rows]
             mask = None if suffix.prefix_mask is None else suffix.prefix_mask[rows]
-            prefix.blocks.vary((0, 1), embeds)
-            prefix.blocks.vary((0, 2), rotary, *past)
-            prefix.blocks.vary((0, 3), mask)
-            prefix.blocks.vary((0, 2, 3), tail)
+            blocks.mark_dynamic((0, 1), embeds)
+            blocks.mark_dynamic((0, 2), rotary, *past)
+            blocks.mark_dynamic((0, 3), mask)
+            blocks.mark_dynamic((0, 2, 3), tail)
             part, _ = self.showo.model(
-                embeds, rotary, past, mask, tail, prefix.variant, similarity, run_layer=prefix.blocks.llm_layer
+                embeds, rotary, past, mask, tail, prefix.subnetwork, similarity, run_layer=blocks.llm_layer
             )
             hidden.append(part[:, : span.shape[1]])
             similarities.append(similarity.total())
         return torch.cat(hidden), torch.cat(similarities)
 
-    def _embed_span(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
+    def _embed_span(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks) -> Tensor:
         """Time token and image tokens as the LLM gets them, (rows, 1 + tokens, hidden)."""
-        images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions, prefix.blocks)
+        images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions, blocks)
         span = torch.cat((time.token.expand(len(images), 1, -1), images), dim=1)
         span = span.repeat(prefix.rows // len(images), 1, 1)
-        prefix.blocks.vary((0,), span)
+        blocks.mark_dynamic((0,), span)
         return span
 
-    def run_head(self, hidden: Tensor, time: Times, prefix: Prefix) -> Tensor:
+    def run_head(self, hidden: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """The diffusion head over the LLM's span output: (rows, tokens, head hidden), without the time token."""
         x = self.diff_proj(hidden)
-        prefix.blocks.vary((0,), x)
-        run_block = prefix.blocks.head_block
-        return self.diffusion_head_a(x, prefix.head_rotary, time.blocks, prefix.head, prefix.mask, run_block)[:, 1:]
+        blocks.mark_dynamic((0,), x)
+        past = (prefix.head, prefix.mask)
+        return self.diffusion_head_a(x, prefix.head_rotary, time.blocks, *past, blocks.head_block)[:, 1:]
 
     def run_final(self, hidden: Tensor, time: Times, grid: tuple[int, int]) -> Tensor:
         """Head output (rows, tokens, head hidden) to velocity (rows, channels, height, width)."""
         return unpatchify(self.diffusion_head_b(hidden, time.final), grid)
 
-    def velocity(self, latents: Tensor, time: Times, prefix: Prefix) -> Tensor:
+    def velocity(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """One evaluation: the velocity that each row of `prefix` gives `latents` at one `time`.
 
         latents: (images, channels, height, width); `prefix` has one row an image, or two.
         Returns (rows, channels, height, width).
         """
-        hidden = self.run_llm(latents, time, prefix)
-        return self.run_final(self.run_head(hidden, time, prefix), time, prefix.grid)
+        hidden = self.run_llm(latents, time, prefix, blocks)
+        return self.run_final(self.run_head(hidden, time, prefix, blocks), time, prefix.grid)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_hub_id: str | Path,
-        dtype: torch.dtype | str | None = None,
-        device: torch.device | str = "cpu",
-        variant: str | None = None,
-    ) -> Showo2Qwen2_5:
-        """Load a checkpoint folder, a hub id, or the model that ships with this package (`"embedded"`).
 
-        Reads `.bin` or `.safetensors`, single or sharded, as the release, diffusers or transformers lay them out,
-        memory-mapped, so that loading needs no more memory than the model itself. `variant` is that of
-        `pytorch_model.VARIANT.bin`; one that is there alone is found. An output head that differs from its embedding is
-        kept, with a warning, even where the LLM's config ties them (the release does so silently).
-        `dtype=None` keeps the stored format, the embedding's for all; "stored" keeps each tensor's own, to be saved
-        again; "float8" runs the FFNs of LLM and head in float8, made from bfloat16, and all else in bfloat16.
-        Raises `CheckpointError` (missing, damaged, unsafe, or another model) or `InputError` (device, dtype).
-        """
-        return checkpoint.load_showo2(cls, path_or_hub_id, dtype, device, variant)
-
-    def extra_repr(self) -> str:
-        return f"FlashU: {self.acceleration.config.describe()}" if self.acceleration else ""
-
-    def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | str | None = None, layout: str = checkpoint.SAFETENSORS
-    ) -> None:
-        """Write `config.json` and weights that `from_pretrained` reads, shard by shard.
-
-        dtype: what they are converted to as they are written; None leaves them as they are.
-        layout: "safetensors", in shards of 5 GB; or "release", as the released code's own `save_pretrained` writes and
-            its `from_pretrained` reads: `pytorch_model.bin`, in shards of 10 GB with the index that it looks for, the
-            head of a tied LLM stored too, and a `config.json` of its constructor's arguments.
-        Raises `InputError` for a model in float8, and an unknown dtype or layout.
-        """
-        checkpoint.save_showo2(self, Path(folder), dtype, layout)
-
-    def t2i_generate(
-        self, prompts: str | Sequence[str], *, vae: Any = None, tokenizer: Any = None, **options: Any
-    ) -> list[Image.Image]:
-        """Text to images in one call: builds a `TextToImagePipeline` around this model and calls it.
-
-        `vae` and `tokenizer` are objects or paths; without them they are found beside the model's checkpoint, or on
-        the hub. `options` are those of `TextToImagePipeline.__call__`. Returns a list of PIL images.
-        """
-        from flashu.pipeline import TextToImagePipeline
-
-        key = (vae, tokenizer, self.device, self.dtype)
-        if self._companions is None or self._companions[0] != key:
-            pipe = TextToImagePipeline.from_model(self, vae=vae, tokenizer=tokenizer)
-            self._companions = key, pipe.vae, pipe.tokenizer
-        _, vae, tokenizer = self._companions
-        return TextToImagePipeline(self, vae, tokenizer)(prompts, **options)
+def _as_seen_by_span(
+    llm: Sequence[KeyValue | None],
+    head: Sequence[KeyValue],
+    lengths: Sequence[int],
+    valid: Tensor,
+    span: int,
+    guided: bool,
+    compiled: bool,
+) -> tuple[Sequence[KeyValue | Halves | None], Sequence[KeyValue | Halves], Tensor | None]:
+    """Keys and values of prefixes of those `lengths`, `valid` (rows, prefix) but for padding, and the mask of a span of
+    so many positions: in halves without padding, where a `guided` batch's second half are of one length."""
+    half, padded = len(lengths) // 2, valid.shape[1]
+    if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
+        end = padded if len(set(lengths[:half])) > 1 else lengths[0]
+        return (
+            [seen and cut_halves(seen, end, lengths[half]) for seen in llm],
+            [cut_halves(seen, end, lengths[half]) for seen in head],
+            prefix_mask(lengths[:half], valid[:half, :end], span),
+        )
+    if compiled:  # in memory of their own, whatever made them: other layouts would be compiled apart
+        llm, head = [seen and seen.upto(padded) for seen in llm], [seen.upto(padded) for seen in head]
+    return llm, head, prefix_mask(lengths, valid, span)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -16,11 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashu.devices import resolve_device, resolve_dtype
-from flashu.errors import CheckpointError
-from flashu.models import checkpoint
-from flashu.models.checkpoint_files import EMBEDDED, EMBEDDED_FOLDER, RELEASED_VAE, resolve_folder, vae_files
-from flashu.models.geometry import VAE_STRIDE, VaeGeometry, read_json
+from flashu.models.geometry import VAE_STRIDE, VaeGeometry
 
 
 class ChannelNorm(nn.Module):
@@ -138,7 +134,7 @@ class Decoder(nn.Module):
         return self.head(self.upsamples(self.middle(self.conv1(x))))
 
 
-class WanImageVAE(nn.Module):
+class WanVae(nn.Module):
     """Images (n, 3, height, width) in [-1, 1] to and from normalised latents (n, z_dim, height / 8, width / 8).
 
     Its weights lie in memory with channels last, in which what it computes follows them: the layout that convolutions
@@ -148,7 +144,7 @@ class WanImageVAE(nn.Module):
     def __init__(self, geometry: VaeGeometry):
         super().__init__()
         self.geometry = geometry
-        self.source: Path | None = None  # the first file that it was loaded from
+        self.source: Path | None = None  # the first of the files that its weights are from
         self.encoder = Encoder(geometry)
         self.conv1 = nn.Conv2d(2 * geometry.z_dim, 2 * geometry.z_dim, 1)
         self.conv2 = nn.Conv2d(geometry.z_dim, geometry.z_dim, 1)
@@ -190,51 +186,6 @@ class WanImageVAE(nn.Module):
         mean, std = _statistics(self.geometry, posterior_mean.device, posterior_mean.dtype)
         return (posterior_mean - mean) / std, log_variance
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_hub_id: str | Path,
-        dtype: torch.dtype | str | None = None,
-        device: torch.device | str = "cpu",
-    ) -> WanImageVAE:
-        """Load the released `Wan2.1_VAE.pth` (a file, or the folder or hub repository that holds it), a folder
-        written by `save_pretrained`, or the `"embedded"` one.
-
-        `dtype=None` keeps the stored one. Raises `CheckpointError` and `InputError` as `Showo2Qwen2_5` does.
-        """
-        device = resolve_device(device)
-        dtype = None if dtype is None else resolve_dtype(dtype, device)
-        path = Path(path_or_hub_id).expanduser()
-        if str(path_or_hub_id) == EMBEDDED:
-            path = EMBEDDED_FOLDER / "vae"
-        elif not path.is_file():
-            # Not "*.safetensors": the released repository also holds a video model of many gigabytes.
-            patterns = [RELEASED_VAE, "config.json", "model.safetensors*", "model-*.safetensors"]
-            path = resolve_folder(path_or_hub_id, patterns)
-        files = [path] if path.is_file() else vae_files(path)
-        tensors = fold(checkpoint.read_tensors(files))
-        config_file = files[0].parent / "config.json"
-        if path.is_dir() and config_file.exists() and files[0].name != RELEASED_VAE:
-            config = read_json(config_file)
-            if config.get("_class_name", cls.__name__) != cls.__name__:
-                raise CheckpointError(
-                    f"{config_file} describes a {config['_class_name']!r}, not a {cls.__name__}; "
-                    f"give the released {RELEASED_VAE}, or a folder that flashu convert wrote"
-                )
-            geometry = VaeGeometry.from_dict(config, str(config_file))
-        else:
-            geometry = _infer_geometry(tensors, path)
-        with torch.device("meta"):
-            vae = cls(geometry)
-        checkpoint.assign_weights(vae, tensors, path, dtype, device)
-        vae.source = files[0]
-        return vae.eval()
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
-        """Write the folded weights as safetensors, converted to `dtype` unless None, and `config.json`."""
-        dtype = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
-        checkpoint.save_weights(dict(self.state_dict()), Path(folder), self.geometry.to_dict(), dtype)
-
 
 def to_pixels(image: Tensor) -> Tensor:
     """An image (3, height, width) in [-1, 1] to (height, width, 3), rounded to the nearest of 256 levels: uint8."""
@@ -250,7 +201,7 @@ def _statistics(geometry: VaeGeometry, device: torch.device, dtype: torch.dtype)
     return mean, std
 
 
-def _channels_last(vae: WanImageVAE, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _channels_last(vae: WanVae, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Before a state dict is loaded, whose tensors may become the parameters: lay its kernels channels last."""
     for name, value in state.items():
         if name.startswith(prefix) and value.ndim == 4:
@@ -272,11 +223,3 @@ def fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = value[:, :, -1].contiguous()
         folded[key] = value
     return folded
-
-
-def _infer_geometry(tensors: Mapping[str, Tensor], where: Path) -> VaeGeometry:
-    """The release has no config: its width is read off its first layer, the rest is as released."""
-    first = tensors.get("encoder.conv1.weight")
-    if first is None or first.ndim != 4:
-        raise CheckpointError(f"{where} is not a Wan 2.1 VAE: it has no encoder.conv1.weight")
-    return VaeGeometry(dim=first.shape[0])

@@ -64,10 +64,10 @@ def plan(
     Costs are counted over the sampler, with no weights: TFLOP of one image, a multiply-add being two.
     """
     from flashu import arguments
+    from flashu.acceleration.applied import Acceleration
     from flashu.acceleration.plan import make_plan
     from flashu.flops import count_image, count_release, format_plan
     from flashu.models.geometry import preset as model_preset
-    from flashu.patch import Acceleration
 
     settings = flashu_preset(preset)
     config, vae = model_preset(model)
@@ -231,9 +231,9 @@ def activations(
 
 def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2Qwen2_5, PromptTokenizer]:
     """In float32, whatever the device: what is measured here are small differences."""
+    from flashu.checkpoints.files import tokenizer_beside
     from flashu.devices import resolve_device
     from flashu.models import PromptTokenizer, Showo2Qwen2_5
-    from flashu.models.checkpoint_files import tokenizer_beside
 
     network = Showo2Qwen2_5.from_pretrained(model, dtype="float32", device=resolve_device(device))
     return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network.source, network.config))
@@ -259,7 +259,7 @@ def _read_prompts(file: Path | None) -> list[str]:
 
 def _read_pairs(file: Path) -> list[tuple[Image.Image, str]]:
     """Pictures and questions from JSON lines."""
-    from flashu.visual_questions import open_picture
+    from flashu.pictures import open_picture
 
     asked = []
     lines = [(number, line) for number, line in enumerate(_read(file).split("\n"), start=1) if line.strip()]
@@ -285,9 +285,9 @@ def _question_pairs(
     steps: int,
 ) -> list[Pair]:
     """Latents and encoded questions; of the model's own pictures of `prompts`, where none are given."""
+    from flashu.pictures import picture_latents
     from flashu.pipeline import TextToImagePipeline
     from flashu.probe import own_pairs
-    from flashu.visual_questions import picture_latents
 
     if asked is None:
         return list(own_pairs(model, tokenizer, prompts, steps))

@@ -158,8 +158,8 @@ def ask(
     """Answer questions about an image, a line each."""
     pixels = parse_size("--size", size)
     from flashu import arguments
+    from flashu.answering import Asked, Decoding
     from flashu.pipeline import TextToImagePipeline
-    from flashu.visual_questions import Asked, Decoding
 
     # Checked before a model is fetched and loaded, which can take long.
     Asked.of(image, questions)
@@ -198,23 +198,24 @@ def convert(
         raise InputError(f"{destination} exists already; name a new folder, or remove it first")
     import torch
 
+    from flashu.checkpoints import weights
+    from flashu.checkpoints.files import RELEASED_VAE, vae_beside
     from flashu.devices import FLOAT8, resolve_dtype
-    from flashu.models import Showo2Qwen2_5, WanImageVAE, checkpoint
-    from flashu.models.checkpoint_files import RELEASED_VAE, vae_beside
     from flashu.pipeline import TextToImagePipeline
+    from flashu.pretrained import STORED, Showo2Qwen2_5, WanImageVAE
 
     if dtype == FLOAT8:
         raise InputError("--dtype float8 is for running a model, and made as it is loaded; store bfloat16")
     resolve_dtype(dtype, torch.device("cpu"), "--dtype")
-    if layout not in checkpoint.LAYOUTS:
-        raise InputError(f"--layout {layout}: there are {', '.join(checkpoint.LAYOUTS)}")
-    model = Showo2Qwen2_5.from_pretrained(source, dtype=checkpoint.STORED, variant=variant)
+    if layout not in weights.LAYOUTS:
+        raise InputError(f"--layout {layout}: there are {', '.join(weights.LAYOUTS)}")
+    model = Showo2Qwen2_5.from_pretrained(source, dtype=STORED, variant=variant)
     decoder = WanImageVAE.from_pretrained(vae or vae_beside(model.source))
     pipe = TextToImagePipeline.from_model(model, vae=decoder, tokenizer=tokenizer)
     pipe.save_pretrained(destination, dtype, layout)
     size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     typer.echo(f"{destination}: {size / 1e9:.2f} GB. Use it with: flashu generate … --model {destination}")
-    if layout == checkpoint.RELEASE:
+    if layout == weights.RELEASE:
         for what in model.config.unlike_released():
             typer.echo(f"The released code cannot load this model: {what}")
         if not (destination / RELEASED_VAE).exists():

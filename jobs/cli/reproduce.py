@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flashu.checkpoints.files import EMBEDDED
 from flashu.errors import InputError
-from flashu.models.checkpoint_files import EMBEDDED
 from jobs.cli.geneval import tell_missing
 from jobs.cli.options import OverridesArgument
 from jobs.scoring.published import (

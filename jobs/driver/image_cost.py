@@ -9,11 +9,9 @@ from pathlib import Path
 
 from cluster.open_storage import open_storage
 from cluster.storage import S3Options, StorageError
+from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import Plan, make_plan
-from flashu.config import NUM_INFERENCE_STEPS, FlashUConfig
-from flashu.errors import InputError
-from flashu.flops import FAR, count_image, unusual_cost
-from flashu.models.checkpoint_files import (
+from flashu.checkpoints.files import (
     CONFIG,
     EMBEDDED,
     EMBEDDED_FOLDER,
@@ -22,10 +20,12 @@ from flashu.models.checkpoint_files import (
     read_config,
     tokenizer_beside,
 )
+from flashu.config import NUM_INFERENCE_STEPS, FlashUConfig
+from flashu.errors import InputError
+from flashu.flops import FAR, count_image, unusual_cost
 from flashu.models.geometry import Showo2Config, VaeGeometry, read_json
 from flashu.models.geometry import parse_size as token_grid
-from flashu.models.tokenizer import PromptTokenizer
-from flashu.patch import Acceleration
+from flashu.tokenizer import PromptTokenizer
 from jobs.settings.acceleration import flashu_settings
 from jobs.settings.config import RunConfig
 from jobs.settings.image_size import parse_size

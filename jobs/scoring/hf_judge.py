@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from flashu.checkpoints.files import resolve_folder
 from flashu.devices import resolve_dtype
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
-from flashu.models.checkpoint_files import resolve_folder
 from jobs.scoring.judges import VqaModel, unusable
 
 PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin")

@@ -15,10 +15,10 @@ from PIL import Image
 from cluster.checkpoint_cache import local_copy
 from cluster.open_storage import open_storage
 from cluster.storage import S3Options, Storage
+from flashu.checkpoints.files import HUB_ID
 from flashu.devices import resolve_device
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
-from flashu.models.checkpoint_files import HUB_ID
 from jobs.scoring.judges import VqaModel, unusable
 from jobs.settings.config import FlashUSection, ModelSection, RunConfig
 from jobs.settings.inputs import check_model, check_transformers

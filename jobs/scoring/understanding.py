@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from flashu import arguments
+from flashu.checkpoints.files import EMBEDDED
 from flashu.config import FLASHU_PRESETS, FlashUConfig
 from flashu.errors import InputError
-from flashu.models.checkpoint_files import EMBEDDED
 from jobs.settings.config import BASELINE, FLASHU
 from manifests.sources import json_lines
 
@@ -94,8 +94,9 @@ def run_understanding(config: UnderstandingConfig, announce: Callable[[], object
     if not left:
         announce()
         return result
+    from flashu.acceleration.applied import unpatched
     from flashu.acceleration.wanda import WandaScores
-    from flashu.patch import apply_flashu_patch, unpatched
+    from flashu.patch import apply_flashu_patch
 
     scores = WandaScores.load(config.flashu.scores) if config.flashu.scores else None
     pipe = _load(config)

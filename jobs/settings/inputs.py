@@ -18,8 +18,7 @@ from typing import TypeVar
 from cluster.open_storage import open_storage
 from cluster.session import ADDRESS_VARIABLE, LOCAL
 from cluster.storage import NotFound, S3Options, Storage, StorageError
-from flashu.errors import InputError
-from flashu.models.checkpoint_files import (
+from flashu.checkpoints.files import (
     CONFIG,
     EMBEDDED,
     HUB_ID,
@@ -32,9 +31,10 @@ from flashu.models.checkpoint_files import (
     vae_files,
     weight_files,
 )
+from flashu.checkpoints.weight_names import STEMS, find_weights
+from flashu.errors import InputError
 from flashu.models.geometry import Showo2Config, unsuited_size
-from flashu.models.tokenizer import PromptTokenizer
-from flashu.models.weight_names import STEMS, find_weights
+from flashu.tokenizer import PromptTokenizer
 from jobs.dataset.keys import RUN
 from jobs.settings.config import ModelSection, RunConfig
 

@@ -16,11 +16,12 @@ from filelock import FileLock
 from cluster.checkpoint_cache import local_copy
 from cluster.node_cache import cache_folder
 from cluster.storage import S3Options, Storage
+from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.wanda import WandaScores
 from flashu.calibration import calibrate
 from flashu.config import FlashUConfig
 from flashu.fingerprint import fingerprint
-from flashu.patch import Acceleration, apply_flashu_patch
+from flashu.patch import apply_flashu_patch
 from flashu.pipeline import TextToImagePipeline
 from flashu.probe import PROMPTS
 from jobs.dataset.keys import SCORES

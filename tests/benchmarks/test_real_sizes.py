@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flashu.models import Showo2Qwen2_5
-from flashu.models.checkpoint import EMBEDDING, HEAD
+from flashu.pretrained import EMBEDDING, HEAD
 from tests.command import benchmark, names
 
 SHARD_BYTES = 3_000_000

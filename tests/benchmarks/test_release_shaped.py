@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from release_modules import Batch
-from release_shaped import ReleaseShaped, layers_to_skip, steps_of
+from release_shaped import ReleaseShaped, layers_to_skip
 from release_vae import ReleaseVae
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import FlashUConfig, Showo2Qwen2_5, WandaScores, apply_flashu_patch, remove_flashu_patch, sampler
+from flashu.acceleration.plan import release_plan
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
 from flashu.models import WanImageVAE
@@ -34,9 +35,9 @@ def golden(request):
 
 
 def test_stock_trajectory_ends_where_the_published_codes_does(golden):
-    steps = steps_of(None, golden.meta["num_inference_steps"], golden.meta["guidance_scale"])
+    steps = release_plan(None, golden.meta["num_inference_steps"], golden.meta["guidance_scale"]).steps
     points = sampler.time_grid(len(steps) + 1, golden.meta["time_shifting_factor"])
-    rows = golden.sampler_rows(range(len(golden.rows)))
+    rows = golden.prompt_tokens(range(len(golden.rows)))
     latents = ReleaseShaped.sharing(golden.model).sample(golden.expected["noise"], rows, points, steps)
     assert relative_error(latents, golden.expected["sample_base_trajectory"][-1]) < TRAJECTORY
 
@@ -48,12 +49,12 @@ def test_flashu_trajectory_ends_where_the_published_codes_does(folder, run):
     release = ReleaseShaped.sharing(golden.model)
     if config.r_p:
         release.prune_ffns(golden.scores().ffn, config.r_p)
-    steps = steps_of(config, config.total_steps, golden.meta["guidance_scale"])
+    steps = release_plan(config, config.total_steps, golden.meta["guidance_scale"]).steps
     points = sampler.time_grid(config.total_steps, golden.meta["time_shifting_factor"])
     for prompt in range(len(golden.rows)):
         latents = release.sample(
             golden.expected["noise"][[prompt]],
-            golden.sampler_rows([prompt]),
+            golden.prompt_tokens([prompt]),
             points,
             steps,
             layers_to_skip(config, golden.model.config),
@@ -77,7 +78,7 @@ def test_guided_velocity_is_our_models_with_the_same_weights(llm_hidden, tied):
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    rows = sampler.Rows(
+    rows = sampler.PromptTokens(
         [[1, 5, 6, 7, 2], [1, 9, 2], [1, 2], [1, 2]],
         [[3] * count for count in (10, 12, 13, 13)],
         (3, 5),
@@ -117,7 +118,7 @@ def test_an_evaluation_takes_the_operations_of_the_published_code():
     with torch.device("meta"):
         model = Showo2Qwen2_5(config).bfloat16()
     limit, device = config.max_text_tokens(729), torch.device("meta")
-    rows = sampler.Rows([[0] * 62, [0] * 2], [[0] * (4 + limit - 62), [0] * (2 + limit)], config.native_grid)
+    rows = sampler.PromptTokens([[0] * 62, [0] * 2], [[0] * (4 + limit - 62), [0] * (2 + limit)], config.native_grid)
     batch = Batch.of(rows, device, model.dtype)
     assert batch.tokens.shape == (2, 1024)
     latents, t = torch.empty(2, 16, 54, 54, device=device), torch.empty((), device=device)

@@ -13,18 +13,18 @@ from flashu import (
     InputError,
     TextToImagePipeline,
     WandaScores,
-    answering,
     apply_flashu_patch,
     calibrate,
     calibrate_understanding,
+    conversation,
+    question_rows,
     remove_flashu_patch,
-    understanding,
 )
 from flashu.acceleration import ffn_pruning, visual_tokens
+from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.reading import Reading
 from flashu.acceleration.wanda import importance_order
 from flashu.flops import count_answer
-from flashu.patch import Acceleration
 from tests.bounds import EVALUATION, LEVEL
 from tests.reference import relative_error
 
@@ -84,15 +84,15 @@ def unpatched(model):
 
 
 def first_logits(model, latents, encoded):
-    images = answering.read_images(model, latents, encoded[0])
-    return torch.stack(answering.first_logits(model, images, [encoded] * len(latents)))
+    images = conversation.read_images(model, latents, encoded[0])
+    return torch.stack(conversation.first_logits(model, images, [encoded] * len(latents)))
 
 
 @torch.no_grad()
 def the_long_way(model, latents, question, settings, scores):
     """One image's and question's last logits on an unpatched model: zeroed neurons, layers and tokens left out."""
     acceleration = Acceleration.of(replace(OFF, **settings), model.config.llm)
-    row = understanding.lay_out(model, latents, [question])
+    row = question_rows.lay_out(model, latents, [question])
     x, positions = row.embeds, torch.arange(row.embeds.shape[1])
     layers = model.showo.model.layers
     skipped = scores.layer_importances.argsort()[: acceleration.und_layers_to_skip].tolist()
@@ -104,7 +104,7 @@ def the_long_way(model, latents, question, settings, scores):
             down = layer.mlp.down_proj.weight.clone()
             layer.mlp.down_proj.weight.data[:, unimportant] = 0
             mask = row.mask[:, :, positions][:, :, :, positions]
-            x, own = layer(x, understanding.rotary_at(model, positions[None]), None, mask, None)
+            x, own = layer(x, question_rows.rotary_at(model, positions[None]), None, mask, None)
             layer.mlp.down_proj.weight.data = down
             value = own.value
         if settings.get("und_r_tok") and index == settings["und_tok_layer"]:
@@ -174,7 +174,7 @@ def test_both_tasks_neurons_are_neighbours_without_a_second_copy():
 
 def test_dropped_tokens_leave_the_cache_and_everything_else_stays(model, latents, encoded, scores):
     apply_flashu_patch(model, replace(OFF, und_r_tok=0.5, und_tok_layer=3), **scores)
-    images = answering.read_images(model, latents, encoded[0])
+    images = conversation.read_images(model, latents, encoded[0])
     tokens = model.config.image_latent_height * model.config.image_latent_width
     lengths = [layer.key.shape[2] for layer in images.layers]
     assert lengths == [images.length] * 4 + [images.length - tokens // 2] * (len(lengths) - 4)
@@ -191,8 +191,8 @@ def test_tokens_are_ranked_by_their_value_vectors():
 def test_long_answers_go_on_from_the_same_cache(model, latents, encoded, scores):
     """Token by token as when the answer so far is asked anew."""
     apply_flashu_patch(model, replace(OFF, **TECHNIQUES["all"]), **scores)
-    images = answering.read_images(model, latents, encoded[0])
-    ((answer,), _) = answering.generate(model, images, [encoded[:1], encoded[1:]], 8, -1, answering.greedy)
+    images = conversation.read_images(model, latents, encoded[0])
+    ((answer,), _) = conversation.generate(model, images, [encoded[:1], encoded[1:]], 8, -1, conversation.greedy)
     for length in range(8):
         longer = replace(encoded[0], after=[*encoded[0].after, *answer[:length]])
         assert int(first_logits(model, latents[:1], [longer]).argmax()) == answer[length]
@@ -207,8 +207,8 @@ def test_operations_are_counted_as_they_are_run(model, latents, encoded, scores,
     question = encoded[0]
     # The counter knows the matrix products of attention, but not the fused operation that a CPU would run for them.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        images = answering.read_images(model, latents[:1], question)
-        answering.generate(model, images, [[question, question]], 3, -1, answering.greedy)
+        images = conversation.read_images(model, latents[:1], question)
+        conversation.generate(model, images, [[question, question]], 3, -1, conversation.greedy)
     grid = model.config.native_grid
     counted = count_answer(model.config, acceleration, grid, len(question.after) - 1, 3, 2, len(question.before))
     assert sum(counted.values()) == counter.get_total_flops()
@@ -241,12 +241,12 @@ def test_the_layer_that_ranks_tokens_is_one_that_runs(model, latents, encoded, l
     assert reading.whole_layers(10) == whole
     apply_flashu_patch(model, OFF)
     model.acceleration.reading = reading
-    images = answering.read_images(model, latents, encoded[0])
+    images = conversation.read_images(model, latents, encoded[0])
     kept = images.length - (8 if drop_after is not None else 0)
     lengths = [None if layer is None else layer.key.shape[2] for layer in images.layers]
     ran = [None if layer in left_out else images.length if layer < whole else kept for layer in range(10)]
     assert lengths == ran
-    logits = torch.stack(answering.first_logits(model, images, [encoded] * len(latents)))
+    logits = torch.stack(conversation.first_logits(model, images, [encoded] * len(latents)))
     assert logits.isfinite().all()
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from flashu import InputError, TextToImagePipeline
 from flashu.analysis import activations, compare, figures, obd
-from flashu.understanding import lay_out
-from flashu.visual_questions import open_picture, picture_latents
+from flashu.pictures import open_picture, picture_latents
+from flashu.question_rows import lay_out
 from tests.bounds import EVALUATION, SUM
 
 PROMPTS = ["a red circle", "two blue squares"]

@@ -8,8 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from flashu import InputError, OutOfMemoryError, TextToImagePipeline, answering, understanding, visual_questions
-from flashu.visual_questions import open_picture, picture_latents
+from flashu import (
+    InputError,
+    OutOfMemoryError,
+    TextToImagePipeline,
+    answering,
+    conversation,
+    pictures,
+    question_rows,
+)
+from flashu.pictures import open_picture, picture_latents
 from tests import fakes
 from tests.bounds import EVALUATION, LEVEL
 from tests.reference import relative_error
@@ -41,7 +49,7 @@ def encoded(pipe):
 
 @pytest.fixture(scope="module")
 def images(pipe, latents, encoded):
-    return answering.read_images(pipe.model, latents, encoded[0][0])
+    return conversation.read_images(pipe.model, latents, encoded[0][0])
 
 
 def recomputed(pipe, latents, question, count):
@@ -50,7 +58,7 @@ def recomputed(pipe, latents, question, count):
     for _ in range(count):
         longer = type(question)(question.before, [*question.after, *tokens])
         with torch.no_grad():
-            hidden = understanding.prefill(pipe.model, understanding.lay_out(pipe.model, latents, [longer]))
+            hidden = question_rows.prefill(pipe.model, question_rows.lay_out(pipe.model, latents, [longer]))
             logits = pipe.model.showo.lm_head(hidden[:, -1])
         first = logits if first is None else first
         tokens.append(int(logits.argmax()))
@@ -58,8 +66,8 @@ def recomputed(pipe, latents, question, count):
 
 
 def test_answers_are_those_of_whole_rows_whatever_stands_beside(pipe, latents, encoded, images):
-    answers = answering.generate(pipe.model, images, encoded, 12, NEVER, answering.greedy)
-    logits = answering.first_logits(pipe.model, images, encoded)
+    answers = conversation.generate(pipe.model, images, encoded, 12, NEVER, conversation.greedy)
+    logits = conversation.first_logits(pipe.model, images, encoded)
     for place, asked in enumerate(encoded):
         assert len(answers[place]) == len(logits[place]) == len(asked)
         for question, answer, own in zip(asked, answers[place], logits[place], strict=True):
@@ -69,16 +77,16 @@ def test_answers_are_those_of_whole_rows_whatever_stands_beside(pipe, latents, e
 
 
 def test_an_answer_ends_at_its_stop_token_and_the_others_go_on(pipe, encoded, images):
-    whole = answering.generate(pipe.model, images, encoded, 12, NEVER, answering.greedy)
+    whole = conversation.generate(pipe.model, images, encoded, 12, NEVER, conversation.greedy)
     stop = whole[2][0][3]
-    cut = answering.generate(pipe.model, images, encoded, 12, stop, answering.greedy)
+    cut = conversation.generate(pipe.model, images, encoded, 12, stop, conversation.greedy)
     for full, short in zip(chain(*whole), chain(*cut), strict=True):
         assert short == (full[: full.index(stop)] if stop in full else full)
 
 
 def test_a_drawn_answer_depends_on_its_seed_alone(pipe, encoded, images):
     def drawn(seeds, asked):
-        return answering.generate(pipe.model, images, asked, 6, NEVER, answering.Sampler(seeds, 1.5, None, 1.0))
+        return conversation.generate(pipe.model, images, asked, 6, NEVER, conversation.Sampler(seeds, 1.5, None, 1.0))
 
     together = drawn([[7, 8], [9], [10, 11, 12]], encoded)
     assert together == drawn([[7, 8], [9], [10, 11, 12]], encoded)
@@ -92,7 +100,7 @@ def test_draws_follow_the_probabilities_and_their_limits():
     logits = probabilities.log().expand(1, 4000, 4)
 
     def shares(**limits):
-        sampler = answering.Sampler([range(4000)], **{"temperature": 1.0, "top_k": None, "top_p": 1.0} | limits)
+        sampler = conversation.Sampler([range(4000)], **{"temperature": 1.0, "top_k": None, "top_p": 1.0} | limits)
         return torch.bincount(sampler(logits)[0], minlength=4) / 4000
 
     assert torch.allclose(shares(), probabilities, atol=0.03)
@@ -128,7 +136,7 @@ def test_more_questions_than_fit_a_row_and_images_in_batches_change_no_answer(pi
     asked = [list(texts) for texts in QUESTIONS]
     drawn = {"temperature": 1.0, "seeds": 3, "max_new_tokens": 6}
     together = pipe.answer(pictures, asked, **drawn), pipe.yes_probability(pictures, asked)
-    monkeypatch.setattr(visual_questions, "QUESTIONS_AT_ONCE", 2)
+    monkeypatch.setattr(answering, "QUESTIONS_AT_ONCE", 2)
     apart = pipe.answer(pictures, asked, batch_size=1, **drawn), pipe.yes_probability(pictures, asked, batch_size=2)
     assert apart[0] == together[0]
     for one, other in zip(apart[1], together[1], strict=True):
@@ -147,7 +155,7 @@ def test_running_out_of_memory_is_told_with_what_to_do(pipe, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(answering, "read_images", full)
+    monkeypatch.setattr(conversation, "read_images", full)
     with pytest.raises(OutOfMemoryError, match="with 2 images at once; try batch_size=1"):
         pipe.answer([Image.new("RGB", (8, 8))] * 2, "What?")
 
@@ -195,7 +203,7 @@ def test_pictures_of_every_size_are_resized_and_cropped_as_the_release_does():
     for side in (64, 432):
         for width in range(20, 2001):
             for height in (*range(20 + width % 37, 2001, 53), width, 427, 640):
-                told = visual_questions.covering((width, height), (side, side))
+                told = pictures.covering((width, height), (side, side))
                 assert told == torchvision_crops(width, height, side), (width, height, side)
 
 
@@ -205,13 +213,13 @@ def test_a_cropped_picture_is_the_releases_pixel_for_pixel(size):
     picture, side = Image.fromarray(noise), 432
     left, top, *resized = torchvision_crops(*size, side)
     expected = picture.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
-    assert visual_questions.cover(picture, side, side).tobytes() == expected.tobytes()
+    assert pictures.cover(picture, side, side).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("target", [(96, 64), (64, 96), (64, 64)])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (97, 65), (300, 200), (1, 50_000), (50_000, 1)])
 def test_a_picture_of_any_shape_covers_all_of_what_is_asked_for(size, target):
-    assert set(visual_questions.cover(Image.new("L", size, 200), *target).tobytes()) == {200}
+    assert set(pictures.cover(Image.new("L", size, 200), *target).tobytes()) == {200}
 
 
 def test_answers_of_a_head_trained_apart_are_those_of_whole_rows_and_that_head(tmp_path):
@@ -228,7 +236,7 @@ def test_answers_of_a_head_trained_apart_are_those_of_whole_rows_and_that_head(t
         while len(tokens) < 12 and stop not in tokens:
             longer = replace(question, after=[*question.after, *tokens])
             with torch.no_grad():
-                hidden = understanding.prefill(pipe.model, understanding.lay_out(pipe.model, latents, [longer]))
+                hidden = question_rows.prefill(pipe.model, question_rows.lay_out(pipe.model, latents, [longer]))
             tokens.append(int((hidden[0, -1] @ head.T).argmax()))
         assert pipe.answer(picture, text, max_new_tokens=12) == pipe.tokenizer.decode(tokens)
 

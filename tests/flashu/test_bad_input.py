@@ -10,7 +10,7 @@ import torch
 from flashu import InputError, OutOfMemoryError, Showo2Qwen2_5, TextToImagePipeline
 from flashu.models import WanImageVAE
 from flashu.models.random_weights import random_model
-from flashu.models.tokenizer import PromptTokenizer
+from flashu.tokenizer import PromptTokenizer
 from tests import fakes
 
 SIDE = 64  # pixels: 16 image tokens, so that a picture takes milliseconds

@@ -29,7 +29,7 @@ def test_compiled_by_inductor_a_trajectory_is_the_same_to_rounding():
     settings = FlashUConfig(r_p=0.4, r_LS=0.0, T_LS=4, T_cache=2, tau=0, schedule=None, num_inference_steps=4)
     apply_flashu_patch(golden.model, settings, scores=golden.scores())
     plan = golden.model.acceleration.plan(settings.total_steps, 5.0)
-    noise, rows = golden.expected["noise"][:1], golden.sampler_rows([0])
+    noise, rows = golden.expected["noise"][:1], golden.prompt_tokens([0])
     points, before = sampler.time_grid(plan.num_inference_steps), graphs_compiled()
     *_, plain = sampler.trajectory(golden.model, noise, rows, points, plan)
     blocks = replace(

@@ -16,7 +16,8 @@ import torch
 from huggingface_hub import save_torch_state_dict
 
 from flashu import CheckpointError, InputError, Showo2Qwen2_5, TextToImagePipeline
-from flashu.models import WanImageVAE, checkpoint, checkpoint_files
+from flashu.checkpoints import files, weights
+from flashu.models import WanImageVAE
 from flashu.models.geometry import PRESETS, LlmGeometry
 from flashu.models.random_weights import random_model
 from tests import fakes
@@ -261,8 +262,8 @@ def test_one_file_is_not_hidden_by_an_index_that_is_left_of_another_name(folder)
 @pytest.mark.parametrize("first", [("safetensors", "5GB"), ("safetensors", "200KB"), ("release", "200KB")])
 def test_what_is_saved_last_is_what_loads(tmp_path, monkeypatch, first, second):
     for seed, (layout, shard_size) in enumerate((first, second)):
-        pattern, index, _ = checkpoint.LAYOUTS[layout]
-        monkeypatch.setitem(checkpoint.LAYOUTS, layout, (pattern, index, shard_size))
+        pattern, index, _ = weights.LAYOUTS[layout]
+        monkeypatch.setitem(weights.LAYOUTS, layout, (pattern, index, shard_size))
         model = random_model(Showo2Qwen2_5, fakes.CONFIG, seed)
         model.save_pretrained(tmp_path, layout=layout)
         assert_same_weights(load(tmp_path), model.state_dict())
@@ -298,8 +299,8 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_saved_loads_back_bit_for_bit(tmp_path, monkeypatch, config, shard_size, dtype):
     model = random_model(Showo2Qwen2_5, config, seed=1, dtype=getattr(torch, dtype))
-    pattern, index, _ = checkpoint.LAYOUTS["safetensors"]
-    monkeypatch.setitem(checkpoint.LAYOUTS, "safetensors", (pattern, index, shard_size))
+    pattern, index, _ = weights.LAYOUTS["safetensors"]
+    monkeypatch.setitem(weights.LAYOUTS, "safetensors", (pattern, index, shard_size))
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard_size == "200KB")
     again = load(tmp_path)
@@ -311,8 +312,8 @@ def test_what_is_saved_loads_back_bit_for_bit(tmp_path, monkeypatch, config, sha
 @both_kinds
 def test_diffusers_loads_what_is_saved_in_the_releases_layout(tmp_path, monkeypatch, config, dtype):
     """Its own loading code, with which the release's is one but for the names of single files."""
-    pattern, index, _ = checkpoint.LAYOUTS["release"]
-    monkeypatch.setitem(checkpoint.LAYOUTS, "release", (pattern, index, "200KB"))
+    pattern, index, _ = weights.LAYOUTS["release"]
+    monkeypatch.setitem(weights.LAYOUTS, "release", (pattern, index, "200KB"))
     model = random_model(Showo2Qwen2_5, replace(config, llm_model_path="llm"), seed=1)
     model.save_pretrained(tmp_path, dtype, "release")
     number_format = getattr(torch, dtype or "float32")
@@ -374,7 +375,7 @@ def test_a_released_config_is_written_as_the_release_writes_it(tmp_path):
         file.write_text(json.dumps(PRESETS[name].to_release_dict()))
         data = json.loads(file.read_text())
         assert len([key for key in data if not key.startswith("_")]) == 15
-        assert checkpoint_files.read_config(file) == PRESETS[name]
+        assert files.read_config(file) == PRESETS[name]
         assert not PRESETS[name].unlike_released()
     assert PRESETS["embedded"].unlike_released()[0] == "it builds heads of hidden size 2048, not 192"
 
@@ -485,7 +486,7 @@ def test_a_released_config_is_the_preset_of_its_name(tmp_path, preset, llm, hidd
     }
     file = tmp_path / "config.json"
     file.write_text(json.dumps(released))
-    assert checkpoint_files.read_config(file) == PRESETS[preset]
+    assert files.read_config(file) == PRESETS[preset]
 
 
 # ---------------------------------------------------------------------------------------------------- in memory

@@ -61,7 +61,7 @@ def test_one_evaluation_and_a_guided_trajectory(folder, device, dtype, mode):
 
     plan = make_plan(None, golden.meta["num_inference_steps"], golden.meta["guidance_scale"])
     points = sampler.time_grid(plan.num_inference_steps, golden.meta["time_shifting_factor"])
-    rows = golden.sampler_rows(range(len(golden.rows)))
+    rows = golden.prompt_tokens(range(len(golden.rows)))
     states = list(sampler.trajectory(model, expected["noise"], rows, points, plan, blocks))
     for state, reference in zip(states, expected["sample_base_trajectory"], strict=True):
         assert relative_error(state, reference) < OF_TRAJECTORY[dtype]
@@ -74,7 +74,7 @@ def test_flashu_is_that_of_the_cpu_in_float32(folder, device, dtype, mode):
         config = FlashUConfig(**HEAD_CACHE, tau=3, T_cache=2, num_inference_steps=9)
         apply_flashu_patch(golden.model, config, scores=scores)
         plan = golden.model.acceleration.plan(config.total_steps, golden.meta["guidance_scale"])
-        rows, points = golden.sampler_rows(range(len(golden.rows))), sampler.time_grid(config.total_steps)
+        rows, points = golden.prompt_tokens(range(len(golden.rows))), sampler.time_grid(config.total_steps)
         *_, state = sampler.trajectory(golden.model, golden.expected["noise"], rows, points, plan, blocks)
         return state.cpu()
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from flashu.checkpoints.files import EMBEDDED_FOLDER
 from flashu.models import Showo2Qwen2_5, WanImageVAE
-from flashu.models.checkpoint_files import EMBEDDED_FOLDER
 from flashu.models.geometry import PRESETS, VAE_PRESETS
 
 

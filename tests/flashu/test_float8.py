@@ -16,7 +16,7 @@ from flashu.calibration import calibrate
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import Showo2Qwen2_5
-from flashu.models.float8 import Float8Linear, Float8Mlp, ScaledRows, ffn_owners, require_float8, to_float8
+from flashu.models.float8 import Float8Linear, Float8Matrix, Float8Mlp, ffn_owners, require_float8, to_float8
 from flashu.models.geometry import PRESETS
 from flashu.models.layers import GatedMlp
 from tests.bounds import SUM
@@ -73,7 +73,7 @@ def test_rows_are_rounded_to_three_bits_of_their_own_scale():
     torch.manual_seed(1)
     sizes = torch.tensor([0.0, 1e-9, 1.0, 3e38])
     x = torch.cat([torch.randn(1000, 64).clamp(-1, 1) * size for size in sizes])
-    rows = ScaledRows.of(x)
+    rows = Float8Matrix.of(x)
     assert rows.data.dtype == torch.float8_e4m3fn
     back = rows.data.float() * rows.scale
     step = torch.maximum(x.abs(), x.abs().amax(dim=1, keepdim=True) / 2**14)  # below, numbers get no finer
@@ -84,7 +84,7 @@ def test_a_product_is_that_of_the_rounded_numbers():
     torch.manual_seed(2)
     weight, x = torch.randn(48, 64), torch.randn(7, 64)
     linear = Float8Linear(weight)
-    rounded = ScaledRows.of(x)
+    rounded = Float8Matrix.of(x)
     expected = rounded.data.float() * rounded.scale @ linear.weight.T
     assert relative_error(linear(x), expected) < SUM
     assert 0.01 < distance(linear(x), x @ weight.T) < 0.05
@@ -139,7 +139,7 @@ def test_distance_from_the_published_numbers(golden_model):
 
 
 def last(golden, plan):
-    rows = golden.sampler_rows(range(len(golden.rows)), plan.guided)
+    rows = golden.prompt_tokens(range(len(golden.rows)), plan.guided)
     points = sampler.time_grid(plan.num_inference_steps, golden.meta["time_shifting_factor"])
     *_, state = sampler.trajectory(golden.model, golden.expected["noise"], rows, points, plan)
     return state

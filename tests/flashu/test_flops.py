@@ -8,12 +8,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import FLASHU_PRESETS, FlashUConfig, InputError, Showo2Qwen2_5, WandaScores, apply_flashu_patch, sampler
+from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import make_plan
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
 from flashu.models.geometry import PRESETS, VAE_PRESETS
 from flashu.models.random_weights import random_model
-from flashu.patch import Acceleration
 
 EIGHT = replace(FLASHU_PRESETS["off"], num_inference_steps=8)
 SETTINGS = FlashUConfig(r_p=0.3, r_LS=0.3, T_LS=3, T_cache=2, tau=2, schedule=[(2, 3.0), (2, 1.0), (4, 6.0)])
@@ -34,7 +34,7 @@ def test_count_equals_that_of_a_real_run():
     ones = ([torch.ones(width)] * llm.num_hidden_layers for width in (llm.intermediate_size, llm.hidden_size))
     apply_flashu_patch(model, SETTINGS, scores=WandaScores(*ones, fingerprint(model)))
     limit, grid = CONFIG.max_text_tokens(16), CONFIG.native_grid
-    rows = sampler.Rows([[0] * 10, [0, 0]], [[0] * (4 + limit - 10), [0] * (2 + limit)], grid)
+    rows = sampler.PromptTokens([[0] * 10, [0, 0]], [[0] * (4 + limit - 10), [0] * (2 + limit)], grid)
     states = sampler.trajectory(
         model,
         torch.zeros(1, CONFIG.image_latent_dim, 8, 8),
@@ -46,13 +46,13 @@ def test_count_equals_that_of_a_real_run():
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         list(states)
     counted = count(SETTINGS, 8)
-    assert counter.get_total_flops() == sum(counted.rows)
+    assert counter.get_total_flops() == sum(counted.steps)
 
 
 def test_parts_and_rows_add_up():
     counted = count(SETTINGS, 8)
-    assert len(counted.rows) == 7
-    assert sum(counted.rows) + counted.parts["VAE decode"] == counted.total
+    assert len(counted.steps) == 7
+    assert sum(counted.steps) + counted.parts["VAE decode"] == counted.total
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ def test_each_technique_saves_where_it_says(stock, settings, less, same):
 
 def test_steps_without_guidance_run_the_conditional_rows_only():
     """Each as in a run without any guidance; the text of both rows is run once, by the first step."""
-    guided, alone = (count(replace(EIGHT, schedule=[(8, scale)]), 8, "show-o2-1.5b").rows for scale in (5.0, 1.0))
+    guided, alone = (count(replace(EIGHT, schedule=[(8, scale)]), 8, "show-o2-1.5b").steps for scale in (5.0, 1.0))
     settings = replace(EIGHT, schedule=[(2, 1.0), (3, 5.0), (3, 1.0)])
-    assert count(settings, 8, "show-o2-1.5b").rows[1:] == [alone[1], *guided[2:5], *alone[5:]]
+    assert count(settings, 8, "show-o2-1.5b").steps[1:] == [alone[1], *guided[2:5], *alone[5:]]
     settings = replace(EIGHT, schedule=[(3, 5.0), (5, 1.0)])
-    assert count(settings, 8, "show-o2-1.5b").rows == [*guided[:3], *alone[3:]]
+    assert count(settings, 8, "show-o2-1.5b").steps == [*guided[:3], *alone[3:]]
     assert alone[1] < 0.6 * guided[1]
 
 
@@ -90,7 +90,7 @@ def test_a_variant_that_no_guided_step_runs_reads_no_empty_prompt():
     """Pruned steps without guidance, then whole ones with it: the pruned LLM never runs the unconditional text."""
     settings = replace(EIGHT, r_p=0.3, tau=4, schedule=[(4, 1.0), (4, 5.0)])
     alone = replace(settings, schedule=[(8, 1.0)])
-    assert count(settings, 8).rows[:4] == count(alone, 8).rows[:4]
+    assert count(settings, 8).steps[:4] == count(alone, 8).steps[:4]
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 1000])

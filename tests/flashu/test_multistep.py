@@ -22,7 +22,7 @@ SECOND_ORDER = replace(FLASHU_PRESETS["off"], solver_order=2)
 def model_and_rows():
     pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
     texts = [pipe.tokenizer.encode_prompt(text, 100) for text in (*PROMPTS, "", "")]
-    return pipe.model, sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], GRID)
+    return pipe.model, sampler.PromptTokens([text.prefix for text in texts], [text.suffix for text in texts], GRID)
 
 
 def run(model, rows, steps, config=None):

@@ -9,12 +9,12 @@ import json
 import pytest
 import torch
 
-from flashu import FlashUConfig, answering, apply_flashu_patch, sampler, understanding
+from flashu import FlashUConfig, apply_flashu_patch, conversation, question_rows, sampler
 from flashu.acceleration import layer_skipping
 from flashu.acceleration.plan import make_plan
 from flashu.acceleration.wanda import ActivationNorms
 from flashu.calibration import watch_token_row
-from flashu.models.tokenizer import EncodedQuestion
+from flashu.tokenizer import EncodedQuestion
 from tests.bounds import EVALUATION, TRAJECTORY
 from tests.conftest import golden_folders
 from tests.reference import GoldenModel, load_vae, relative_error
@@ -33,7 +33,7 @@ def step(golden):
 
 
 def test_rows_are_laid_out_as_the_reference_has_them(golden):
-    rows = golden.sampler_rows(range(len(golden.rows)))
+    rows = golden.prompt_tokens(range(len(golden.rows)))
     tokens, spans = (
         torch.cat((golden.expected[name], golden.expected[f"{name}_null"]))
         for name in ("text_tokens", "modality_positions")
@@ -96,7 +96,7 @@ def test_sampling_without_guidance_takes_one_row(golden):
 def _sample(golden, **overrides):
     settings = {"shift": golden.meta["time_shifting_factor"], "guidance": golden.meta["guidance_scale"], **overrides}
     plan = make_plan(None, golden.meta["num_inference_steps"], settings["guidance"])
-    rows = golden.sampler_rows(range(len(golden.rows)), plan.guided)
+    rows = golden.prompt_tokens(range(len(golden.rows)), plan.guided)
     points = sampler.time_grid(plan.num_inference_steps, settings["shift"])
     return sampler.trajectory(golden.model, golden.expected["noise"], rows, points, plan)
 
@@ -110,7 +110,7 @@ def _last(golden, **overrides):
 def test_wanda_scores_from_token_rows(golden):
     norms = ActivationNorms(golden.model.showo.model)
     for prompt in range(len(golden.rows)):
-        watch_token_row(golden.model, golden.sampler_rows([prompt]), golden.meta["token_ids"]["img_pad"], norms)
+        watch_token_row(golden.model, golden.prompt_tokens([prompt]), golden.meta["token_ids"]["img_pad"], norms)
     expected = golden.scores()
     for ours, theirs in zip(norms.scores(), (expected.ffn, expected.attention), strict=True):
         for layer, reference in zip(ours, theirs, strict=True):
@@ -128,18 +128,18 @@ def question(golden):
 
 @torch.no_grad()
 def test_understanding_prefill(golden, question):
-    row = understanding.lay_out(golden.model, golden.expected["noise"][:1], [question])
-    logits = golden.model.showo.lm_head(understanding.prefill(golden.model, row)[:, -1])
+    row = question_rows.lay_out(golden.model, golden.expected["noise"][:1], [question])
+    logits = golden.model.showo.lm_head(question_rows.prefill(golden.model, row)[:, -1])
     assert relative_error(logits, golden.expected["mmu_prefill_last_logits"]) < EVALUATION
 
 
 def test_answer_with_the_image_read_once(golden, question):
-    images = answering.read_images(golden.model, golden.expected["noise"][:1], question)
-    (logits,) = answering.first_logits(golden.model, images, [[question]])
+    images = conversation.read_images(golden.model, golden.expected["noise"][:1], question)
+    (logits,) = conversation.first_logits(golden.model, images, [[question]])
     assert relative_error(logits, golden.expected["mmu_prefill_last_logits"]) < EVALUATION
     expected = golden.expected["mmu_greedy_tokens"].flatten().tolist()
     never = -1  # the reference stops after so many tokens, whatever they are
-    ((tokens,),) = answering.generate(golden.model, images, [[question]], len(expected), never, answering.greedy)
+    ((tokens,),) = conversation.generate(golden.model, images, [[question]], len(expected), never, conversation.greedy)
     assert tokens == expected
 
 
@@ -167,7 +167,7 @@ def test_flashu_run_alone_and_in_one_batch(flashu_folder, flashu_run, monkeypatc
         step for step in range(1, config.total_steps) if (step - 1) % (config.T_LS or 1) == 0
         and step <= config.total_steps - config.tau
     ]  # fmt: skip
-    measured = [due.index(row.step) for row in plan.rows if row.measure]
+    measured = [due.index(step.number) for step in plan.steps if step.measure]
     chosen = []
     choose = layer_skipping.least_important
     monkeypatch.setattr(layer_skipping, "least_important", lambda *args: chosen.append(choose(*args)) or chosen[-1])
@@ -179,7 +179,7 @@ def test_flashu_run_alone_and_in_one_batch(flashu_folder, flashu_run, monkeypatc
             sampler.trajectory(
                 golden.model,
                 expected["noise"][prompts],
-                golden.sampler_rows(prompts, plan.guided),
+                golden.prompt_tokens(prompts, plan.guided),
                 sampler.time_grid(config.total_steps, golden.meta["time_shifting_factor"]),
                 plan,
             )

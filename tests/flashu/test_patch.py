@@ -23,7 +23,7 @@ from flashu.acceleration.plan import make_plan
 from flashu.fingerprint import fingerprint
 from flashu.models.blocks import Blocks
 from flashu.models.geometry import PRESETS
-from flashu.models.qwen2 import Variant
+from flashu.models.qwen2 import Subnetwork
 from flashu.models.random_weights import random_model
 from tests.bounds import EVALUATION, LEVEL, TRAJECTORY
 from tests.reference import relative_error
@@ -144,12 +144,12 @@ def test_a_schedule_whose_first_phase_is_unguided(pipe):
     """Scale 1 for four steps, then 5: as if the run had been cut there and gone on guided from its latents."""
     model = pipe.model
     texts = [pipe.tokenizer.encode_prompt(text, 100) for text in (PROMPTS[0], "")]
-    rows = sampler.Rows([text.prefix for text in texts], [text.suffix for text in texts], GRID)
+    rows = sampler.PromptTokens([text.prefix for text in texts], [text.suffix for text in texts], GRID)
     noise, points = sampler.initial_noise([0], 8, 8, 8), sampler.time_grid(8)
     config = replace(OFF, schedule=((4, 1.0), (4, 5.0)), num_inference_steps=None)
     *_, mixed = sampler.trajectory(model, noise, rows, points, make_plan(config, 8, 7.5))
 
-    alone = sampler.Rows(rows.prefixes[:1], rows.suffixes[:1], rows.grid)
+    alone = sampler.PromptTokens(rows.prefixes[:1], rows.suffixes[:1], rows.grid)
     middle = list(sampler.trajectory(model, noise, alone, points, make_plan(None, 8, 1.0)))[4]
     *_, guided = sampler.trajectory(model, middle, rows, points[4:], make_plan(None, 4, 5.0))
     assert relative_error(mixed, guided) < TRAJECTORY
@@ -159,9 +159,9 @@ def test_no_text_is_read_for_skip_sets_that_the_next_measurement_replaces(pipe, 
     """Unguided steps that skip layers, then guided ones that do, and between them a measurement."""
     read, original = [], Showo2Qwen2_5.encode_prefix
 
-    def encode_prefix(model, rows, grid, variant, *others):
-        read.append((len(rows), variant.rows is not None))
-        return original(model, rows, grid, variant, *others)
+    def encode_prefix(model, rows, grid, subnetwork, *others):
+        read.append((len(rows), subnetwork.running_rows is not None))
+        return original(model, rows, grid, subnetwork, *others)
 
     monkeypatch.setattr(Showo2Qwen2_5, "encode_prefix", encode_prefix)
     config = replace(OFF, r_LS=0.3, T_LS=4, tau=1, schedule=((4, 1.0), (7, 5.0)), num_inference_steps=None)
@@ -183,7 +183,7 @@ def test_conditional_rows_of_a_prefix_are_what_those_rows_alone_would_be(pipe, s
     texts = [pipe.tokenizer.encode_prompt(text, 20) for text in (PROMPTS[0], PROMPTS[1], "", "")]
     layers = len(model.showo.model.layers)
     both, one = (
-        Variant(((0, 128),) * layers, None, layer_skipping.rows_that_run(skipped, layers, count, model.device))
+        Subnetwork(((0, 128),) * layers, None, layer_skipping.rows_that_run(skipped, layers, count, model.device))
         for count in (2, 1)
     )
     suffixes = [text.suffix for text in texts] if not any(skipped) else None
@@ -216,7 +216,7 @@ def test_pruned_groups_take_their_biases_along(pipe, scores):
             linear.bias.data.normal_(generator=generator)
     own = replace(scores, fingerprint=fingerprint(model))
     settings = replace(OFF, head_prune_ratio=0.5, num_inference_steps=4)
-    rows = sampler.Rows([[1, 2, 3], [1, 3]], [[4, 5], [4, 5, 6]], GRID)
+    rows = sampler.PromptTokens([[1, 2, 3], [1, 3]], [[4, 5], [4, 5, 6]], GRID)
     noise, points = sampler.initial_noise([0], 8, 8, 8), sampler.time_grid(4)
 
     apply_flashu_patch(model, settings, scores=own)

@@ -43,7 +43,7 @@ def test_what_cannot_be_made_is_said_when_it_is_submitted(pipe):
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_pictures_begun_before_a_batch_that_fails_are_not_lost(pipe, ahead, monkeypatch):
     """Of the first two batches of three, whether or not one is begun before the one before is waited for."""
-    monkeypatch.setattr("flashu.pipeline._batches_ahead", lambda device: ahead)
+    monkeypatch.setattr("flashu.generation._batches_ahead", lambda device: ahead)
     whole = pipe(["a"] * 6, num_inference_steps=2, seeds=0)
     calls = []
     pipe.model.time_embed.register_forward_hook(lambda *_: calls.append(1) or ((len(calls) < 3 or 1 / 0) and None))

@@ -12,31 +12,31 @@ ALONE = {"r_p": 0, "r_LS": 0, "T_LS": None, "T_cache": None, "tau": 0, "schedule
 
 
 def steps_where(plan, test):
-    return [row.step for row in plan.rows if test(row)]
+    return [step.number for step in plan.steps if test(step)]
 
 
 def test_paper_settings_run_the_llm_on_17_steps_of_34():
     plan = make_plan(PAPER, 35, 10.0)
-    assert steps_where(plan, lambda row: row.llm is not Llm.NONE) == [1, 2, 3, 4, 5, 10, 11, 15, 20, *range(25, 35)]
-    assert steps_where(plan, lambda row: row.llm is Llm.FULL) == list(range(25, 35))
-    assert steps_where(plan, lambda row: row.skip) == [2, 3, 4, 5, 10, 15, 20]
+    assert steps_where(plan, lambda step: step.llm is not Llm.NONE) == [1, 2, 3, 4, 5, 10, 11, 15, 20, *range(25, 35)]
+    assert steps_where(plan, lambda step: step.llm is Llm.FULL) == list(range(25, 35))
+    assert steps_where(plan, lambda step: step.skip) == [2, 3, 4, 5, 10, 15, 20]
 
 
 def test_a_measurement_that_no_step_uses_is_not_made():
     """Steps 1, 11 and 21 are due; after 21 nothing runs the LLM until the full steps, which skip no layer."""
-    assert steps_where(make_plan(PAPER, 35, 10.0), lambda row: row.measure) == [1, 11]
+    assert steps_where(make_plan(PAPER, 35, 10.0), lambda step: step.measure) == [1, 11]
 
 
 def test_head_output_is_stored_every_fifth_step_and_reused_between():
     plan = make_plan(PAPER, 35, 10.0)
-    assert steps_where(plan, lambda row: row.head is Head.STORE) == [5, 10, 15, 20]
+    assert steps_where(plan, lambda step: step.head is Head.STORE) == [5, 10, 15, 20]
     reused = [step for step in range(6, 25) if step % 5]
-    assert steps_where(plan, lambda row: row.head is Head.REUSE) == reused
+    assert steps_where(plan, lambda step: step.head is Head.REUSE) == reused
 
 
 def test_guidance_follows_the_schedule_and_then_the_call():
-    assert [row.guidance for row in make_plan(PAPER, 35, 3.0).rows] == [7.5] * 24 + [10.0] * 10
-    assert {row.guidance for row in make_plan(FlashUConfig(**ALONE), 12, 3.0).rows} == {3.0}
+    assert [step.guidance for step in make_plan(PAPER, 35, 3.0).steps] == [7.5] * 24 + [10.0] * 10
+    assert {step.guidance for step in make_plan(FlashUConfig(**ALONE), 12, 3.0).steps} == {3.0}
 
 
 def test_settings_that_are_off_make_the_unaccelerated_plan():
@@ -58,9 +58,9 @@ def test_each_technique_alone_changes_its_own_column(settings, changed):
     plan, stock = make_plan(FlashUConfig(**{**ALONE, **settings}), 12, 7.5), make_plan(None, 12, 7.5)
     different = {
         name
-        for row, plain in zip(plan.rows, stock.rows, strict=True)
+        for step, plain in zip(plan.steps, stock.steps, strict=True)
         for name in ("llm", "skip", "measure", "head", "guidance", "order")
-        if getattr(row, name) != getattr(plain, name)
+        if getattr(step, name) != getattr(plain, name)
     }
     assert different == changed
 
@@ -73,29 +73,29 @@ def test_no_plan_holds_dead_work():
         if tau > steps:
             continue
         config = FlashUConfig(r_p=r_p, r_LS=r_LS, T_LS=T_LS, T_cache=T_cache, tau=tau, schedule=None)
-        rows = make_plan(config, steps, 1.0).rows
-        assert [row.step for row in rows] == list(range(1, steps))
-        for index, row in enumerate(rows):
-            later = rows[index + 1 :]
-            if row.head is Head.REUSE:
-                assert any(earlier.head is Head.STORE for earlier in rows[:index])
-                assert (row.llm is Llm.NONE) == (not row.measure), "the LLM runs on a reuse step to measure only"
+        planned = make_plan(config, steps, 1.0).steps
+        assert [step.number for step in planned] == list(range(1, steps))
+        for index, step in enumerate(planned):
+            later = planned[index + 1 :]
+            if step.head is Head.REUSE:
+                assert any(earlier.head is Head.STORE for earlier in planned[:index])
+                assert (step.llm is Llm.NONE) == (not step.measure), "the LLM runs on a reuse step to measure only"
             else:
-                assert row.llm is not Llm.NONE
-            if row.measure:
+                assert step.llm is not Llm.NONE
+            if step.measure:
                 used = itertools.takewhile(lambda other: not other.measure, later)
                 assert any(other.skip for other in used), "a measurement that nobody uses"
-            if row.head is Head.STORE:
+            if step.head is Head.STORE:
                 assert later, "a store at the end"
                 assert later[0].head is Head.REUSE, "a store that nobody reuses"
-            if row.skip:
-                assert any(earlier.measure for earlier in rows[:index]), "skipping before anything was measured"
+            if step.skip:
+                assert any(earlier.measure for earlier in planned[:index]), "skipping before anything was measured"
 
 
 def test_a_step_leans_on_the_one_before_except_first_last_and_where_guidance_changes():
     config = FlashUConfig(**{**ALONE, "schedule": [(3, 1.0), (9, 5.0)], "solver_order": 2})
-    assert [row.order for row in make_plan(config, 12, 7.5).rows] == [1, 2, 2, 1, 2, 2, 2, 2, 2, 2, 1]
-    assert {row.order for row in make_plan(PAPER, 35, 7.5).rows} == {1}, "the paper takes Euler steps"
+    assert [step.order for step in make_plan(config, 12, 7.5).steps] == [1, 2, 2, 1, 2, 2, 2, 2, 2, 2, 1]
+    assert {step.order for step in make_plan(PAPER, 35, 7.5).steps} == {1}, "the paper takes Euler steps"
 
 
 @pytest.mark.parametrize("interval", [2, 3, 4])
@@ -104,15 +104,15 @@ def test_a_step_leans_on_the_one_before_except_first_last_and_where_guidance_cha
 def test_a_guided_step_reuses_what_a_guided_step_stored(interval, phases, first_scale):
     scales = itertools.cycle((first_scale, 6.0 - first_scale))
     config = FlashUConfig(r_p=0, r_LS=0, T_cache=interval, tau=2, schedule=list(zip(phases, scales, strict=False)))
-    rows = make_plan(config, 20, 7.5).rows
-    assert any(row.head is Head.REUSE for row in rows)
-    for index, row in enumerate(rows):
-        if row.head is Head.STORE:
-            assert rows[index + 1].head is Head.REUSE, "a store that nobody reuses"
-        if row.head is Head.REUSE:
-            computed = next(other for other in reversed(rows[:index]) if other.head is not Head.REUSE)
+    steps = make_plan(config, 20, 7.5).steps
+    assert any(step.head is Head.REUSE for step in steps)
+    for index, step in enumerate(steps):
+        if step.head is Head.STORE:
+            assert steps[index + 1].head is Head.REUSE, "a store that nobody reuses"
+        if step.head is Head.REUSE:
+            computed = next(other for other in reversed(steps[:index]) if other.head is not Head.REUSE)
             assert computed.head is Head.STORE
-            assert computed.guided or not row.guided, "unconditional rows that nobody stored"
+            assert computed.guided or not step.guided, "unconditional rows that nobody stored"
 
 
 @pytest.mark.parametrize(

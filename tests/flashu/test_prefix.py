@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flashu.models import Showo2Qwen2_5
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.layers import Halves
-from flashu.models.qwen2 import Variant
+from flashu.models.qwen2 import Subnetwork
 from tests.bounds import EVALUATION
 from tests.reference import relative_error
 
@@ -71,7 +71,9 @@ def test_layers_that_only_some_images_run_keep_to_the_halves(model):
     rows = [text(9), text(5), text(7), *[text(2)] * 3]
     some = torch.tensor([0, 2, 3, 5])  # both rows of two of three images
     ran_by = tuple(some if layer in (2, 5) else None for layer in range(10))
-    halved, whole = (model.encode_prefix(rows, GRID, Variant(rows=ran_by), guided=guided) for guided in (True, False))
+    halved, whole = (
+        model.encode_prefix(rows, GRID, Subnetwork(running_rows=ran_by), guided=guided) for guided in (True, False)
+    )
     assert isinstance(halved.llm[2], Halves)
     assert relative_error(velocity(model, halved, range(3)), velocity(model, whole, range(3))) < EVALUATION
 

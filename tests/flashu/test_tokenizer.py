@@ -11,10 +11,10 @@ from shapes.vocabulary import build_tokenizer
 from tokenizers import Tokenizer
 
 from flashu import CheckpointError
+from flashu.checkpoints.files import EMBEDDED_FOLDER
 from flashu.flops import FRAME_TOKENS
-from flashu.models.checkpoint_files import EMBEDDED_FOLDER
 from flashu.models.geometry import DEFAULT_VOCAB_SIZE, PRESETS
-from flashu.models.tokenizer import ADDED_TOKENS, ASSISTANT, SYSTEM, USER, PromptTokenizer
+from flashu.tokenizer import ADDED_TOKENS, ASSISTANT, SYSTEM, USER, PromptTokenizer
 from tests import fakes, qwen
 
 PROMPTS = (

@@ -10,11 +10,11 @@ import pytest
 from cluster.open_storage import open_storage
 from cluster.storage import S3Options, StorageError
 from flashu import FLASHU_PRESETS, InputError
+from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import make_plan
+from flashu.checkpoints.files import EMBEDDED_FOLDER
 from flashu.flops import count_image
-from flashu.models.checkpoint_files import EMBEDDED_FOLDER
 from flashu.models.geometry import PRESETS, VAE_PRESETS, VaeGeometry
-from flashu.patch import Acceleration
 from jobs.driver.image_cost import MANY_IN_SHARD, costly, tflop_per_image
 from jobs.settings.config import read_config
 

@@ -11,8 +11,8 @@ import pytest
 
 from cluster.open_storage import open_storage
 from cluster.storage import S3Options, StorageError
+from flashu.checkpoints.files import EMBEDDED_FOLDER
 from flashu.errors import InputError
-from flashu.models.checkpoint_files import EMBEDDED_FOLDER
 from jobs.settings.config import read_config
 from jobs.settings.inputs import check_inputs
 from tests.command import assert_refused, flashu

@@ -1,6 +1,6 @@
-"""Checkpoint folders (see `checkpoint_files`): reading their weights without running code, and writing them.
+"""Weights in files: read without running code, given to a model, and written. Which files: see `checkpoint_files`.
 
-Weights are memory-mapped and assigned to a model built on the `meta` device, so loading holds one copy of them.
+They are memory-mapped and assigned to a model built on the `meta` device, so loading holds one copy of them.
 """
 
 from __future__ import annotations
@@ -8,37 +8,23 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flashu.devices import DTYPES, FLOAT8, resolve_device, resolve_dtype
-from flashu.errors import CheckpointError, InputError
-from flashu.models import weight_names
-from flashu.models.checkpoint_files import read_config, resolve_folder, weight_files
-from flashu.models.float8 import require_float8, to_float8
+from flashu.checkpoints import weight_names
+from flashu.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from flashu.models.showo2 import Showo2Qwen2_5
-
-EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"
-REPOSITORY_FILES = ["*.json", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]
 SAFETENSORS, RELEASE = "safetensors", "release"
 LAYOUTS = {  # how a model is written: names of files, of the index of shards, and what a shard holds at most
     SAFETENSORS: ("model{suffix}.safetensors", "model.safetensors.index.json", "5GB"),
     RELEASE: ("pytorch_model{suffix}.bin", "diffusion_pytorch_model.bin.index.json", "10GB"),
 }
-STORED = "stored"  # as a dtype: each tensor as the file has it
-
-
-# ------------------------------------------------------------------------------------------------ reading weights
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
@@ -129,93 +115,12 @@ def assign_weights(
     )
 
 
-# ------------------------------------------------------------------------------------------------ Show-o2 folders
-
-
-def load_showo2(
-    cls: type[Showo2Qwen2_5],
-    path_or_hub_id: str | Path,
-    dtype: torch.dtype | str | None,
-    device: torch.device | str,
-    variant: str | None,
-) -> Showo2Qwen2_5:
-    """See `Showo2Qwen2_5.from_pretrained`."""
-    device = resolve_device(device)
-    in_float8, as_stored = dtype == FLOAT8, dtype == STORED
-    dtype = None if dtype is None or as_stored else resolve_dtype(dtype, device)
-    folder = resolve_folder(path_or_hub_id, REPOSITORY_FILES, weights=True, variant=variant)
-    config_file = folder / "config.json"
-    if not config_file.exists():
-        raise CheckpointError(f"{folder} has no config.json; it is not a Show-o2 checkpoint folder")
-    config = read_config(config_file)
-    if in_float8:
-        require_float8(device, config)
-    tensors = read_tensors(weight_files(folder, variant))
-    optional, own_head = [], False
-    if config.llm.tie_word_embeddings:  # one tensor under two names, of which a file may hold either, or both
-        if _head_differs(tensors):
-            warnings.warn(
-                f"{folder} has an output head that differs from its embedding, although its LLM's config ties them: it "
-                "was trained on untied, and is loaded with the head that it has",
-                stacklevel=3,
-            )
-            config, own_head = replace(config, llm=replace(config.llm, tie_word_embeddings=False)), True
-        else:
-            optional.append(HEAD)
-            if HEAD in tensors:
-                tensors.setdefault(EMBEDDING, tensors.pop(HEAD))
-    with torch.device("meta"):
-        model = cls(config)
-    if dtype is None and not as_stored and EMBEDDING in tensors:
-        dtype = _stored_dtype(tensors[EMBEDDING], folder)
-    assign_weights(model, tensors, folder, dtype, "cpu" if in_float8 else device, optional)
-    model.showo.tie_weights()
-    if in_float8:
-        to_float8(model, device)
-        model.to(device)
-    model.source, model.has_own_head = folder, own_head
-    return model.eval()
-
-
-def _head_differs(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a checkpoint has an output head that is not its embedding."""
-    if EMBEDDING not in tensors or HEAD not in tensors:
-        return False
-    embedding, head = tensors[EMBEDDING], tensors[HEAD]
-    return embedding.data_ptr() != head.data_ptr() and not torch.equal(embedding, head.to(embedding.dtype))
-
-
-def _stored_dtype(embedding: Tensor, folder: Path) -> torch.dtype:
-    """The format to run a checkpoint in that does not ask for one: its embedding's, as files may mix formats."""
-    if embedding.dtype not in DTYPES.values():
-        raise CheckpointError(
-            f"{folder} is stored as {str(embedding.dtype).removeprefix('torch.')}; "
-            f"load it with dtype set to one of: {', '.join(DTYPES)}"
-        )
-    return embedding.dtype
-
-
-def save_showo2(model: Showo2Qwen2_5, folder: Path, dtype: torch.dtype | str | None, layout: str) -> None:
-    """See `Showo2Qwen2_5.save_pretrained`."""
-    from flashu.patch import unpatched
-
-    if layout not in LAYOUTS:
-        raise InputError(f"layout is {layout!r}; there are: {', '.join(LAYOUTS)}")
-    dtype = None if dtype is None else resolve_dtype(dtype, torch.device("cpu"))
-    if model.number_format == FLOAT8:
-        raise InputError("a model in float8 has rounded weights and is not saved; load it with dtype bfloat16")
-    with unpatched(model):
-        tensors = dict(model.state_dict())
-        config = model.config.to_release_dict() if layout == RELEASE else model.config.to_dict()
-        if layout == RELEASE:  # a head beside its embedding comes into one shard, where a pickle keeps the two one
-            tensors = {name: tensors[name] for name in (EMBEDDING, HEAD)} | tensors
-        elif model.config.llm.tie_word_embeddings:
-            del tensors[HEAD]
-        save_weights(tensors, folder, config, dtype, layout)
-
-
 def save_weights(
-    tensors: dict[str, Tensor], folder: Path, config: dict, dtype: torch.dtype | None = None, layout: str = SAFETENSORS
+    tensors: dict[str, Tensor],
+    folder: Path,
+    config: dict[str, Any],
+    dtype: torch.dtype | None = None,
+    layout: str = SAFETENSORS,
 ) -> None:
     """Write `config.json` and weights into `folder`, converted to `dtype` (None: as they are) shard by shard."""
     from huggingface_hub import split_torch_state_dict_into_shards

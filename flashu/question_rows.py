@@ -4,7 +4,7 @@
 
 Text is causal. The released mask gives full attention to the N + 1 positions after the time token, so that the time
 token stays causal and eoi is inside; its published scores come from it. Nothing up to eoi sees the question: what
-answers questions makes that part once an image (`flashu.answering`); training and calibration run whole rows.
+answers questions makes that part once an image (`flashu.conversation`); training and calibration run whole rows.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.layers import Rotary, rotary_frequencies, rotary_table
-from flashu.models.showo2 import Showo2Qwen2_5
-from flashu.models.tokenizer import EncodedQuestion
+from flashu.models.showo2 import Showo2
+from flashu.tokenizer import EncodedQuestion
 
 
 @dataclass
@@ -30,7 +30,7 @@ class QuestionRows:
     mask: Tensor  # (1, 1, positions, positions)
 
 
-def lay_out(model: Showo2Qwen2_5, latents: Tensor, questions: Sequence[EncodedQuestion]) -> QuestionRows:
+def lay_out(model: Showo2, latents: Tensor, questions: Sequence[EncodedQuestion]) -> QuestionRows:
     """Lay out clean latents (images, channels, height, width) and a question about each.
 
     What stands before the image must be the same for all, as it is for questions of one tokenizer. Differentiable.
@@ -47,12 +47,12 @@ def lay_out(model: Showo2Qwen2_5, latents: Tensor, questions: Sequence[EncodedQu
     )
 
 
-def prefill(model: Showo2Qwen2_5, rows: QuestionRows) -> Tensor:
+def prefill(model: Showo2, rows: QuestionRows) -> Tensor:
     """The LLM's normed output over the rows, (images, positions, hidden). Differentiable."""
     return model.showo.model(rows.embeds, rows.rotary, mask=rows.mask)[0]
 
 
-def embed_image(model: Showo2Qwen2_5, latents: Tensor, question: EncodedQuestion) -> Tensor:
+def embed_image(model: Showo2, latents: Tensor, question: EncodedQuestion) -> Tensor:
     """From bos to the last image token, (images, positions, hidden). Of `question`, what stands before the image."""
     height, width = latents.shape[-2:]
     positions = model.semantic_positions((height // PATCH_SIZE, width // PATCH_SIZE))
@@ -62,11 +62,11 @@ def embed_image(model: Showo2Qwen2_5, latents: Tensor, question: EncodedQuestion
     return torch.cat((before, time, image), dim=1)
 
 
-def embed_tokens(model: Showo2Qwen2_5, ids: Sequence[Sequence[int]]) -> Tensor:
+def embed_tokens(model: Showo2, ids: Sequence[Sequence[int]]) -> Tensor:
     return model.showo.model.embed_tokens(torch.tensor(ids, device=model.device))
 
 
-def rotary_at(model: Showo2Qwen2_5, positions: Tensor) -> Rotary:
+def rotary_at(model: Showo2, positions: Tensor) -> Rotary:
     """The LLM's rotation at `positions` (rows or 1, positions)."""
     config = model.config.llm
     return rotary_table(rotary_frequencies(config.head_dim, config.rope_theta, model.device), positions, model.dtype)

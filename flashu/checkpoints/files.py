@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from flashu.checkpoints import weight_names
 from flashu.errors import CheckpointError, InputError
-from flashu.models import weight_names
 from flashu.models.geometry import (
     BUILT_IN_LLMS,
     SIGLIP,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
+from flashu.checkpoints.files import TOKENIZER, find_tokenizer, resolve_folder
 from flashu.errors import CheckpointError
-from flashu.models.checkpoint_files import TOKENIZER, find_tokenizer, resolve_folder
 
 ADDED_TOKENS = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # the order fixes their ids
 
