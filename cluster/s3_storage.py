@@ -30,7 +30,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from cluster.local_storage import disk_error
+from cluster.disk_errors import disk_error
 from cluster.s3_errors import S3_ERRORS, error_code, is_missing, is_passing, reason
 from cluster.storage import NotFound, S3Options, Storage, StorageError, check_key
 
@@ -70,7 +70,7 @@ class S3Storage(Storage):
         self._lock = threading.Lock()
         self._made: tuple[int, Any] | None = None
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[S3Storage], tuple[str, S3Options]]:
         return S3Storage, (self.url, self.options)  # without the client: the other process makes its own
 
     def put(self, key: str, data: bytes) -> None:
@@ -85,7 +85,7 @@ class S3Storage(Storage):
 
     def get(self, key: str) -> bytes:
         with self._errors("read", key):
-            return self._retrying(lambda: self._client.get_object(**self._at(key))["Body"].read())
+            return self._retrying(partial(self._get, **self._at(key)))
 
     def open(self, key: str) -> BinaryIO:
         with self._errors("read", key):
@@ -151,6 +151,10 @@ class S3Storage(Storage):
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self._name(key)}
 
+    def _get(self, **request: str) -> bytes:
+        body: bytes = self._client.get_object(**request)["Body"].read()
+        return body
+
     def _put(self, key: str, data: bytes) -> None:
         if len(data) <= MULTIPART_SIZE:
             self._client.put_object(**self._whole(key, data))
@@ -169,7 +173,7 @@ class S3Storage(Storage):
         except ClientError as error:
             if error_code(error) != "PreconditionFailed":
                 raise
-            return self._client.head_object(**self._at(key))["Metadata"] == mark
+            return bool(self._client.head_object(**self._at(key))["Metadata"] == mark)
         return True
 
     def _whole(self, key: str, data: bytes) -> dict[str, Any]:
@@ -179,7 +183,7 @@ class S3Storage(Storage):
     def _read_range(self, key: str, version: str, start: int, end: int) -> bytes:
         request = {**self._at(key), "Range": f"bytes={start}-{end - 1}", "IfMatch": version}
         with self._errors("read", key):
-            return self._retrying(lambda: self._client.get_object(**request)["Body"].read())
+            return self._retrying(partial(self._get, **request))
 
     def _retrying(self, call: Callable[[], T]) -> T:
         """Do something that may be done twice until no passing fault stops it; a body may break off half-read, too."""
@@ -200,7 +204,7 @@ class S3Storage(Storage):
         except S3_ERRORS as error:
             where = f"{self.url}/{key}" if key else self.url
             failure = NotFound if is_missing(error) else StorageError
-            raise failure(f"cannot {verb} {where}: {reason(error, self.bucket, self._endpoint)}") from None
+            raise failure(f"cannot {verb} {where}: {reason(error, self._endpoint)}") from None
 
     @property
     def _endpoint(self) -> str:

@@ -37,7 +37,7 @@ class S3Options:
     connect_timeout_s: float = 10
     read_timeout_s: float = 60
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.endpoint_url is None:
             return
         parts = urlsplit(self.endpoint_url)

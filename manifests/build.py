@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests import schema as columns_of
+from manifests import schema
 from manifests.errors import ManifestError, quoted
 from manifests.sources import Batch, read_sources
 from manifests.unique import DuplicateFinder, Duplicates, hash_ids
@@ -117,8 +118,8 @@ def _scan(batches: Callable[[], Iterable[Batch]], on_rows: Callable[[int], None]
         found = finder.duplicates()
         rows = finder.rows
     fields = [
-        pa.field(name, kind, nullable=name not in columns_of.REQUIRED)
-        for name, kind in columns_of.TYPES.items()
+        pa.field(name, kind, nullable=name not in schema.REQUIRED)
+        for name, kind in schema.TYPES.items()
         if name in known
     ]
     # A column that is empty in every row has no type; it is kept as text.
@@ -146,7 +147,7 @@ def _join(carried: pa.Schema, batch: Batch) -> pa.Schema:
         raise
 
 
-def _type_of(values: list | pa.ChunkedArray) -> pa.DataType:
+def _type_of(values: list[Any] | pa.ChunkedArray) -> pa.DataType:
     return values.type if isinstance(values, pa.ChunkedArray) else pa.array(values).type
 
 
@@ -173,7 +174,7 @@ def _tables(batches: Callable[[], Iterable[Batch]], scan: _Scan, on_rows: Callab
         raise ManifestError("the sources changed while they were read; build again")
 
 
-def _array(values: list | pa.ChunkedArray | None, field: pa.Field, batch: Batch) -> pa.Array | pa.ChunkedArray:
+def _array(values: list[Any] | pa.ChunkedArray | None, field: pa.Field, batch: Batch) -> pa.Array | pa.ChunkedArray:
     try:
         if values is None:
             return pa.nulls(len(batch.positions), field.type)

@@ -35,7 +35,8 @@ class Check:
 def check(manifest: Manifest, on_rows: Callable[[int], None] = lambda rows: None) -> Check:
     """Read every row. A problem is what would keep a job from starting, or from making a row's images."""
     lengths = np.zeros(len(LENGTHS), np.int64)
-    longest = images = count = 0
+    longest = count = 0
+    images: int | None = 0
     problems: list[tuple[str, str]] = []
     known = [name for name in manifest.schema.names if name in TYPES]
     with DuplicateFinder() as finder:

@@ -51,8 +51,7 @@ class DuplicateFinder:
         self.rows = 0
         self._in_memory = in_memory
         self._hashes: list[bytes] = []
-        self._spilled = False
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # made when there is too much for memory
 
     def __enter__(self) -> DuplicateFinder:
         return self
@@ -72,10 +71,11 @@ class DuplicateFinder:
 
     def duplicates(self) -> Duplicates:
         """Of all ids so far. The last thing to ask of it."""
-        if self._spilled and self._hashes:
+        if self._folder and self._hashes:
             self._spill()
         bits = np.zeros((self.rows + 7) // 8, np.uint8)
-        count, examples = 0, []
+        count = 0
+        examples: list[tuple[int, int]] = []  # (this row, earlier row)
         for entries in self._partitions():
             first, repeat = _repeats(entries)
             count += len(repeat)
@@ -97,7 +97,6 @@ class DuplicateFinder:
     def _spill(self) -> None:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="flashu-ids-")
-            self._spilled = True
         entries = self._take()
         partition = entries["high"] >> np.uint64(64 - PARTITION_BITS)
         order = np.argsort(partition, kind="stable")  # stable: rows stay in order within a file
@@ -113,7 +112,7 @@ class DuplicateFinder:
             ) from None
 
     def _partitions(self) -> Iterator[np.ndarray]:
-        if not self._spilled:
+        if self._folder is None:
             yield self._take()
             return
         for file in sorted(Path(self._folder.name).iterdir()):
