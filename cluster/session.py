@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 from cluster import authentication
@@ -65,17 +66,15 @@ def session(
     settings = _join_settings(found) if found else None
     if found and settings is None:
         note(f"No Ray answers at {found.address}, which {found.source} names: starting Ray on this machine")
-    joined = settings is not None
-    if not joined:
-        settings = authentication.settings_to_start()
+        found = None
     import ray  # which takes a second, and is not needed to know this module's error
 
-    with authentication.environment(settings):
+    with authentication.environment(authentication.settings_to_start() if settings is None else settings):
         try:
-            _connect(ray, found if joined else None, local_cpus)
+            _connect(ray, found, local_cpus)
             nodes = sum(node["Alive"] for node in ray.nodes())
             resources = ray.cluster_resources()
-            yield Session(joined, nodes, resources.get("CPU", 0), resources.get("GPU", 0))
+            yield Session(found is not None, nodes, resources.get("CPU", 0), resources.get("GPU", 0))
         finally:
             with suppress(Exception):
                 ray.shutdown()
@@ -117,7 +116,7 @@ def _running() -> str | None:
         from ray._private.services import find_gcs_addresses
 
         (address,) = find_gcs_addresses()
-        return address
+        return str(address)
     return None
 
 
@@ -145,7 +144,7 @@ def _join_settings(found: Found) -> dict[str, str] | None:
     return settings
 
 
-def _connect(ray: object, found: Found | None, local_cpus: float) -> None:
+def _connect(ray: ModuleType, found: Found | None, local_cpus: float) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if found is None:
         cpus = max(os.cpu_count() or 1, math.ceil(local_cpus))
