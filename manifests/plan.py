@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from manifests import schema
@@ -45,7 +46,7 @@ class Manifest:
     files: tuple[str, ...] = field(repr=False)
     _root: str = field(repr=False)
     _label: str = field(repr=False)
-    _starts: np.ndarray = field(repr=False)  # (files + 1): the first row of each file, and the end
+    _starts: NDArray[np.int64] = field(repr=False)  # (files + 1): the first row of each file, and the end
     _digests: tuple[bytes, ...] = field(repr=False)
     _columns: Mapping[str, str] = field(repr=False)
     _endpoint_url: str | None = field(repr=False)
@@ -207,7 +208,7 @@ class Manifest:
 
 
 @lru_cache(maxsize=8)
-def _footer_of(manifest: Manifest, index: int) -> tuple[pq.FileMetaData, np.ndarray]:
+def _footer_of(manifest: Manifest, index: int) -> tuple[pq.FileMetaData, NDArray[np.int64]]:
     """A file's footer, which must still be the one that was planned with; and where its row groups start and end."""
     label = manifest.label(index)
     raw = read_footer(manifest._filesystem(), manifest._path_of(index), -1, label)

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from manifests.errors import ManifestError
 
@@ -35,9 +36,9 @@ class Duplicates:
 
     count: int
     examples: list[tuple[int, int]]
-    bits: np.ndarray  # one a row, packed; set where the row repeats an earlier one
+    bits: NDArray[np.uint8]  # one a row, packed; set where the row repeats an earlier one
 
-    def repeats(self, start: int, stop: int) -> np.ndarray:
+    def repeats(self, start: int, stop: int) -> NDArray[np.bool_]:
         """For each of these rows, whether it repeats an earlier one."""
         first = start // 8
         bits = np.unpackbits(self.bits[first : (stop + 7) // 8], bitorder="little")
@@ -85,7 +86,7 @@ class DuplicateFinder:
             del examples[EXAMPLES:]
         return Duplicates(count, [(earlier, row) for row, earlier in examples], bits)
 
-    def _take(self) -> np.ndarray:
+    def _take(self) -> NDArray[np.void]:
         """What is in memory, as entries."""
         pairs = np.frombuffer(b"".join(self._hashes), "<u8").reshape(-1, 2)
         self._hashes = []
@@ -111,7 +112,7 @@ class DuplicateFinder:
                 "TMPDIR names a folder with 24 bytes for each row"
             ) from None
 
-    def _partitions(self) -> Iterator[np.ndarray]:
+    def _partitions(self) -> Iterator[NDArray[np.void]]:
         if self._folder is None:
             yield self._take()
             return
@@ -119,7 +120,7 @@ class DuplicateFinder:
             yield np.fromfile(file, ENTRY)
 
 
-def _repeats(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _repeats(entries: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that repeat an earlier one, and for each the earliest with its id: (earliest, row)."""
     high = np.sort(entries["high"])
     shared = high[1:][high[1:] == high[:-1]]
