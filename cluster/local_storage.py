@@ -24,11 +24,11 @@ class LocalStorage(Storage):
         self.url = str(self.root)
 
     def put(self, key: str, data: bytes) -> None:
-        with self._written(key, data) as (temporary, path):
+        with self._temporary(key, data) as (temporary, path):
             os.replace(temporary, path)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        with self._written(key, data) as (temporary, path):
+        with self._temporary(key, data) as (temporary, path):
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -65,7 +65,7 @@ class LocalStorage(Storage):
         return self.root / check_key(key)
 
     @contextmanager
-    def _written(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+    def _temporary(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
         """The data under a hidden name beside its place, for the caller to move there; nothing stays of it."""
         path = self._path(key)
         temporary = path.with_name(TEMPORARY + uuid.uuid4().hex)

@@ -23,6 +23,7 @@ from manifests.unique import DuplicateFinder, Duplicates, hash_ids
 from manifests.writing import Destination
 
 DUPLICATES = ("report", "drop")
+UNFIT = (pa.ArrowException, OverflowError, UnicodeError)  # what Arrow raises for a value that a type cannot hold
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def build_from(
     if not scan.rows:
         raise ManifestError(f"{label}: no prompts in there")
     if scan.duplicates.count and duplicates == "report":
-        raise ManifestError(_describe(scan.duplicates, batches))
+        raise ManifestError(_describe_duplicates(scan.duplicates, batches))
     rows = scan.rows - scan.duplicates.count
     files = destination.write(
         _tables(batches, scan, on_rows),
@@ -111,7 +112,7 @@ def _scan(batches: Callable[[], Iterable[Batch]], on_rows: Callable[[int], None]
     with DuplicateFinder() as finder:
         for batch in batches():
             known |= batch.known.keys()
-            carried = _join(carried, batch)
+            carried = _widened(carried, batch)
             digest.update(finder.add(batch.known["prompt_id"]))
             made += batch.ids_made
             on_rows(len(batch.positions))
@@ -127,19 +128,19 @@ def _scan(batches: Callable[[], Iterable[Batch]], on_rows: Callable[[int], None]
     return _Scan(rows, made, pa.schema(fields), found, digest.hexdigest())
 
 
-def _join(carried: pa.Schema, batch: Batch) -> pa.Schema:
+def _widened(carried: pa.Schema, batch: Batch) -> pa.Schema:
     """The types of carried columns so far, widened to hold this batch's values as well."""
     try:
         found = pa.schema([(name, _type_of(values)) for name, values in batch.carried.items()])
         return pa.unify_schemas([carried, found], promote_options="permissive")
-    except (pa.ArrowException, OverflowError, UnicodeError):
+    except UNFIT:
         for index in range(len(batch.positions)):
             for name, values in batch.carried.items():
                 try:
                     kind = values.type if isinstance(values, pa.ChunkedArray) else pa.array(values[: index + 1]).type
                     so_far = pa.schema([carried.field(name)] if name in carried.names else [])
                     pa.unify_schemas([so_far, pa.schema([(name, kind)])], promote_options="permissive")
-                except (pa.ArrowException, OverflowError, UnicodeError) as error:
+                except UNFIT as error:
                     raise ManifestError(
                         f"{batch.where(index)}: the column {name} does not fit the rows before: "
                         f"{str(error).splitlines()[0]}"
@@ -179,14 +180,14 @@ def _array(values: list[Any] | pa.ChunkedArray | None, field: pa.Field, batch: B
         if values is None:
             return pa.nulls(len(batch.positions), field.type)
         return values.cast(field.type) if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type)
-    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+    except UNFIT as error:
         raise ManifestError(
             f"{batch.where(0)} and what follows: the column {field.name} cannot be written as {field.type}: "
             f"{str(error).splitlines()[0]}"
         ) from None
 
 
-def _describe(found: Duplicates, batches: Callable[[], Iterable[Batch]]) -> str:
+def _describe_duplicates(found: Duplicates, batches: Callable[[], Iterable[Batch]]) -> str:
     """Where the first duplicates are. Reads the sources again, up to there."""
     wanted = sorted({row for pair in found.examples for row in pair})
     places: dict[int, tuple[str, str]] = {}

@@ -21,7 +21,7 @@ from manifests.s3_errors import NO_BUCKET
 
 
 @dataclass(frozen=True)
-class Found:
+class FileSet:
     """Files under one root: `names` are relative to it, and sorted."""
 
     filesystem: fs.FileSystem
@@ -33,7 +33,7 @@ class Found:
 
     def path(self, name: str) -> str:
         """What the file system calls the file."""
-        return f"{self.root}/{name}" if self.root else name
+        return path_under(self.root, name)
 
 
 def open_filesystem(
@@ -82,7 +82,7 @@ def _s3(bucket: str | None, endpoint: str | None, region: str | None) -> fs.S3Fi
     )
 
 
-def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None, region: str | None = None) -> Found:
+def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None, region: str | None = None) -> FileSet:
     """The files that a file, folder or glob means.
 
     A folder means the files with these suffixes in it and in its folders; a glob (`*`, `?`, `[ab]`, `**/`) all that
@@ -94,7 +94,7 @@ def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None
     if info.type == fs.FileType.File:
         root, _, name = path.rpartition("/")
         label = url.rstrip("/")[: -len(name)] if url.rstrip("/").endswith(name) else root + "/"
-        return Found(filesystem, root, label, (name,), (info.size,), is_folder=False)
+        return FileSet(filesystem, root, label, (name,), (info.size,), is_folder=False)
     is_glob = info.type == fs.FileType.NotFound and re.search(r"[*?\[]", path)
     if is_glob:
         root = _fixed_folder(path).rstrip("/")
@@ -120,7 +120,12 @@ def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None
         there = named(sorted(name for name, _ in inside))
         raise ManifestError(f"{url} holds no file that ends in {' or '.join(suffixes)}; it holds {there}")
     names, sizes = zip(*files, strict=True)
-    return Found(filesystem, root, label, names, sizes, is_folder=not is_glob)
+    return FileSet(filesystem, root, label, names, sizes, is_folder=not is_glob)
+
+
+def path_under(root: str, name: str) -> str:
+    """What a file system calls a file under a root."""
+    return f"{root}/{name}" if root else name
 
 
 def look_at(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:

@@ -23,7 +23,7 @@ from pyarrow import fs
 from manifests import schema
 from manifests.errors import ManifestError, quoted
 from manifests.file_errors import plain_errors
-from manifests.files import find, open_filesystem
+from manifests.files import find, open_filesystem, path_under
 from manifests.footers import Footer, compare_schemas, is_one_build, read_footer, refuse_nulls
 from manifests.unique import DuplicateFinder
 
@@ -152,7 +152,7 @@ class Manifest:
                 # Without pre-buffering a row group is read as it is decoded, and need not fit in memory.
                 file = pq.ParquetFile(opened, metadata=metadata, pre_buffer=False, buffer_size=1 << 20)
                 for batch in file.iter_batches(size, columns=[self._columns.get(name, name) for name in wanted]):
-                    table = _ours(pa.Table.from_batches([batch]), self._columns).select(wanted)
+                    table = _normalised(pa.Table.from_batches([batch]), self._columns).select(wanted)
                     yield row, table.slice(0, end - row)
                     row += len(batch)
                     if row >= end:
@@ -195,7 +195,7 @@ class Manifest:
         return self._label + self.files[index]
 
     def _path_of(self, index: int) -> str:
-        return f"{self._root}/{self.files[index]}" if self._root else self.files[index]
+        return path_under(self._root, self.files[index])
 
     def _file_of(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -225,10 +225,10 @@ def _footer_of(manifest: Manifest, index: int) -> tuple[pq.FileMetaData, NDArray
 def _row_group(manifest: Manifest, index: int, group: int) -> pa.Table:
     with plain_errors(manifest.label(index)), manifest._open(index) as opened:
         table = pq.ParquetFile(opened, metadata=_footer_of(manifest, index)[0]).read_row_group(group)
-    return _ours(table, manifest._columns).select(manifest.schema.names).replace_schema_metadata(None)
+    return _normalised(table, manifest._columns).select(manifest.schema.names).replace_schema_metadata(None)
 
 
-def _ours(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+def _normalised(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     """Under our names, in our types."""
     names = schema.renaming(table.column_names, {o: t for o, t in columns.items() if t in table.column_names}, "")
     return schema.normalise(table.rename_columns(list(names.values())))

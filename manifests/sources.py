@@ -91,11 +91,11 @@ def batches_of(records: Iterable[Record], label: str, unit: str, from_text: bool
         carried = [name for name in names if name not in schema.TYPES]
         schema.refuse_reserved(carried, label)
         batch = Batch(label, unit, positions, {}, {name: [row.get(name) for row in rows] for name in carried})
-        _check(batch, {name: [row.get(name) for row in rows] for name in names if name not in carried}, from_text)
+        _convert(batch, {name: [row.get(name) for row in rows] for name in names if name not in carried}, from_text)
         yield batch
 
 
-def _check(batch: Batch, known: dict[str, list[Any]], from_text: bool) -> None:
+def _convert(batch: Batch, known: dict[str, list[Any]], from_text: bool) -> None:
     """Known columns as read, into `batch`: converted, with ids made where there are none, every value usable."""
     if "prompt" not in known:
         there = [*known, *batch.carried]
@@ -286,14 +286,14 @@ def _read_parquet(file: pa.NativeFile, label: str, columns: Mapping[str, str]) -
             table.validate(full=True)
         except pa.ArrowInvalid as error:
             raise ManifestError(f"{label}, rows {row}-{row + len(table) - 1}: {str(error).splitlines()[0]}") from None
-        carried = {name: _plain(table.column(name)) for name in names if name not in schema.TYPES}
+        carried = {name: _without_dictionary(table.column(name)) for name in names if name not in schema.TYPES}
         batch = Batch(label, "row", range(row, row + len(table)), {}, carried)
-        _check(batch, {name: table.column(name).to_pylist() for name in names if name in schema.TYPES}, False)
+        _convert(batch, {name: table.column(name).to_pylist() for name in names if name in schema.TYPES}, False)
         row += len(table)
         yield batch
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Dictionaries differ from file to file; their values do not."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from manifests.build import BuildReport, build_from
 from manifests.errors import ManifestError
 from manifests.file_errors import plain_errors
-from manifests.files import Found, find
+from manifests.files import FileSet, find
 from manifests.sources import Batch, batches_of, read_sources
 from manifests.writing import Destination
 
@@ -56,7 +56,7 @@ def build_dpg(
     return build_from(batches, target, source)
 
 
-def _read_texts(found: Found) -> list[tuple[str, str]]:
+def _read_texts(found: FileSet) -> list[tuple[str, str]]:
     """Each file's name and prompt. They are few and small, but in S3 each is a request."""
 
     def read(name: str) -> tuple[str, str]:

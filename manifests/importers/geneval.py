@@ -46,7 +46,7 @@ def build_geneval(
     target.refuse_source(source)
     found = find(source, (".jsonl",), **place)
     if len(found.names) > 1:
-        raise ManifestError(f"{source} holds {named(list(found.names))}; give one file: its lines are counted")
+        raise ManifestError(f"{source} holds {named(found.names)}; give one file: its lines are counted")
     label = found.label + found.names[0]
 
     def rows() -> Iterator[Record]:
