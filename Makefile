@@ -20,6 +20,7 @@ test-cpus: $(VENV)/installed-test # the numeric tests, as other CPUs would run t
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -47,8 +47,10 @@ import ray
 from hardware import describe_host
 from ray.actor import ActorHandle
 
-from cluster.pool import POLL_S, PoolOptions, QueueActor, Snapshot, WorkerPool
+from cluster.pool import POLL_S, WorkerPool
+from cluster.pool_options import PoolOptions
 from cluster.queue import WAIT, ShardQueue
+from cluster.queue_actor import QueueActor, Snapshot
 from cluster.session import session
 from cluster.work import Lease, Place, ShardWork, Times
 from jobs.statistics.mergeable import Timeline

@@ -19,7 +19,7 @@ from pathlib import Path
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 DEFAULT_PATH = "~/.ray/auth_token"
 TLS = "RAY_USE_TLS"
-HOW = f"give the cluster's token in {TOKEN}, in a file named by {TOKEN_PATH}, or in {DEFAULT_PATH}"
+HOW_TO_GIVE_ONE = f"give the cluster's token in {TOKEN}, in a file named by {TOKEN_PATH}, or in {DEFAULT_PATH}"
 ASK_S, TRIES = 4.0, 2
 CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId", b""  # of the GCS, which holds a cluster together
 PING = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06"  # of the server for ray:// addresses: type = PING
@@ -41,7 +41,7 @@ class Token:
     value: str = field(repr=False)
 
     def refused(self) -> RefusedError:
-        return RefusedError(f"it refuses the token from {self.where}: {HOW}")
+        return RefusedError(f"it refuses the token from {self.where}: {HOW_TO_GIVE_ONE}")
 
 
 def find_token() -> Token | None:
@@ -63,7 +63,7 @@ def needed_token() -> Token:
     """As `find_token`, of a cluster that asks for one. Raises `RefusedError` also where there is none."""
     token = find_token()
     if token is None:
-        raise RefusedError(f"it asks for a token, and none was found: {HOW}")
+        raise RefusedError(f"it asks for a token, and none was found: {HOW_TO_GIVE_ONE}")
     return token
 
 
@@ -75,7 +75,7 @@ def _checked(token: Token) -> Token:
 
 def ask(place: str, token: Token | None, client: bool = False) -> Answer:
     """What the cluster at `place`, host:port, answers to who has this token. `client`: it is a ray:// address."""
-    import grpc
+    import grpc  # which takes a tenth of a second
 
     sent = [("authorization", f"Bearer {token.value}")] if token else []
     code = grpc.StatusCode
@@ -98,7 +98,7 @@ def ask(place: str, token: Token | None, client: bool = False) -> Answer:
     return Answer.NONE
 
 
-def settings_for(place: str, client: bool = False) -> dict[str, str] | None:
+def variables_to_join(place: str, client: bool = False) -> dict[str, str] | None:
     """The environment that Ray needs to join the cluster at `place`; None where no Ray answers.
 
     Where Ray is told to use TLS, it is not asked, and Ray goes by its own variables.
@@ -118,7 +118,7 @@ def settings_for(place: str, client: bool = False) -> dict[str, str] | None:
     return None if answer is Answer.NONE else {MODE: "token", TOKEN: token.value}
 
 
-def settings_to_start() -> dict[str, str]:
+def variables_to_start() -> dict[str, str]:
     """The environment for a Ray of one's own, which asks for a token that no one else knows, unless told otherwise.
 
     Left to itself, Ray would write one to the user's home, where clusters started later would take it from.
@@ -129,18 +129,18 @@ def settings_to_start() -> dict[str, str]:
 
 
 @contextmanager
-def environment(settings: Mapping[str, str]) -> Iterator[None]:
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Have Ray see these variables, in this process and in those that it starts, for a while."""
     before = {name: os.environ.get(name) for name in (MODE, TOKEN)}
-    _set(settings)
+    _set_variables(variables)
     try:
         yield
     finally:
-        _set(before)
+        _set_variables(before)
 
 
-def _set(settings: Mapping[str, str | None]) -> None:
-    for name, value in settings.items():
+def _set_variables(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
         if value is None:
             os.environ.pop(name, None)
         else:

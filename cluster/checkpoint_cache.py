@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cluster.local_storage import disk_error
+from cluster.disk_errors import plain_errors
 from cluster.node_cache import CACHE_VARIABLE, cache_folder
 from cluster.s3_storage import Entry, S3Storage
 from cluster.storage import S3Options, StorageError, check_key
@@ -31,7 +31,7 @@ FILES_AT_ONCE = 4  # each in up to ten parts
 log = logging.getLogger(__name__)
 
 
-def local_copy(url: str, s3: S3Options | None = None, cache_dir: str | os.PathLike | None = None) -> str:
+def local_copy(url: str, s3: S3Options | None = None, cache_dir: str | os.PathLike[str] | None = None) -> str:
     """Where `url` can be read on this node. What is not `s3://` (a folder, a hub id) is returned as it is.
 
     `url` may be a folder or a single object, whose name the copy keeps. `cache_dir` is `$FLASHU_CACHE` or
@@ -44,13 +44,11 @@ def local_copy(url: str, s3: S3Options | None = None, cache_dir: str | os.PathLi
     listing = json.dumps([storage.url, sorted((entry.key, entry.size, entry.version) for entry in entries)])
     folder = cache / hashlib.sha256(listing.encode()).hexdigest()[:32]
     if not folder.exists():
-        try:
+        with plain_errors("write", cache):
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock", poll_interval=0.2):
                 if not folder.exists():
                     _fetch(storage, entries, folder)
-        except OSError as error:
-            raise disk_error("write", cache, error) from None
     return str(folder / name if name else folder)
 
 

@@ -10,7 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cluster.storage import TEMPORARY, NotFound, Storage, StorageError, check_key
+from cluster.disk_errors import plain_errors
+from cluster.storage import TEMPORARY, Storage, check_key
+
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class LocalStorage(Storage):
@@ -21,11 +24,11 @@ class LocalStorage(Storage):
         self.url = str(self.root)
 
     def put(self, key: str, data: bytes) -> None:
-        with self._written(key, data) as (temporary, path):
+        with self._temporary(key, data) as (temporary, path):
             os.replace(temporary, path)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        with self._written(key, data) as (temporary, path):
+        with self._temporary(key, data) as (temporary, path):
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -40,11 +43,11 @@ class LocalStorage(Storage):
         return True
 
     def get(self, key: str) -> bytes:
-        with self.open(key) as file, _local_errors("read", self._path(key)):
+        with self.open(key) as file, plain_errors("read", self._path(key)):
             return file.read()
 
     def open(self, key: str) -> BinaryIO:
-        with _local_errors("read", self._path(key)):
+        with plain_errors("read", self._path(key)):
             return open(self._path(key), "rb")
 
     def exists(self, key: str) -> bool:
@@ -55,18 +58,18 @@ class LocalStorage(Storage):
         return _walk(self._path(folder) if folder else self.root, folder + slash, start)
 
     def delete(self, key: str) -> None:
-        with _local_errors("delete", self._path(key)):
+        with plain_errors("delete", self._path(key)):
             self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
     @contextmanager
-    def _written(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+    def _temporary(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
         """The data under a hidden name beside its place, for the caller to move there; nothing stays of it."""
         path = self._path(key)
         temporary = path.with_name(TEMPORARY + uuid.uuid4().hex)
-        with _local_errors("write", path):
+        with plain_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with open(temporary, "xb") as file:  # not mkstemp, whose files others may not read
@@ -90,7 +93,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _walk(folder: Path, base: str, start: str = "") -> Iterator[str]:
-    with _local_errors("list", folder), suppress(FileNotFoundError), os.scandir(folder) as entries:
+    with plain_errors("list", folder), suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith(start) or entry.name.startswith(TEMPORARY):
                 continue
@@ -98,34 +101,3 @@ def _walk(folder: Path, base: str, start: str = "") -> Iterator[str]:
                 yield from _walk(Path(entry.path), f"{base}{entry.name}/")
             else:
                 yield base + entry.name
-
-
-_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_FILE_IN_THE_WAY = "a part of this path is a file, where a folder is needed"
-_NOT_ALLOWED = "this user may not do that there; change its permissions or choose another folder"
-_LOCAL_REASONS = {
-    errno.ENOSPC: "the disk is full (No space left on device)",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EACCES: _NOT_ALLOWED,
-    errno.EPERM: _NOT_ALLOWED,
-    errno.EROFS: "it lies on a read-only file system",
-    errno.ENOTDIR: _FILE_IN_THE_WAY,
-    errno.EEXIST: _FILE_IN_THE_WAY,  # from making the folder
-    errno.EISDIR: "it is a folder, where a file is needed",
-    errno.ENAMETOOLONG: "its name is too long for the file system",
-}
-
-
-def disk_error(verb: str, path: Path, error: OSError) -> StorageError:
-    """An error of the operating system, in words."""
-    if isinstance(error, FileNotFoundError):
-        return NotFound(f"cannot {verb} {path}: it does not exist")
-    return StorageError(f"cannot {verb} {path}: {_LOCAL_REASONS.get(error.errno, error.strerror or error)}")
-
-
-@contextmanager
-def _local_errors(verb: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(verb, path, error) from None

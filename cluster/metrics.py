@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from ray.util.metrics import Gauge
 
-PLAIN = string.ascii_letters + string.digits + string.punctuation + " "
+TAG_CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " "
 
 
 class Gauges:
@@ -22,7 +22,7 @@ class Gauges:
             name: Gauge(f"{prefix}_{name}", description=text, tag_keys=("run",)) for name, text in descriptions.items()
         }
         for gauge in self.gauges.values():
-            gauge.set_default_tags({"run": quote(run, safe=PLAIN)})
+            gauge.set_default_tags({"run": quote(run, safe=TAG_CHARACTERS)})
 
     def set(self, **values: float) -> None:
         for name, value in values.items():

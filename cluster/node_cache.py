@@ -15,7 +15,7 @@ from filelock import FileLock
 CACHE_VARIABLE = "FLASHU_CACHE"
 
 
-def cache_folder(cache_dir: str | os.PathLike | None = None) -> Path:
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """`cache_dir`, else `$FLASHU_CACHE`, else `~/.cache/flashu`; not made yet."""
     return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/flashu").expanduser()
 

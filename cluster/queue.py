@@ -1,4 +1,4 @@
-"""Which shard goes to whom. Plain state and rules, with neither Ray nor threads; `cluster.pool` makes an actor of it.
+"""Which shard goes to whom. Plain state and rules, without Ray or threads; `cluster.queue_actor` makes an actor of it.
 
 Memory is one byte per shard, and otherwise grows with the leases out and the shards in trouble.
 """
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Final
 
 from cluster.work import Lease
 
@@ -18,7 +19,14 @@ DEATHS_ALONE = 2  # an item that takes its worker down this often, running by it
 STRAGGLER = 2.0  # times the median shard's time, after which an idle worker takes a second lease,
 STRAGGLER_S = 5.0  # and at least so many seconds
 
-WAIT = object()  # no lease now, perhaps later
+
+class Wait(Enum):
+    """In place of a lease: none now, perhaps later."""
+
+    WAIT = auto()
+
+
+WAIT: Final = Wait.WAIT
 
 
 class Stage(Enum):
@@ -100,7 +108,7 @@ class ShardQueue:
 
     # ------------------------------------------------------------------------------------------- from the workers
 
-    def lease(self, worker: str) -> Lease | object | None:
+    def lease(self, worker: str) -> Lease | Wait | None:
         """A shard to do; `WAIT` when there is none now; None when there will be none."""
         if self.stopped or not self.remaining:
             return None

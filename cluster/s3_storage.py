@@ -30,9 +30,9 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from cluster.local_storage import disk_error
+from cluster.disk_errors import disk_error
 from cluster.s3_errors import S3_ERRORS, error_code, is_missing, is_passing, reason
-from cluster.storage import NotFound, S3Options, Storage, StorageError, check_key
+from cluster.storage import CREDENTIALS_BELONG, NotFound, S3Options, Storage, StorageError, check_key
 
 MULTIPART_SIZE = 64 * 2**20  # larger objects are written in parts, so that a broken connection costs one part
 READ_AHEAD = 2**20  # a request takes about as long as transferring this much
@@ -57,10 +57,7 @@ class S3Storage(Storage):
     def __init__(self, url: str, options: S3Options):
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if "@" in bucket or ":" in bucket:  # a secret key may hold a slash, so all of the URL is kept from the text
-            raise StorageError(
-                "an s3:// URL holds credentials. Remove them there, and set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY in the environment, or name a profile in AWS_PROFILE"
-            )
+            raise StorageError(f"an s3:// URL holds credentials. {CREDENTIALS_BELONG}")
         if not re.fullmatch(r"[a-zA-Z0-9._-]{3,255}", bucket):
             raise StorageError(f"{url!r} names no bucket; write s3://bucket/prefix")
         prefix = prefix.strip("/")
@@ -68,9 +65,9 @@ class S3Storage(Storage):
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self.options = options
         self._lock = threading.Lock()
-        self._made: tuple[int, Any] | None = None
+        self._connected: tuple[int, Any] | None = None  # the process that made the client, and the client
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[S3Storage], tuple[str, S3Options]]:
         return S3Storage, (self.url, self.options)  # without the client: the other process makes its own
 
     def put(self, key: str, data: bytes) -> None:
@@ -85,11 +82,11 @@ class S3Storage(Storage):
 
     def get(self, key: str) -> bytes:
         with self._errors("read", key):
-            return self._retrying(lambda: self._client.get_object(**self._at(key))["Body"].read())
+            return self._retrying(partial(self._get, **self._address(key)))
 
     def open(self, key: str) -> BinaryIO:
         with self._errors("read", key):
-            head = self._retrying(lambda: self._client.head_object(**self._at(key)))
+            head = self._retrying(lambda: self._client.head_object(**self._address(key)))
         # The ETag holds readers to one version of an object that is replaced meanwhile.
         read = partial(self._read_range, key, head["ETag"])
         return io.BufferedReader(_RangeFile(read, head["ContentLength"]), READ_AHEAD)
@@ -97,7 +94,7 @@ class S3Storage(Storage):
     def exists(self, key: str) -> bool:
         try:
             with self._errors("look for", key):
-                self._retrying(lambda: self._client.head_object(**self._at(key)))
+                self._retrying(lambda: self._client.head_object(**self._address(key)))
         except NotFound:
             return False
         return True
@@ -121,13 +118,13 @@ class S3Storage(Storage):
 
     def delete(self, key: str) -> None:
         with self._errors("delete", key):
-            self._retrying(lambda: self._client.delete_object(**self._at(key)))
+            self._retrying(lambda: self._client.delete_object(**self._address(key)))
 
     def download(self, key: str, path: Path) -> None:
         """Write an object to a local file, in parts at once when it is large."""
         with self._errors("read", key):
             try:
-                self._retrying(lambda: self._client.download_file(self.bucket, self._name(key), str(path)))
+                self._retrying(lambda: self._client.download_file(self.bucket, self._full_key(key), str(path)))
             except OSError as error:
                 if isinstance(error, S3_ERRORS):  # some of botocore's are both
                     raise
@@ -141,45 +138,49 @@ class S3Storage(Storage):
     @property
     def _client(self) -> Any:
         with self._lock:
-            if self._made is None or self._made[0] != os.getpid():  # connections do not survive a fork
-                self._made = os.getpid(), _make_client(self.options)
-            return self._made[1]
+            if self._connected is None or self._connected[0] != os.getpid():  # connections do not survive a fork
+                self._connected = os.getpid(), _make_client(self.options)
+            return self._connected[1]
 
-    def _name(self, key: str) -> str:
+    def _full_key(self, key: str) -> str:
         return self.prefix + check_key(key)
 
-    def _at(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": self._name(key)}
+    def _address(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._full_key(key)}
+
+    def _get(self, **request: str) -> bytes:
+        body: bytes = self._client.get_object(**request)["Body"].read()
+        return body
 
     def _put(self, key: str, data: bytes) -> None:
         if len(data) <= MULTIPART_SIZE:
-            self._client.put_object(**self._whole(key, data))
+            self._client.put_object(**self._put_request(key, data))
             return
         self._client.upload_fileobj(
             io.BytesIO(data),
             self.bucket,
-            self._name(key),
+            self._full_key(key),
             ExtraArgs={"ContentType": _content_type(key)},
             Config=TransferConfig(multipart_threshold=MULTIPART_SIZE, multipart_chunksize=MULTIPART_SIZE // 4),
         )
 
     def _put_new(self, key: str, data: bytes, mark: dict[str, str]) -> bool:
         try:
-            self._client.put_object(**self._whole(key, data), IfNoneMatch="*", Metadata=mark)
+            self._client.put_object(**self._put_request(key, data), IfNoneMatch="*", Metadata=mark)
         except ClientError as error:
             if error_code(error) != "PreconditionFailed":
                 raise
-            return self._client.head_object(**self._at(key))["Metadata"] == mark
+            return bool(self._client.head_object(**self._address(key))["Metadata"] == mark)
         return True
 
-    def _whole(self, key: str, data: bytes) -> dict[str, Any]:
+    def _put_request(self, key: str, data: bytes) -> dict[str, Any]:
         checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
-        return {**self._at(key), "Body": data, "ContentType": _content_type(key), "ChecksumSHA256": checksum}
+        return {**self._address(key), "Body": data, "ContentType": _content_type(key), "ChecksumSHA256": checksum}
 
     def _read_range(self, key: str, version: str, start: int, end: int) -> bytes:
-        request = {**self._at(key), "Range": f"bytes={start}-{end - 1}", "IfMatch": version}
+        request = {**self._address(key), "Range": f"bytes={start}-{end - 1}", "IfMatch": version}
         with self._errors("read", key):
-            return self._retrying(lambda: self._client.get_object(**request)["Body"].read())
+            return self._retrying(partial(self._get, **request))
 
     def _retrying(self, call: Callable[[], T]) -> T:
         """Do something that may be done twice until no passing fault stops it; a body may break off half-read, too."""
@@ -200,14 +201,14 @@ class S3Storage(Storage):
         except S3_ERRORS as error:
             where = f"{self.url}/{key}" if key else self.url
             failure = NotFound if is_missing(error) else StorageError
-            raise failure(f"cannot {verb} {where}: {reason(error, self.bucket, self._endpoint)}") from None
+            raise failure(f"cannot {verb} {where}: {reason(error, self._endpoint)}") from None
 
     @property
     def _endpoint(self) -> str:
         """The server's address as errors name it; one from the environment may hold a password."""
-        if self._made is None:
+        if self._connected is None:
             return "S3"
-        parts = urlsplit(self._made[1].meta.endpoint_url)
+        parts = urlsplit(self._connected[1].meta.endpoint_url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 

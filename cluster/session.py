@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 from cluster import authentication
@@ -39,7 +40,7 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Found:
+class ClusterAddress:
     """A cluster that may be there."""
 
     address: str  # as Ray takes it
@@ -62,20 +63,18 @@ def session(
     # Ray warns at every start that a coming release will no longer hide GPUs from workers that ask for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     found = _find(address)
-    settings = _join_settings(found) if found else None
-    if found and settings is None:
+    variables = _variables_to_join(found) if found else None
+    if found and variables is None:
         note(f"No Ray answers at {found.address}, which {found.source} names: starting Ray on this machine")
-    joined = settings is not None
-    if not joined:
-        settings = authentication.settings_to_start()
+        found = None
     import ray  # which takes a second, and is not needed to know this module's error
 
-    with authentication.environment(settings):
+    with authentication.environment(authentication.variables_to_start() if variables is None else variables):
         try:
-            _connect(ray, found if joined else None, local_cpus)
+            _connect(ray, found, local_cpus)
             nodes = sum(node["Alive"] for node in ray.nodes())
             resources = ray.cluster_resources()
-            yield Session(joined, nodes, resources.get("CPU", 0), resources.get("GPU", 0))
+            yield Session(found is not None, nodes, resources.get("CPU", 0), resources.get("GPU", 0))
         finally:
             with suppress(Exception):
                 ray.shutdown()
@@ -84,30 +83,30 @@ def session(
 def check_address(address: str | None) -> None:
     """See that a cluster that was named can be joined, before anything is done. Raises `SessionError` as `session`."""
     if found := _find(address):
-        _join_settings(found)
+        _variables_to_join(found)
 
 
-def _find(address: str | None) -> Found | None:
+def _find(address: str | None) -> ClusterAddress | None:
     """The cluster to join, if any. Raises `SessionError` where `auto` has none to find."""
     if address == LOCAL:
         return None
     if address not in (None, AUTO):
-        return Found(address, f"cluster.address {address}", True)
+        return ClusterAddress(address, f"cluster.address {address}", True)
     variable = os.environ.get(ADDRESS_VARIABLE)
     if variable == LOCAL and address is None:
         return None
     if variable and variable not in (AUTO, LOCAL):
-        return Found(variable, f"{ADDRESS_VARIABLE} {variable}", True)
+        return ClusterAddress(variable, f"{ADDRESS_VARIABLE} {variable}", True)
     named, file = AUTO in (address, variable), _address_file()
     with suppress(OSError, UnicodeDecodeError):
         # Another user's file is not to lead a run, and this user's token, elsewhere.
         mine = named or file.stat().st_uid == os.getuid()
         if mine and (current := file.read_text(encoding="utf-8").strip()):
-            return Found(current, str(file), named)
+            return ClusterAddress(current, str(file), named)
     if not named:
         return None
     if running := _running():
-        return Found(running, "cluster.address auto", True)
+        return ClusterAddress(running, "cluster.address auto", True)
     raise SessionError(f"cluster.address is auto, and no Ray was started on this machine: {file} is not there")
 
 
@@ -117,7 +116,7 @@ def _running() -> str | None:
         from ray._private.services import find_gcs_addresses
 
         (address,) = find_gcs_addresses()
-        return address
+        return str(address)
     return None
 
 
@@ -127,7 +126,7 @@ def _address_file() -> Path:
     return Path(folder) / "ray" / "ray_current_cluster"
 
 
-def _join_settings(found: Found) -> dict[str, str] | None:
+def _variables_to_join(found: ClusterAddress) -> dict[str, str] | None:
     """The environment to join a cluster with; None where none answers that was not named."""
     try:
         place = urlsplit(found.address if "://" in found.address else f"//{found.address}")
@@ -137,15 +136,15 @@ def _join_settings(found: Found) -> dict[str, str] | None:
         raise SessionError(f"{found.source}: give auto, local, host:port or ray://host:port") from None
     host = f"[{place.hostname}]" if ":" in place.hostname else place.hostname
     try:
-        settings = authentication.settings_for(f"{host}:{place.port}", client=place.scheme == CLIENT)
+        variables = authentication.variables_to_join(f"{host}:{place.port}", client=place.scheme == CLIENT)
     except RefusedError as error:
         raise SessionError(f"the Ray cluster at {found.source} cannot be joined: {error}") from None
-    if settings is None and found.named:
+    if variables is None and found.named:
         raise SessionError(f"no Ray cluster can be joined at {found.source}: nothing answers there")
-    return settings
+    return variables
 
 
-def _connect(ray: object, found: Found | None, local_cpus: float) -> None:
+def _connect(ray: ModuleType, found: ClusterAddress | None, local_cpus: float) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if found is None:
         cpus = max(os.cpu_count() or 1, math.ceil(local_cpus))

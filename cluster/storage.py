@@ -16,6 +16,10 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 TEMPORARY = ".tmp-"  # how the names of half-written files begin; they are never listed
+CREDENTIALS_BELONG = (
+    "Remove them there, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, "
+    "or name a profile in AWS_PROFILE"
+)
 
 
 class StorageError(RuntimeError):
@@ -37,15 +41,12 @@ class S3Options:
     connect_timeout_s: float = 10
     read_timeout_s: float = 60
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.endpoint_url is None:
             return
         parts = urlsplit(self.endpoint_url)
         if "@" in self.endpoint_url or parts.query:
-            raise StorageError(
-                "storage.endpoint_url holds credentials. Remove them there, and set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY in the environment, or name a profile in AWS_PROFILE"
-            )
+            raise StorageError(f"storage.endpoint_url holds credentials. {CREDENTIALS_BELONG}")
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise StorageError(f"storage.endpoint_url is {self.endpoint_url!r}; it must begin with http:// or https://")
 

@@ -81,7 +81,7 @@ class ShardWork(ABC):
         """Results to what is written."""
 
     @abstractmethod
-    def write(self, lease: Lease, encoded: Any, times: Times) -> dict:
+    def write(self, lease: Lease, encoded: Any, times: Times) -> dict[str, Any]:
         """Write the shard, its commit last, and return the report that the driver gets.
 
         Called again after a `StorageError`, so it must be able to write over what it left.

@@ -43,7 +43,7 @@ class Ended:
 class Worker:
     """`run` until the queue has nothing left. An error of the job's code is the lease's, not the worker's."""
 
-    def __init__(self, work: ShardWork, queue: ActorHandle, name: str, gpus: float, storage_patience_s: float):
+    def __init__(self, work: ShardWork, queue: ActorHandle[Any], name: str, gpus: float, storage_patience_s: float):
         self.work, self.queue, self.storage_patience_s = work, queue, storage_patience_s
         self.place = Place(name, socket.gethostname(), gpus, self._tell)
         self.end = Ended()
@@ -84,7 +84,7 @@ class Worker:
 
     def _work_through(self, prefetch: ThreadPoolExecutor, writer: ThreadPoolExecutor) -> None:
         upcoming = prefetch.submit(self._next)
-        writing: Future | None = None
+        writing: Future[None] | None = None
         idle_since = time.perf_counter()
         while (arrived := upcoming.result()) is not None:
             lease, inputs, read_s = arrived
@@ -187,10 +187,10 @@ class Worker:
         self._tell(traceback_of(error, "shard", f" {lease.shard}", self.place.worker))
         ray.get(self.queue.failed.remote(lease.id, describe(error)))
 
-    def _tell(self, told: Traceback) -> None:
+    def _tell(self, traceback: Traceback) -> None:
         """Of an error in full: to the driver, and this process's own log."""
-        log.error(told.text)
-        ray.get(self.queue.told.remote(told))
+        log.error(traceback.text)
+        ray.get(self.queue.add_traceback.remote(traceback))
 
     def _without_storage(self, error: str) -> None:
         """Storage failed for too long. Where it is this node's trouble alone, other workers go on."""
@@ -198,6 +198,6 @@ class Worker:
         raise WorkerBrokenError(error)
 
 
-def _wait_for(writing: Future | None) -> None:
+def _wait_for(writing: Future[None] | None) -> None:
     if writing is not None:
         writing.result()

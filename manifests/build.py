@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests import schema as columns_of
+from manifests import schema
 from manifests.errors import ManifestError, quoted
 from manifests.sources import Batch, read_sources
 from manifests.unique import DuplicateFinder, Duplicates, hash_ids
 from manifests.writing import Destination
 
 DUPLICATES = ("report", "drop")
+UNFIT = (pa.ArrowException, OverflowError, UnicodeError)  # what Arrow raises for a value that a type cannot hold
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def build_from(
     if not scan.rows:
         raise ManifestError(f"{label}: no prompts in there")
     if scan.duplicates.count and duplicates == "report":
-        raise ManifestError(_describe(scan.duplicates, batches))
+        raise ManifestError(_describe_duplicates(scan.duplicates, batches))
     rows = scan.rows - scan.duplicates.count
     files = destination.write(
         _tables(batches, scan, on_rows),
@@ -110,15 +112,15 @@ def _scan(batches: Callable[[], Iterable[Batch]], on_rows: Callable[[int], None]
     with DuplicateFinder() as finder:
         for batch in batches():
             known |= batch.known.keys()
-            carried = _join(carried, batch)
+            carried = _widened(carried, batch)
             digest.update(finder.add(batch.known["prompt_id"]))
             made += batch.ids_made
             on_rows(len(batch.positions))
         found = finder.duplicates()
         rows = finder.rows
     fields = [
-        pa.field(name, kind, nullable=name not in columns_of.REQUIRED)
-        for name, kind in columns_of.TYPES.items()
+        pa.field(name, kind, nullable=name not in schema.REQUIRED)
+        for name, kind in schema.TYPES.items()
         if name in known
     ]
     # A column that is empty in every row has no type; it is kept as text.
@@ -126,19 +128,19 @@ def _scan(batches: Callable[[], Iterable[Batch]], on_rows: Callable[[int], None]
     return _Scan(rows, made, pa.schema(fields), found, digest.hexdigest())
 
 
-def _join(carried: pa.Schema, batch: Batch) -> pa.Schema:
+def _widened(carried: pa.Schema, batch: Batch) -> pa.Schema:
     """The types of carried columns so far, widened to hold this batch's values as well."""
     try:
         found = pa.schema([(name, _type_of(values)) for name, values in batch.carried.items()])
         return pa.unify_schemas([carried, found], promote_options="permissive")
-    except (pa.ArrowException, OverflowError, UnicodeError):
+    except UNFIT:
         for index in range(len(batch.positions)):
             for name, values in batch.carried.items():
                 try:
                     kind = values.type if isinstance(values, pa.ChunkedArray) else pa.array(values[: index + 1]).type
                     so_far = pa.schema([carried.field(name)] if name in carried.names else [])
                     pa.unify_schemas([so_far, pa.schema([(name, kind)])], promote_options="permissive")
-                except (pa.ArrowException, OverflowError, UnicodeError) as error:
+                except UNFIT as error:
                     raise ManifestError(
                         f"{batch.where(index)}: the column {name} does not fit the rows before: "
                         f"{str(error).splitlines()[0]}"
@@ -146,7 +148,7 @@ def _join(carried: pa.Schema, batch: Batch) -> pa.Schema:
         raise
 
 
-def _type_of(values: list | pa.ChunkedArray) -> pa.DataType:
+def _type_of(values: list[Any] | pa.ChunkedArray) -> pa.DataType:
     return values.type if isinstance(values, pa.ChunkedArray) else pa.array(values).type
 
 
@@ -173,19 +175,19 @@ def _tables(batches: Callable[[], Iterable[Batch]], scan: _Scan, on_rows: Callab
         raise ManifestError("the sources changed while they were read; build again")
 
 
-def _array(values: list | pa.ChunkedArray | None, field: pa.Field, batch: Batch) -> pa.Array | pa.ChunkedArray:
+def _array(values: list[Any] | pa.ChunkedArray | None, field: pa.Field, batch: Batch) -> pa.Array | pa.ChunkedArray:
     try:
         if values is None:
             return pa.nulls(len(batch.positions), field.type)
         return values.cast(field.type) if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type)
-    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+    except UNFIT as error:
         raise ManifestError(
             f"{batch.where(0)} and what follows: the column {field.name} cannot be written as {field.type}: "
             f"{str(error).splitlines()[0]}"
         ) from None
 
 
-def _describe(found: Duplicates, batches: Callable[[], Iterable[Batch]]) -> str:
+def _describe_duplicates(found: Duplicates, batches: Callable[[], Iterable[Batch]]) -> str:
     """Where the first duplicates are. Reads the sources again, up to there."""
     wanted = sorted({row for pair in found.examples for row in pair})
     places: dict[int, tuple[str, str]] = {}

@@ -6,6 +6,8 @@ be right. It never holds credentials.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ManifestError(ValueError):
     """A manifest, or a source for one, cannot be used as it is."""
@@ -17,11 +19,14 @@ class UnreachableError(ManifestError):
 
 def quoted(value: object, length: int = 60) -> str:
     """A value as one short line without control characters, whatever the user put into it."""
-    text = str(value)
-    return repr(text if len(text) <= length else text[: length - 1] + "…")
+    return repr(shortened(str(value), length))
 
 
-def named(names: list[str], most: int = 12) -> str:
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def named(names: Sequence[str], most: int = 12) -> str:
     """Some names for an error: 'a, b, c and 8 more'."""
     shown = ", ".join(names[:most]) or "none"
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown

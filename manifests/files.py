@@ -6,43 +6,22 @@ instance role), never from a URL.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-import pyarrow as pa
 from pyarrow import fs
 
-from manifests.errors import ManifestError, UnreachableError, named
-
-S3_ERRORS = {
-    # What AWS calls it, as Arrow passes it on: what it means to a user.
-    "NoSuchBucket": "there is no such bucket",
-    "NO_SUCH_BUCKET": "there is no such bucket",
-    "InvalidAccessKeyId": "the access key is not known there",
-    "INVALID_ACCESS_KEY_ID": "the access key is not known there",
-    "InvalidClientTokenId": "the access key is not known there",
-    "INVALID_CLIENT_TOKEN_ID": "the access key is not known there",
-    "SignatureDoesNotMatch": "the secret key does not fit the access key",
-    "SIGNATURE_DOES_NOT_MATCH": "the secret key does not fit the access key",
-    "ExpiredToken": "the credentials have expired",
-    "EXPIRED_TOKEN": "the credentials have expired",
-    "ACCESS_DENIED": "access is forbidden, or there are no valid credentials in the environment",
-    "HTTP response code 403": "access is forbidden, or there are no valid credentials in the environment",
-    "HTTP response code 301": "the bucket is in another region; give its region",
-    "NETWORK_CONNECTION": "the endpoint cannot be reached",
-    "NO_SUCH_KEY": "it is not there any more",
-    "RESOURCE_NOT_FOUND": "it is not there, or there is no such bucket",
-}
+from manifests.errors import ManifestError, named
+from manifests.file_errors import plain_errors
+from manifests.s3_errors import NO_BUCKET
 
 
 @dataclass(frozen=True)
-class Found:
+class FileSet:
     """Files under one root: `names` are relative to it, and sorted."""
 
     filesystem: fs.FileSystem
@@ -54,7 +33,7 @@ class Found:
 
     def path(self, name: str) -> str:
         """What the file system calls the file."""
-        return f"{self.root}/{name}" if self.root else name
+        return path_under(self.root, name)
 
 
 def open_filesystem(
@@ -95,7 +74,7 @@ def _s3(bucket: str | None, endpoint: str | None, region: str | None) -> fs.S3Fi
             raise ManifestError(f"the S3 endpoint {endpoint} must look like http://host:port or https://host")
         place = {"scheme": parts.scheme, "endpoint_override": parts.netloc + parts.path.rstrip("/")}
     elif bucket:
-        with plainly(f"s3://{bucket}"):
+        with plain_errors(f"s3://{bucket}"):
             region = fs.resolve_s3_region(bucket)
     retries = fs.AwsStandardS3RetryStrategy(max_attempts=5)
     return fs.S3FileSystem(
@@ -103,24 +82,24 @@ def _s3(bucket: str | None, endpoint: str | None, region: str | None) -> fs.S3Fi
     )
 
 
-def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None, region: str | None = None) -> Found:
+def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None, region: str | None = None) -> FileSet:
     """The files that a file, folder or glob means.
 
     A folder means the files with these suffixes in it and in its folders; a glob (`*`, `?`, `[ab]`, `**/`) all that
     match. In both, names that begin with '.' or '_' do not count.
     """
     filesystem, path = open_filesystem(url, endpoint_url=endpoint_url, region=region)
-    with plainly(url):
+    with plain_errors(url):
         info = look_at(filesystem, path)
     if info.type == fs.FileType.File:
         root, _, name = path.rpartition("/")
         label = url.rstrip("/")[: -len(name)] if url.rstrip("/").endswith(name) else root + "/"
-        return Found(filesystem, root, label, (name,), (info.size,), is_folder=False)
+        return FileSet(filesystem, root, label, (name,), (info.size,), is_folder=False)
     is_glob = info.type == fs.FileType.NotFound and re.search(r"[*?\[]", path)
     if is_glob:
-        root = re.match(r"(?:[^*?\[/]*/)*", path)[0].rstrip("/")
+        root = _fixed_folder(path).rstrip("/")
         pattern = path[len(root) :].lstrip("/")
-        label, deep, matches = re.match(r"(?:[^*?\[/]*/)*", url)[0], "/" in pattern, _glob(pattern)
+        label, deep, matches = _fixed_folder(url), "/" in pattern, _glob(pattern)
     elif info.type == fs.FileType.Directory:
         root, label, deep = path, url.rstrip("/") + "/", True
 
@@ -129,8 +108,8 @@ def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None
     else:
         bucket = path.partition("/")[0]
         lost = isinstance(filesystem, fs.S3FileSystem) and filesystem.get_file_info(bucket).type == info.type
-        raise ManifestError(f"{url} does not exist" + (": there is no such bucket" if lost else ""))
-    with plainly(url):
+        raise ManifestError(f"{url} does not exist" + (f": {NO_BUCKET.told()}" if lost else ""))
+    with plain_errors(url):
         listed = filesystem.get_file_info(fs.FileSelector(root, recursive=deep, allow_not_found=True))
     start = len(root) + 1 if root else 0
     inside = [(item.path[start:], item.size) for item in listed if item.type == fs.FileType.File]
@@ -140,7 +119,13 @@ def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None
             raise ManifestError(f"{url} matches no file")
         there = named(sorted(name for name, _ in inside))
         raise ManifestError(f"{url} holds no file that ends in {' or '.join(suffixes)}; it holds {there}")
-    return Found(filesystem, root, label, *map(tuple, zip(*files, strict=True)), is_folder=not is_glob)
+    names, sizes = zip(*files, strict=True)
+    return FileSet(filesystem, root, label, names, sizes, is_folder=not is_glob)
+
+
+def path_under(root: str, name: str) -> str:
+    """What a file system calls a file under a root."""
+    return f"{root}/{name}" if root else name
 
 
 def look_at(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
@@ -152,6 +137,12 @@ def look_at(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
             # Asked for one object, S3 refuses without saying why; asked for a list, it says.
             filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         raise
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The folder that a glob begins with, with its slash."""
+    start = re.split(r"[*?\[]", pattern)[0]
+    return start[: start.rfind("/") + 1]
 
 
 def _glob(pattern: str) -> Callable[[str], object]:
@@ -173,36 +164,3 @@ def _glob(pattern: str) -> Callable[[str], object]:
         return re.compile("".join(expression(part) for part in parts if part)).fullmatch
     except re.error:
         raise ManifestError(f"{pattern} is not a valid glob") from None
-
-
-@contextmanager
-def plainly(label: str, doing: str = "read") -> Iterator[None]:
-    """Turns what a file system complains of into one line that names the file and holds no credentials."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        kind = UnreachableError if _may_pass(error) else ManifestError
-        raise kind(f"{label} cannot be {doing}: {reason(error)}") from None
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same may work later: S3 was out of reach or too busy, or a network mount was."""
-    if "AWS Error" in str(error):
-        return bool(
-            re.search(r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|TIMEOUT|HTTP status 5\d\d", str(error))
-        )
-    return isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
-
-
-def reason(error: Exception) -> str:
-    """What a file system's error comes to, for a user."""
-    text = str(error)
-    if "AWS Error" in text:
-        for sign, meaning in S3_ERRORS.items():
-            if sign in text:
-                return meaning
-        code = re.search(r"HTTP status \d+", text) or re.search(r"AWS Error \w+", text)
-        return f"S3 answered with {code[0]}"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return text.splitlines()[0][:200] if text else type(error).__name__

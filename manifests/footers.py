@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from manifests import schema as columns_of
+from manifests import schema
 from manifests.errors import ManifestError, named
-from manifests.files import plainly
+from manifests.file_errors import plain_errors
 
 MARK = b"flashu.manifest"
-"""Where a file's Parquet metadata says which build wrote it:
-{"build": id, "part": i, "files": n, "rows": of this file}."""
+"""Where a file's Parquet metadata says which build wrote it."""
 
 TAIL = 64 * 1024
+
+
+class Mark(TypedDict):
+    """What it says."""
+
+    build: str  # a hash of the build's ids
+    part: int
+    files: int  # of the build
+    rows: int  # of this file
 
 
 @dataclass(frozen=True)
@@ -31,16 +40,16 @@ class Footer:
     digest: bytes
     schema: pa.Schema
     nulls: dict[str, int]  # required column: nulls in it, as far as statistics tell
-    mark: dict | None
+    mark: Mark | None
 
     @classmethod
     def of(cls, raw: bytes, label: str, columns: Mapping[str, str]) -> Footer:
-        with plainly(label):
+        with plain_errors(label):
             metadata = pq.read_metadata(pa.BufferReader(raw))
             theirs = metadata.schema.to_arrow_schema()
-        renamed = columns_of.renaming(theirs.names, columns, label)
+        renamed = schema.renaming(theirs.names, columns, label)
         ours = list(renamed.values())
-        for name in columns_of.REQUIRED:
+        for name in schema.REQUIRED:
             if name not in ours:
                 raise ManifestError(
                     f"{label}: no column {name}; there are {named(theirs.names)}. Name the one that is meant in "
@@ -48,24 +57,24 @@ class Footer:
                     + (", or let `flashu manifest build` make ids" if name == "prompt_id" else "")
                 )
         for name, here in zip(ours, theirs, strict=True):
-            if problem := columns_of.type_problem(name, here.type):
+            if problem := schema.type_problem(name, here.type):
                 raise ManifestError(f"{label}: the column {problem}")
-        columns_of.refuse_reserved((name for name in ours if name not in columns_of.TYPES), label)
+        schema.refuse_reserved((name for name in ours if name not in schema.TYPES), label)
         return cls(
             rows=metadata.num_rows,
             row_groups=metadata.num_row_groups,
             digest=sha256(raw).digest()[:16],
             schema=pa.schema(
-                [(name, columns_of.TYPES.get(name, here.type)) for name, here in zip(ours, theirs, strict=True)]
+                [(name, schema.TYPES.get(name, here.type)) for name, here in zip(ours, theirs, strict=True)]
             ),
-            nulls=_null_counts(metadata, {columns.get(name, name): name for name in columns_of.REQUIRED}),
+            nulls=_null_counts(metadata, {columns.get(name, name): name for name in schema.REQUIRED}),
             mark=_mark(metadata),
         )
 
 
-def _mark(metadata: pq.FileMetaData) -> dict | None:
+def _mark(metadata: pq.FileMetaData) -> Mark | None:
     """The build's mark. Tools that copy metadata copy it too: it does not count in a file with other rows."""
-    mark = json.loads((metadata.metadata or {}).get(MARK, b"null"))
+    mark: Mark | None = json.loads((metadata.metadata or {}).get(MARK, b"null"))
     return mark if mark and mark["rows"] == metadata.num_rows else None
 
 
@@ -102,15 +111,15 @@ def compare_schemas(first: str, wanted: pa.Schema, other: str, found: pa.Schema)
             )
 
 
-def is_one_build(path: str, marks: list[dict | None], whole: bool) -> bool:
+def is_one_build(path: str, marks: Sequence[Mark | None], whole: bool) -> bool:
     """Whether all files are parts of one build, which has no id twice. A folder must then hold all of its parts."""
-    builds = {mark["build"] if mark else None for mark in marks}
-    parts = {mark["part"] for mark in marks if mark}
-    if len(builds) > 1 or None in builds or len(parts) < len(marks):
+    marked = [mark for mark in marks if mark]
+    parts = {mark["part"] for mark in marked}
+    if len({mark["build"] for mark in marked}) > 1 or len(parts) < len(marks):
         return False
-    if whole and len(parts) < marks[0]["files"]:
+    if whole and len(parts) < (files := marked[0]["files"]):
         raise ManifestError(
-            f"{path} holds {len(parts):,} of the {marks[0]['files']:,} files that `flashu manifest build` makes there: "
+            f"{path} holds {len(parts):,} of the {files:,} files that `flashu manifest build` makes there: "
             "it was cut short, or files were removed. Build it again, or name the files to use with a glob"
         )
     return True
@@ -118,7 +127,7 @@ def is_one_build(path: str, marks: list[dict | None], whole: bool) -> bool:
 
 def read_footer(filesystem: fs.FileSystem, path: str, size: int, label: str) -> bytes:
     """A Parquet file's footer, as it is in the file, with the length and magic number that end it."""
-    with plainly(label), filesystem.open_input_file(path) as file:
+    with plain_errors(label), filesystem.open_input_file(path) as file:
         size = file.size() if size is None or size < 0 else size
         tail = file.read_at(min(TAIL, size), max(size - TAIL, 0))
         if size < 12 or tail[-4:] != b"PAR1":
@@ -128,4 +137,4 @@ def read_footer(filesystem: fs.FileSystem, path: str, size: int, label: str) -> 
         length = int.from_bytes(tail[-8:-4], "little") + 8
         if length > size:
             raise ManifestError(f"{label} is a damaged Parquet file: its footer is longer than the file")
-        return tail[-length:] if length <= len(tail) else file.read_at(length, size - length)
+        return bytes(tail[-length:] if length <= len(tail) else file.read_at(length, size - length))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from manifests.errors import quoted
+from manifests.errors import quoted, shortened
 from manifests.plan import Manifest
 from manifests.schema import TYPES, row_problem
 from manifests.unique import DuplicateFinder
@@ -35,7 +35,8 @@ class Check:
 def check(manifest: Manifest, on_rows: Callable[[int], None] = lambda rows: None) -> Check:
     """Read every row. A problem is what would keep a job from starting, or from making a row's images."""
     lengths = np.zeros(len(LENGTHS), np.int64)
-    longest = images = count = 0
+    longest = count = 0
+    images: int | None = 0
     problems: list[tuple[str, str]] = []
     known = [name for name in manifest.schema.names if name in TYPES]
     with DuplicateFinder() as finder:
@@ -66,6 +67,5 @@ def printable(value: object, length: int = 100) -> str:
     """A value on one line of a terminal, which it cannot control; shortened."""
     if value is None:
         return ""
-    text = str(value)
-    text = text if len(text) <= length else text[: length - 1] + "…"
+    text = shortened(str(value), length)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -12,15 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
-from manifests import schema as columns_of
+from manifests import schema
 from manifests.errors import ManifestError, quoted
-from manifests.files import find, open_filesystem, plainly
+from manifests.file_errors import plain_errors
+from manifests.files import find, open_filesystem, path_under
 from manifests.footers import Footer, compare_schemas, is_one_build, read_footer, refuse_nulls
 from manifests.unique import DuplicateFinder
 
@@ -43,7 +46,7 @@ class Manifest:
     files: tuple[str, ...] = field(repr=False)
     _root: str = field(repr=False)
     _label: str = field(repr=False)
-    _starts: np.ndarray = field(repr=False)  # (files + 1): the first row of each file, and the end
+    _starts: NDArray[np.int64] = field(repr=False)  # (files + 1): the first row of each file, and the end
     _digests: tuple[bytes, ...] = field(repr=False)
     _columns: Mapping[str, str] = field(repr=False)
     _endpoint_url: str | None = field(repr=False)
@@ -95,7 +98,7 @@ class Manifest:
             shard_size=shard_size,
             fingerprint=fingerprint.hexdigest(),
             schema=footers[0].schema,
-            carried=[name for name in footers[0].schema.names if name not in columns_of.TYPES],
+            carried=[name for name in footers[0].schema.names if name not in schema.TYPES],
             ids_checked="prompt_id" not in columns
             and is_one_build(path, [one.mark for one in footers], found.is_folder),
             num_row_groups=sum(one.row_groups for one in footers),
@@ -134,7 +137,7 @@ class Manifest:
                 start = max(rows.start, int(starts[group]))
                 stop = min(rows.stop, int(starts[group + 1]))
                 parts.append(_row_group(self, index, group).slice(start - int(starts[group]), stop - start))
-        with plainly(self.path):
+        with plain_errors(self.path):
             return pa.concat_tables(parts).combine_chunks()
 
     def batches(self, columns: list[str] | None = None, size: int = 4096) -> Iterator[tuple[int, pa.Table]]:
@@ -145,11 +148,11 @@ class Manifest:
             if row >= end:
                 continue
             metadata = _footer_of(self, index)[0]
-            with plainly(self.label(index)), self._open(index) as opened:
+            with plain_errors(self.label(index)), self._open(index) as opened:
                 # Without pre-buffering a row group is read as it is decoded, and need not fit in memory.
                 file = pq.ParquetFile(opened, metadata=metadata, pre_buffer=False, buffer_size=1 << 20)
                 for batch in file.iter_batches(size, columns=[self._columns.get(name, name) for name in wanted]):
-                    table = _ours(pa.Table.from_batches([batch]), self._columns).select(wanted)
+                    table = _normalised(pa.Table.from_batches([batch]), self._columns).select(wanted)
                     yield row, table.slice(0, end - row)
                     row += len(batch)
                     if row >= end:
@@ -176,10 +179,10 @@ class Manifest:
         """Two rows with one id, for an error."""
         return f"{quoted(self.row(row)['prompt_id'])} at {self.where(earlier)} and {self.where(row)}"
 
-    def row(self, row: int) -> dict[str, object]:
+    def row(self, row: int) -> dict[str, Any]:
         """One row by its number."""
         shard = row // self.shard_size
-        return self.read(shard).slice(row - self.rows(shard).start, 1).to_pylist()[0]
+        return dict(self.read(shard).slice(row - self.rows(shard).start, 1).to_pylist()[0])
 
     def where(self, row: int) -> str:
         """A row for an error: by its number, and with its file if there are several."""
@@ -192,7 +195,7 @@ class Manifest:
         return self._label + self.files[index]
 
     def _path_of(self, index: int) -> str:
-        return f"{self._root}/{self.files[index]}" if self._root else self.files[index]
+        return path_under(self._root, self.files[index])
 
     def _file_of(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -205,7 +208,7 @@ class Manifest:
 
 
 @lru_cache(maxsize=8)
-def _footer_of(manifest: Manifest, index: int) -> tuple[pq.FileMetaData, np.ndarray]:
+def _footer_of(manifest: Manifest, index: int) -> tuple[pq.FileMetaData, NDArray[np.int64]]:
     """A file's footer, which must still be the one that was planned with; and where its row groups start and end."""
     label = manifest.label(index)
     raw = read_footer(manifest._filesystem(), manifest._path_of(index), -1, label)
@@ -220,12 +223,12 @@ def _footer_of(manifest: Manifest, index: int) -> tuple[pq.FileMetaData, np.ndar
 
 @lru_cache(maxsize=1)
 def _row_group(manifest: Manifest, index: int, group: int) -> pa.Table:
-    with plainly(manifest.label(index)), manifest._open(index) as opened:
+    with plain_errors(manifest.label(index)), manifest._open(index) as opened:
         table = pq.ParquetFile(opened, metadata=_footer_of(manifest, index)[0]).read_row_group(group)
-    return _ours(table, manifest._columns).select(manifest.schema.names).replace_schema_metadata(None)
+    return _normalised(table, manifest._columns).select(manifest.schema.names).replace_schema_metadata(None)
 
 
-def _ours(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+def _normalised(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     """Under our names, in our types."""
-    names = columns_of.renaming(table.column_names, {o: t for o, t in columns.items() if t in table.column_names}, "")
-    return columns_of.normalise(table.rename_columns(list(names.values())))
+    names = schema.renaming(table.column_names, {o: t for o, t in columns.items() if t in table.column_names}, "")
+    return schema.normalise(table.rename_columns(list(names.values())))

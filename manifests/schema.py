@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -134,13 +135,15 @@ def _unicode(column: pa.ChunkedArray, null: bool) -> pa.ChunkedArray:
 
 
 def _decode(value: bytes | None, null: bool) -> str | None:
+    if value is None:
+        return None
     try:
-        return None if value is None else value.decode()
+        return value.decode()
     except UnicodeDecodeError:
         return None if null else value.decode(errors="replace")
 
 
-def row_problem(row: Mapping[str, object]) -> str | None:
+def row_problem(row: Mapping[str, Any]) -> str | None:
     """Why no image can be made of this row, or None. For rows of normalised tables."""
     prompt = row["prompt"]
     if prompt is None:

@@ -14,14 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from manifests import schema as columns_of
+from manifests import schema
 from manifests.errors import ManifestError, named, quoted
-from manifests.files import find, plainly
+from manifests.file_errors import plain_errors
+from manifests.files import find
+
+Record: TypeAlias = tuple[int, dict[str, Any]]  # a row under our names, and its position in the file
 
 BATCH = 4096
 COMPRESSED = ("", ".gz", ".zst", ".bz2")
@@ -34,8 +38,8 @@ class Batch:
     label: str
     unit: str  # what `positions` count: lines and files from 1, rows and items from 0
     positions: Sequence[int]
-    known: dict[str, list]  # checked; always with prompt_id and prompt
-    carried: dict[str, list | pa.ChunkedArray]
+    known: dict[str, list[Any]]  # checked; always with prompt_id and prompt
+    carried: dict[str, list[Any] | pa.ChunkedArray]
     ids_made: int = 0
 
     def where(self, index: int) -> str:
@@ -66,7 +70,7 @@ def _read_file(filesystem: fs.FileSystem, path: str, label: str, columns: Mappin
         raise ManifestError(
             f"{label}: prompts are read from {', '.join((*READERS, *PARQUET))}, and .gz of the text ones"
         )
-    with plainly(label):
+    with plain_errors(label):
         if kind in PARQUET:
             with filesystem.open_input_file(path) as file:
                 yield from _read_parquet(file, label, columns)
@@ -77,23 +81,21 @@ def _read_file(filesystem: fs.FileSystem, path: str, label: str, columns: Mappin
                 yield from batches_of(records, label, unit, from_text=kind in (".csv", ".tsv"))
 
 
-def batches_of(
-    records: Iterable[tuple[int, dict[str, object]]], label: str, unit: str, from_text: bool = False
-) -> Iterator[Batch]:
+def batches_of(records: Iterable[Record], label: str, unit: str, from_text: bool = False) -> Iterator[Batch]:
     """Rows, given one by one with their positions, as checked batches. `from_text`: numbers are still text."""
     records = iter(records)
     while chunk := list(itertools.islice(records, BATCH)):
         positions = [position for position, _ in chunk]
         rows = [row for _, row in chunk]
         names = dict.fromkeys(itertools.chain.from_iterable(rows))
-        carried = [name for name in names if name not in columns_of.TYPES]
-        columns_of.refuse_reserved(carried, label)
+        carried = [name for name in names if name not in schema.TYPES]
+        schema.refuse_reserved(carried, label)
         batch = Batch(label, unit, positions, {}, {name: [row.get(name) for row in rows] for name in carried})
-        _check(batch, {name: [row.get(name) for row in rows] for name in names if name not in carried}, from_text)
+        _convert(batch, {name: [row.get(name) for row in rows] for name in names if name not in carried}, from_text)
         yield batch
 
 
-def _check(batch: Batch, known: dict[str, list], from_text: bool) -> None:
+def _convert(batch: Batch, known: dict[str, list[Any]], from_text: bool) -> None:
     """Known columns as read, into `batch`: converted, with ids made where there are none, every value usable."""
     if "prompt" not in known:
         there = [*known, *batch.carried]
@@ -106,23 +108,23 @@ def _check(batch: Batch, known: dict[str, list], from_text: bool) -> None:
             try:
                 values[index] = None if value is None else convert(value, from_text)
             except (ValueError, OverflowError):
-                wanted = columns_of.TYPES[name]
+                wanted = schema.TYPES[name]
                 raise ManifestError(f"{batch.where(index)}: {name} must be {wanted}, not {quoted(value)}") from None
-    for index, values in enumerate(zip(*known.values(), strict=True)):
-        row = dict(zip(known, values, strict=True))
+    for index, cells in enumerate(zip(*known.values(), strict=True)):
+        row = dict(zip(known, cells, strict=True))
         if row["prompt_id"] is None and row["prompt"] is not None:
             known["prompt_id"][index] = row["prompt_id"] = make_id(row)
             batch.ids_made += 1
-        if problem := columns_of.row_problem(row):
+        if problem := schema.row_problem(row):
             raise ManifestError(f"{batch.where(index)}: {problem}")
-    batch.known = {name: known[name] for name in columns_of.TYPES if name in known}
+    batch.known = {name: known[name] for name in schema.TYPES if name in known}
 
 
-def make_id(row: Mapping[str, object]) -> str:
+def make_id(row: Mapping[str, Any]) -> str:
     """20 hex digits of a hash of what makes the images: the same prompt gets the same id wherever it stands."""
     digest = blake2b(row["prompt"].encode(), digest_size=10)
-    for name in columns_of.TYPES:
-        if name not in columns_of.REQUIRED and row.get(name) is not None:
+    for name in schema.TYPES:
+        if name not in schema.REQUIRED and row.get(name) is not None:
             digest.update(f"\0{name}\0{row[name]}".encode())
     return digest.hexdigest()
 
@@ -169,7 +171,7 @@ def _number(value: object, from_text: bool) -> float | None:
     return float(value)
 
 
-CONVERTERS: dict[str, Callable] = {
+CONVERTERS: dict[str, Callable[[Any, bool], str | float | None]] = {
     "prompt_id": _id,
     "prompt": _text,
     "negative_prompt": _optional_text,
@@ -192,7 +194,7 @@ def _lines(stream: io.BufferedReader, label: str) -> Iterator[tuple[int, str]]:
             raise ManifestError(f"{label}:{number}: not valid UTF-8 at byte {error.start} of the line") from None
 
 
-def _read_text(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict]]:
+def _read_text(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[Record]:
     for number, line in _lines(stream, label):
         if prompt := line.strip():
             yield number, {"prompt": prompt}
@@ -200,7 +202,7 @@ def _read_text(stream: io.BufferedReader, label: str, columns: Mapping[str, str]
 
 def _read_delimited(
     stream: io.BufferedReader, label: str, columns: Mapping[str, str], delimiter: str
-) -> Iterator[tuple[int, dict]]:
+) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader((line for _, line in _lines(stream, label)), delimiter=delimiter, strict=True)
     start = end = 0  # the lines of a row, whose cells may hold newlines
@@ -208,7 +210,7 @@ def _read_delimited(
         header, end = next(rows, None), rows.line_num
         if header is None:
             return
-        names = list(columns_of.renaming(header, columns, label).values())
+        names = list(schema.renaming(header, columns, label).values())
         for row in rows:
             start, end = end + 1, rows.line_num
             if not row:
@@ -220,7 +222,7 @@ def _read_delimited(
         raise ManifestError(f"{label}:{end + 1}: not valid CSV: {error}") from None
 
 
-def json_lines(stream: io.BufferedReader, label: str) -> Iterator[tuple[int, object]]:
+def json_lines(stream: io.BufferedReader, label: str) -> Iterator[tuple[int, Any]]:
     """Numbered lines, parsed; empty ones are passed over. Raises `ManifestError` for one that is no JSON."""
     for number, line in _lines(stream, label):
         if line.strip():
@@ -230,11 +232,11 @@ def json_lines(stream: io.BufferedReader, label: str) -> Iterator[tuple[int, obj
                 raise ManifestError(f"{label}:{number}: not valid JSON: {error}") from None
 
 
-def _read_json_lines(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict]]:
+def _read_json_lines(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[Record]:
     return _objects(json_lines(stream, label), label, "line", columns)
 
 
-def _read_json(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict]]:
+def _read_json(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[Record]:
     try:
         items = json.load(stream)
     except (ValueError, RecursionError) as error:
@@ -246,7 +248,7 @@ def _read_json(stream: io.BufferedReader, label: str, columns: Mapping[str, str]
 
 def _objects(
     items: Iterable[tuple[int, object]], label: str, unit: str, columns: Mapping[str, str]
-) -> Iterator[tuple[int, dict]]:
+) -> Iterator[Record]:
     """JSON values, each an object or a bare prompt, as rows under our names."""
     ours = {theirs: ours for ours, theirs in columns.items()}
     missing = set(ours)
@@ -262,7 +264,7 @@ def _objects(
         if ours:
             missing -= item.keys()
             present = {here: theirs for here, theirs in columns.items() if theirs in item}
-            names = columns_of.renaming(list(item), present, _where(label, unit, position))
+            names = schema.renaming(list(item), present, _where(label, unit, position))
             item = {names[theirs]: value for theirs, value in item.items()}
         if item.get("prompt") is None:
             raise ManifestError(
@@ -275,8 +277,8 @@ def _objects(
 
 def _read_parquet(file: pa.NativeFile, label: str, columns: Mapping[str, str]) -> Iterator[Batch]:
     opened = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-    names = list(columns_of.renaming(opened.schema_arrow.names, columns, label).values())
-    columns_of.refuse_reserved((name for name in names if name not in columns_of.TYPES), label)
+    names = list(schema.renaming(opened.schema_arrow.names, columns, label).values())
+    schema.refuse_reserved((name for name in names if name not in schema.TYPES), label)
     row = 0
     for record_batch in opened.iter_batches(BATCH):
         table = pa.Table.from_batches([record_batch]).rename_columns(names)
@@ -284,20 +286,20 @@ def _read_parquet(file: pa.NativeFile, label: str, columns: Mapping[str, str]) -
             table.validate(full=True)
         except pa.ArrowInvalid as error:
             raise ManifestError(f"{label}, rows {row}-{row + len(table) - 1}: {str(error).splitlines()[0]}") from None
-        carried = {name: _plain(table.column(name)) for name in names if name not in columns_of.TYPES}
+        carried = {name: _without_dictionary(table.column(name)) for name in names if name not in schema.TYPES}
         batch = Batch(label, "row", range(row, row + len(table)), {}, carried)
-        _check(batch, {name: table.column(name).to_pylist() for name in names if name in columns_of.TYPES}, False)
+        _convert(batch, {name: table.column(name).to_pylist() for name in names if name in schema.TYPES}, False)
         row += len(table)
         yield batch
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Dictionaries differ from file to file; their values do not."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 PARQUET = (".parquet", ".pq")
-READERS: dict[str, tuple[str, Callable]] = {
+READERS: dict[str, tuple[str, Callable[[io.BufferedReader, str, Mapping[str, str]], Iterator[Record]]]] = {
     ".txt": ("line", _read_text),
     ".csv": ("line", partial(_read_delimited, delimiter=",")),
     ".tsv": ("line", partial(_read_delimited, delimiter="\t")),

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from manifests.errors import ManifestError
 
@@ -35,9 +36,9 @@ class Duplicates:
 
     count: int
     examples: list[tuple[int, int]]
-    bits: np.ndarray  # one a row, packed; set where the row repeats an earlier one
+    bits: NDArray[np.uint8]  # one a row, packed; set where the row repeats an earlier one
 
-    def repeats(self, start: int, stop: int) -> np.ndarray:
+    def repeats(self, start: int, stop: int) -> NDArray[np.bool_]:
         """For each of these rows, whether it repeats an earlier one."""
         first = start // 8
         bits = np.unpackbits(self.bits[first : (stop + 7) // 8], bitorder="little")
@@ -51,8 +52,7 @@ class DuplicateFinder:
         self.rows = 0
         self._in_memory = in_memory
         self._hashes: list[bytes] = []
-        self._spilled = False
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # made when there is too much for memory
 
     def __enter__(self) -> DuplicateFinder:
         return self
@@ -72,10 +72,11 @@ class DuplicateFinder:
 
     def duplicates(self) -> Duplicates:
         """Of all ids so far. The last thing to ask of it."""
-        if self._spilled and self._hashes:
+        if self._folder and self._hashes:
             self._spill()
         bits = np.zeros((self.rows + 7) // 8, np.uint8)
-        count, examples = 0, []
+        count = 0
+        examples: list[tuple[int, int]] = []  # (this row, earlier row)
         for entries in self._partitions():
             first, repeat = _repeats(entries)
             count += len(repeat)
@@ -85,7 +86,7 @@ class DuplicateFinder:
             del examples[EXAMPLES:]
         return Duplicates(count, [(earlier, row) for row, earlier in examples], bits)
 
-    def _take(self) -> np.ndarray:
+    def _take(self) -> NDArray[np.void]:
         """What is in memory, as entries."""
         pairs = np.frombuffer(b"".join(self._hashes), "<u8").reshape(-1, 2)
         self._hashes = []
@@ -97,7 +98,6 @@ class DuplicateFinder:
     def _spill(self) -> None:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="flashu-ids-")
-            self._spilled = True
         entries = self._take()
         partition = entries["high"] >> np.uint64(64 - PARTITION_BITS)
         order = np.argsort(partition, kind="stable")  # stable: rows stay in order within a file
@@ -112,15 +112,15 @@ class DuplicateFinder:
                 "TMPDIR names a folder with 24 bytes for each row"
             ) from None
 
-    def _partitions(self) -> Iterator[np.ndarray]:
-        if not self._spilled:
+    def _partitions(self) -> Iterator[NDArray[np.void]]:
+        if self._folder is None:
             yield self._take()
             return
         for file in sorted(Path(self._folder.name).iterdir()):
             yield np.fromfile(file, ENTRY)
 
 
-def _repeats(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _repeats(entries: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that repeat an earlier one, and for each the earliest with its id: (earliest, row)."""
     high = np.sort(entries["high"])
     shared = high[1:][high[1:] == high[:-1]]

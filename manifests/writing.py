@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from manifests.errors import ManifestError
-from manifests.files import look_at, open_filesystem, plainly, reason
-from manifests.footers import MARK
+from manifests.file_errors import plain_errors
+from manifests.files import look_at, open_filesystem
+from manifests.footers import MARK, Mark
+from manifests.s3_errors import NO_BUCKET
 from manifests.schema import REQUIRED
 
 OTHER_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".pq", ".gz")  # of files, where a folder would be made
@@ -45,7 +47,7 @@ class Destination:
     def of(cls, url: str, *, force: bool, endpoint_url: str | None = None, region: str | None = None) -> Destination:
         """Raises where something is that must not be overwritten, or where nothing can be written."""
         filesystem, path = open_filesystem(url, endpoint_url=endpoint_url, region=region)
-        with plainly(url, "written"):
+        with plain_errors(url, "written"):
             found = look_at(filesystem, path).type
             suffix = Path(path).suffix.lower()
             if suffix in OTHER_SUFFIXES and found != fs.FileType.Directory:
@@ -67,7 +69,7 @@ class Destination:
             if not target.is_local:
                 bucket = path.partition("/")[0]
                 if filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
-                    raise ManifestError(f"{url} cannot be written: there is no such bucket")
+                    raise ManifestError(f"{url} cannot be written: {NO_BUCKET.told()}")
         return target
 
     @property
@@ -95,7 +97,7 @@ class Destination:
             for part in range(count):
                 name = Path(self.path).name if self.is_file else f"part-{part:05d}.parquet"
                 left = min(rows_per_file, rows - part * rows_per_file)
-                mark = {"build": build, "part": part, "files": count, "rows": left}
+                mark = Mark(build=build, part=part, files=count, rows=left)
                 with pq.ParquetWriter(
                     staging / name,
                     schema.with_metadata({MARK: json.dumps(mark)}),
@@ -110,7 +112,9 @@ class Destination:
                 if part == count - 1:
                     next(groups, None)  # the last chance for `tables` to raise
                 if not self.is_local:
-                    self._upload(staging / name, self.path if self.is_file else f"{self.path}/{name}")
+                    key = self.path if self.is_file else f"{self.path}/{name}"
+                    fs.copy_files(str(staging / name), key, fs.LocalFileSystem(), self.filesystem)
+                    (staging / name).unlink()
             if self.is_local:
                 self._rename(staging)
         return count
@@ -118,7 +122,7 @@ class Destination:
     @contextmanager
     def _staging(self) -> Iterator[Path]:
         """A folder for files that do not count yet: beside a local destination, so that renaming is one step."""
-        with plainly(self.url, "written"):
+        with plain_errors(self.url, "written"):
             if self.is_local:
                 parent, name = os.path.split(self.path)
                 staging = Path(parent) / f".{name[:100]}.{secrets.token_hex(4)}.part"
@@ -132,13 +136,6 @@ class Destination:
                 yield staging
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
-
-    def _upload(self, file: Path, key: str) -> None:
-        try:
-            fs.copy_files(str(file), key, fs.LocalFileSystem(), self.filesystem)
-        except OSError as error:
-            raise ManifestError(f"{self.url} cannot be written: {reason(error)}") from None
-        file.unlink()
 
     def _rename(self, staging: Path) -> None:
         if self.is_file:

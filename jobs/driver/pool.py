@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from cluster.pool import PoolOptions, WorkerPool, capacity
+from cluster.pool import WorkerPool, capacity
+from cluster.pool_options import PoolOptions
 from cluster.session import Session, session
 from cluster.work import ShardWork
 from flashu.errors import InputError

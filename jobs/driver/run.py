@@ -11,7 +11,9 @@ import time
 from contextlib import suppress
 
 from cluster.metrics import Gauges
-from cluster.pool import PoolError, Snapshot, Stop
+from cluster.pool import PoolError
+from cluster.queue_actor import Snapshot
+from cluster.stop import Stop
 from cluster.storage import StorageError
 from jobs.dataset.keys import FAILURES, write_run
 from jobs.driver.pool import workers_for

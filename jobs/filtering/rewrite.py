@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.local_storage import disk_error
+from cluster.disk_errors import disk_error
 from cluster.storage import NotFound, Storage, StorageError
 from jobs.dataset.formats import FORMATS, PayloadFormat
 from jobs.dataset.keys import metadata_key, read_metadata

@@ -24,7 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.open_storage import open_storage
-from cluster.pool import PoolError, Snapshot, Stop
+from cluster.pool import PoolError
+from cluster.queue_actor import Snapshot
+from cluster.stop import Stop
 from cluster.storage import NotFound, S3Options, Storage, StorageError
 from flashu.errors import InputError
 from jobs.dataset.keys import METADATA, metadata_key, require_run, shards_with

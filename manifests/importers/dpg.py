@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 
 from manifests.build import BuildReport, build_from
 from manifests.errors import ManifestError
-from manifests.files import Found, find, plainly
+from manifests.file_errors import plain_errors
+from manifests.files import FileSet, find
 from manifests.sources import Batch, batches_of, read_sources
 from manifests.writing import Destination
 
@@ -55,12 +56,12 @@ def build_dpg(
     return build_from(batches, target, source)
 
 
-def _read_texts(found: Found) -> list[tuple[str, str]]:
+def _read_texts(found: FileSet) -> list[tuple[str, str]]:
     """Each file's name and prompt. They are few and small, but in S3 each is a request."""
 
     def read(name: str) -> tuple[str, str]:
         label = found.label + name
-        with plainly(label), found.filesystem.open_input_stream(found.path(name)) as file:
+        with plain_errors(label), found.filesystem.open_input_stream(found.path(name)) as file:
             try:
                 text = file.read().decode("utf-8-sig").strip()
             except UnicodeDecodeError:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from manifests.build import BuildReport, build_from
 from manifests.errors import ManifestError, named
-from manifests.files import find, plainly
+from manifests.file_errors import plain_errors
+from manifests.files import find
 from manifests.schema import MAX_IMAGES
-from manifests.sources import batches_of, json_lines
+from manifests.sources import Record, batches_of, json_lines
 from manifests.writing import Destination
 
 PROMPTS = 553
@@ -46,11 +46,11 @@ def build_geneval(
     target.refuse_source(source)
     found = find(source, (".jsonl",), **place)
     if len(found.names) > 1:
-        raise ManifestError(f"{source} holds {named(list(found.names))}; give one file: its lines are counted")
+        raise ManifestError(f"{source} holds {named(found.names)}; give one file: its lines are counted")
     label = found.label + found.names[0]
 
-    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        with plainly(label), found.filesystem.open_input_stream(found.path(found.names[0])) as stream:
+    def rows() -> Iterator[Record]:
+        with plain_errors(label), found.filesystem.open_input_stream(found.path(found.names[0])) as stream:
             for number, line in json_lines(io.BufferedReader(stream, 1 << 20), label):
                 check_line(line, f"{label}:{number}")
                 row = {"prompt_id": f"{number - 1:05d}", "prompt": line["prompt"], "num_images": num_images}

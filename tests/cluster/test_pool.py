@@ -16,8 +16,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.open_storage import open_storage
-from cluster.pool import PoolError, PoolOptions, Stop, WorkerPool
+from cluster.pool import PoolError, WorkerPool
+from cluster.pool_options import PoolOptions
 from cluster.session import session
+from cluster.stop import Stop
 from cluster.storage import StorageError
 from cluster.work import SetupError, ShardWork, WorkerBrokenError
 from tests.conftest import LIGHT

@@ -150,8 +150,8 @@ def test_check_passes_and_leaves_nothing(storage):
 
 def test_half_written_files_are_never_seen(tmp_path):
     storage = open_storage(str(tmp_path))
-    code = "import os, sys; os.fsync = lambda _: os.kill(os.getpid(), 9); from cluster.storage import open_storage as o"
-    killed = subprocess.run([sys.executable, "-c", f"{code}; o({str(tmp_path)!r}).put('data/x', b'half')"])
+    code = "import os; os.fsync = lambda _: os.kill(os.getpid(), 9); from cluster.open_storage import open_storage"
+    killed = subprocess.run([sys.executable, "-c", f"{code}; open_storage({str(tmp_path)!r}).put('data/x', b'half')"])
     assert killed.returncode == -9
     assert len(os.listdir(tmp_path / "data")) == 1
     assert list(storage.list()) == []
@@ -272,7 +272,7 @@ def test_a_reader_never_mixes_two_versions(through_proxy):
 
 def test_check_names_a_missing_bucket(bucket):
     storage = open_storage("s3://flashu-no-such-bucket/run", S3Options(endpoint_url=bucket.endpoint_url))
-    with pytest.raises(StorageError, match=r"there is no bucket 'flashu-no-such-bucket' at http://"):
+    with pytest.raises(StorageError, match=r"flashu-no-such-bucket/.*: there is no such bucket at http://"):
         storage.check()
 
 

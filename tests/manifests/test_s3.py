@@ -61,9 +61,9 @@ def test_passing_faults_are_waited_out(bucket, prompts, fault_proxy):
 @pytest.mark.parametrize(
     ("answer", "meaning"),
     [
-        (Answer(403, "AccessDenied"), "access is forbidden"),
-        (Answer(403, "InvalidAccessKeyId"), "the access key is not known there"),
-        (Answer(403, "SignatureDoesNotMatch"), "the secret key does not fit the access key"),
+        (Answer(403, "AccessDenied"), "these credentials may not do that"),
+        (Answer(403, "InvalidAccessKeyId"), "the server does not know these credentials"),
+        (Answer(403, "SignatureDoesNotMatch"), "check AWS_SECRET_ACCESS_KEY"),
         (Answer(400, "ExpiredToken"), "the credentials have expired"),
     ],
 )
@@ -94,5 +94,5 @@ def test_what_is_not_there_is_told(bucket, prompts):
 
 def test_an_endpoint_that_does_not_answer_is_told(s3_environment, monkeypatch):
     _s3.cache_clear()
-    with pytest.raises(ManifestError, match="s3://bucket/m cannot be read: the endpoint cannot be reached"):
+    with pytest.raises(ManifestError, match="s3://bucket/m cannot be read: S3 cannot be reached; check storage"):
         Manifest.open("s3://bucket/m", shard_size=1, endpoint_url="http://127.0.0.1:9")
