@@ -178,10 +178,10 @@ def repeated(prefix: Prefix, times: int) -> Prefix:
     return replace(
         prefix,
         rows=len(rows),
-        llm=[layer.rows(rows) for layer in prefix.llm],
-        head=[block.rows(rows) for block in prefix.head],
-        llm_rotary=prefix.llm_rotary.rows(rows),
-        head_rotary=prefix.head_rotary.rows(rows),
+        llm=[layer.select(rows) for layer in prefix.llm],
+        head=[block.select(rows) for block in prefix.head],
+        llm_rotary=prefix.llm_rotary.select(rows),
+        head_rotary=prefix.head_rotary.select(rows),
         mask=None if prefix.mask is None else prefix.mask[rows],
     )
 

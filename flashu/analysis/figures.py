@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -63,7 +64,7 @@ def draw_comparison(shares: list[LayerShares], file: str | Path) -> None:
         axis.barh(layers, values, left=start, color=colour, label=label, height=0.8)
         for layer, value in zip(layers, values, strict=True):
             if value >= 3:
-                centred = {"ha": "center", "va": "center"}
+                centred: dict[str, Any] = {"ha": "center", "va": "center"}
                 axis.text(start[layer] + value / 2, float(layer), f"{value:.0f}", color="white", size=8, **centred)
         start = start + values
     axis.set(xlabel="neurons of the layer (%)", ylabel="layer", ylim=(len(shares) - 0.5, -0.5))

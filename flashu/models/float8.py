@@ -89,7 +89,7 @@ class Float8Linear(nn.Module):
             like = torch.uint8 if tensor.dtype == FORMAT else torch.int32
             return fn(tensor.view(like)).view(tensor.dtype)
 
-        return super()._apply(as_whole_numbers, recurse)
+        return super()._apply(as_whole_numbers, recurse)  # type: ignore[no-untyped-call]
 
 
 class Float8Mlp(nn.Module):

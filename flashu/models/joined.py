@@ -28,7 +28,7 @@ class Joined(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._whole: tuple[Tensor, Tensor | None] | None = None  # weight and bias of all the layers
-        self.register_load_state_dict_post_hook(_loaded)
+        self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def join(self) -> None:
@@ -69,7 +69,7 @@ class Joined(nn.Module):
         return [getattr(self, name) for name in self.layers_joined]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Joined:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._changed()
         return self
 
@@ -86,7 +86,7 @@ class Joined(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         was_joined = state["_whole"]
-        super().__setstate__({**state, "_whole": None})
+        super().__setstate__({**state, "_whole": None})  # type: ignore[no-untyped-call]
         if was_joined:
             self.join()
 

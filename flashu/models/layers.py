@@ -25,7 +25,7 @@ class KeyValue(NamedTuple):
     key: Tensor
     value: Tensor
 
-    def rows(self, index: Tensor | slice) -> KeyValue:
+    def select(self, index: Tensor | slice) -> KeyValue:
         """Those of some rows only."""
         return KeyValue(self.key[index], self.value[index])
 
@@ -34,7 +34,7 @@ class KeyValue(NamedTuple):
         (key, other_key), (value, other_value) = self.key.chunk(2), self.value.chunk(2)
         return KeyValue(key, value), KeyValue(other_key, other_value)
 
-    def upto(self, length: int) -> KeyValue:
+    def copied_upto(self, length: int) -> KeyValue:
         """Those of the first `length` positions, in memory of their own: views and layouts would be compiled apart."""
         return KeyValue(*(states[:, :, :length].clone(memory_format=torch.contiguous_format) for states in self))
 
@@ -83,7 +83,7 @@ class Rotary(NamedTuple):
     cos: Tensor
     sin: Tensor
 
-    def rows(self, index: Tensor | slice) -> Rotary:
+    def select(self, index: Tensor | slice) -> Rotary:
         """The table of some rows only; one that all rows share stays as it is."""
         return self if self.cos.shape[0] == 1 else Rotary(self.cos[index], self.sin[index])
 
@@ -140,7 +140,8 @@ class Attention(Joined):
     def key_value(self, x: Tensor, rotary: Rotary, kv_heads: int | None = None) -> KeyValue:
         """The keys and values of `x` (rows, positions, hidden) alone; of the first `kv_heads` heads, if given."""
         if kv_heads is None:
-            return _own(self._key_value(*self.project(x, first=1), rotary))
+            key, value = self.project(x, first=1)
+            return _own(self._key_value(key, value, rotary))
         width = (0, kv_heads * self.head_dim)
         return self._key_value(sliced(self.k_proj, x, width), sliced(self.v_proj, x, width), rotary)
 
@@ -168,8 +169,8 @@ class Attention(Joined):
         """
         width = None
         if kv_heads is None:
-            query, *others = self.project(x)
-            own = self._key_value(*others, rotary)
+            query, key, value = self.project(x)
+            own = self._key_value(key, value, rotary)
         else:
             width = (0, kv_heads * self.q_proj.out_features // self.k_proj.out_features * self.head_dim)
             query, own = sliced(self.q_proj, x, width), self.key_value(x, rotary, kv_heads)

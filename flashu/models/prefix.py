@@ -47,8 +47,8 @@ class Prefix:
                 for own, ran in zip(self.llm, ran_by, strict=True)
             ],
             head=[_first(own, some) for own in self.head],
-            llm_rotary=self.llm_rotary.rows(some),
-            head_rotary=self.head_rotary.rows(some),
+            llm_rotary=self.llm_rotary.select(some),
+            head_rotary=self.head_rotary.select(some),
             mask=None if self.mask is None else self.mask[some],  # beside halves it is the first one's already
             suffix=self.suffix and self.suffix.first(rows),
         )
@@ -76,9 +76,9 @@ class Suffix:
         return replace(
             self,
             embeds=self.embeds[some],
-            llm=[own.rows(some) for own in self.llm],
+            llm=[own.select(some) for own in self.llm],
             prefix_mask=None if self.prefix_mask is None else self.prefix_mask[some],
-            rotary=self.rotary.rows(some),
+            rotary=self.rotary.select(some),
             mask=self.mask[some],
             valid=self.valid[some],
             prefix_similarity=self.prefix_similarity[some],
@@ -97,13 +97,13 @@ def prefix_mask(lengths: Sequence[int], valid: Tensor, span: int) -> Tensor | No
 
 def _first(states: KeyValue | Halves, rows: slice) -> KeyValue:
     """Those of the first half of the rows, which are `rows`."""
-    return states.first if isinstance(states, Halves) else states.rows(rows)
+    return states.first if isinstance(states, Halves) else states.select(rows)
 
 
 def cut_halves(states: KeyValue, end: int, second_end: int) -> Halves:
     """Those of the two halves of the rows, up to the end of each one's longest prefix."""
     first, second = states.halves()
-    return Halves(first.upto(end), second.upto(second_end))
+    return Halves(first.copied_upto(end), second.copied_upto(second_end))
 
 
 def suffix_mask(prefix: Tensor, span: int, suffix: int) -> Tensor:

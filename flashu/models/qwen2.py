@@ -120,7 +120,7 @@ class Qwen2Model(nn.Module):
                 x, own = run_layer(layer, x, rotary, past, mask, tail, *part)
             elif len(rows):
                 masked = None if mask is None else mask[rows.chunk(len(x) // len(mask))[0]]  # all rows, or half of them
-                some, own = run_layer(layer, x[rows], rotary.rows(rows), past, masked, None, *part)
+                some, own = run_layer(layer, x[rows], rotary.select(rows), past, masked, None, *part)
                 x = x.index_copy(0, rows, some)
             seen.append(own)
             if index == len(self.layers) - 1:

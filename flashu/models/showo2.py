@@ -251,7 +251,7 @@ class Showo2(nn.Module):
         if len(distinct) < len(rows):
             numbers = {tuple(row): number for number, row in enumerate(distinct)}
             alike = torch.tensor([numbers[tuple(row)] for row in rows], device=self.device)
-            llm, head = [seen and seen.rows(alike) for seen in llm], [seen.rows(alike) for seen in head]
+            llm, head = [seen and seen.select(alike) for seen in llm], [seen.select(alike) for seen in head]
             summed = summed if summed is None else summed[alike]
         return llm, head, summed
 
@@ -309,8 +309,8 @@ class Showo2(nn.Module):
         hidden, similarities = [], []
         for rows in torch.arange(len(span), device=span.device).chunk(-(-length // span.shape[1])):
             similarity = SimilaritySum(suffix.valid[rows])
-            embeds, rotary = torch.cat((span[rows], suffix.embeds[rows]), dim=1), suffix.rotary.rows(rows)
-            past, tail = [layer.rows(rows) for layer in suffix.llm], suffix.mask[rows]
+            embeds, rotary = torch.cat((span[rows], suffix.embeds[rows]), dim=1), suffix.rotary.select(rows)
+            past, tail = [layer.select(rows) for layer in suffix.llm], suffix.mask[rows]
             mask = None if suffix.prefix_mask is None else suffix.prefix_mask[rows]
             blocks.mark_dynamic((0, 1), embeds)
             blocks.mark_dynamic((0, 2), rotary, *past)
@@ -372,7 +372,7 @@ def _as_seen_by_span(
             prefix_mask(lengths[:half], valid[:half, :end], span),
         )
     if compiled:  # in memory of their own, whatever made them: other layouts would be compiled apart
-        llm, head = [seen and seen.upto(padded) for seen in llm], [seen.upto(padded) for seen in head]
+        llm, head = [seen and seen.copied_upto(padded) for seen in llm], [seen.copied_upto(padded) for seen in head]
     return llm, head, prefix_mask(lengths, valid, span)
 
 
