@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from flashu.acceleration.reading import WHOLE_READING
@@ -95,7 +96,9 @@ class Conversation:
         self.caches = [layer and KeyValueCache(layer, room) for layer in images.layers]
         causal = _of_same_question(question[None], question[None]).tril()
         hidden = self._run(embed_tokens(model, padded), (images.length + offset)[None], causal)
-        hidden = hidden.unflatten(1, (self.count, longest))
+        hidden = rearrange(
+            hidden, "images (questions positions) hidden -> images questions positions hidden", questions=self.count
+        )
         last = (lengths - 1)[:, :, None, None].expand(-1, -1, 1, hidden.shape[-1])
         self.logits = model.showo.lm_head(hidden.gather(2, last)[:, :, 0])
         self.positions = images.length + lengths  # of the next token of each answer

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -74,7 +75,8 @@ def picture_latents(vae: WanVae, picture: Image.Image, grid: tuple[int, int], fi
         )
     else:
         fitted = cover(picture, width, height)
-    pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = rearrange(torch.from_numpy(np.array(fitted)), "height width channels -> channels height width")[None]
+    pixels = pixels.float() / 127.5 - 1
     return vae.encode(pixels.to(vae.device))[0]
 
 

@@ -7,6 +7,7 @@ importance in place, biases with them, and a leading slice runs.
 from __future__ import annotations
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor
 
 from flashu.models.layers import Attention
@@ -19,7 +20,7 @@ def kept_groups(kv_heads: int, ratio: float) -> int:
 
 def group_scores(scores: Tensor, kv_heads: int) -> Tensor:
     """Scores of o_proj's inputs (heads · head_dim,) to scores of KV groups (kv_heads,)."""
-    return scores.reshape(kv_heads, -1).sum(dim=1)
+    return reduce(scores, "(groups width) -> groups", "sum", groups=kv_heads)
 
 
 @torch.no_grad()
@@ -30,7 +31,9 @@ def reorder(attention: Attention, order: Tensor) -> None:
     for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
         for parameter in (linear.weight, linear.bias):
             if parameter is not None:
-                parameter.data = parameter.unflatten(0, (groups, -1))[order].flatten(0, 1)
+                by_group = rearrange(parameter, "(groups width) ... -> groups width ...", groups=groups)
+                parameter.data = rearrange(by_group[order], "groups width ... -> (groups width) ...")
     weight = attention.o_proj.weight
-    weight.data = weight.unflatten(1, (groups, -1))[:, order].flatten(1)
+    by_group = rearrange(weight, "hidden (groups width) -> hidden groups width", groups=groups)
+    weight.data = rearrange(by_group[:, order], "hidden groups width -> hidden (groups width)")
     attention.join_again_if_moved()

@@ -8,6 +8,7 @@ gets its own set, so that an image does not depend on its neighbours.
 from __future__ import annotations
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 SkipSets = tuple[tuple[int, ...], ...]  # per image, the numbers of the layers it leaves out, ascending
@@ -15,7 +16,7 @@ SkipSets = tuple[tuple[int, ...], ...]  # per image, the numbers of the layers i
 
 def importance(similarity: Tensor, images: int) -> Tensor:
     """Mean similarity (rows, layers), rows in CFG order, to each image's layer importances (images, layers)."""
-    return 1 - similarity.unflatten(0, (-1, images)).mean(dim=0)
+    return 1 - reduce(similarity, "(rows images) layers -> images layers", "mean", images=images)
 
 
 def least_important(importances: Tensor, count: int) -> SkipSets:

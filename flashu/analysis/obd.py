@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from flashu import probe, question_rows
@@ -84,9 +85,9 @@ def _without_group(layer: DecoderLayer, group: int, groups: int) -> Iterator[Non
     """Zero a KV group's share of what enters `o_proj`: with its values at zero, that is all it gives."""
 
     def zero(_: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        heads = inputs[0].unflatten(-1, (groups, -1)).clone()
+        heads = rearrange(inputs[0], "... (groups width) -> ... groups width", groups=groups).clone()
         heads[..., group, :] = 0
-        return (heads.flatten(-2),)
+        return (rearrange(heads, "... groups width -> ... (groups width)"),)
 
     handle = layer.self_attn.o_proj.register_forward_pre_hook(zero)
     try:

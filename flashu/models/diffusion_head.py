@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from flashu.models.geometry import HeadGeometry
@@ -67,7 +68,8 @@ class DiffusionHead(nn.ModuleList):
 
     def modulations(self, time_embeds: Tensor) -> Tensor:
         """(steps, hidden) time embeddings to every block's modulation, (steps, blocks, 6, hidden)."""
-        return torch.stack([block.adaLN_modulation(time_embeds).unflatten(-1, (6, -1)) for block in self], dim=1)
+        made = torch.stack([block.adaLN_modulation(time_embeds) for block in self], dim=1)
+        return rearrange(made, "steps blocks (six hidden) -> steps blocks six hidden", six=6)
 
     def encode_prefix(
         self,
@@ -110,7 +112,7 @@ class FinalLayer(nn.Module):
 
     def modulations(self, time_embeds: Tensor) -> Tensor:
         """(steps, hidden) time embeddings to (steps, 2, hidden)."""
-        return self.adaLN_modulation(time_embeds).unflatten(-1, (2, -1))
+        return rearrange(self.adaLN_modulation(time_embeds), "steps (two hidden) -> steps two hidden", two=2)
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """`modulation` is one step's (2, hidden): shift, scale."""

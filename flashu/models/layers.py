@@ -3,6 +3,8 @@
 Attention here runs in two ways. Over a *prefix* it is causal and hands back its keys and values; over the image
 *span* every position sees the whole prefix and the whole span. A mask says otherwise, as for questions about an image,
 which add to a cache. Nothing here knows of images or of time.
+
+Heads are folded by torch's own methods: einops' share of a small block's call on a CPU was measured at 5 to 9%.
 """
 
 from __future__ import annotations

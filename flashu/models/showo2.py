@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from flashu.devices import FLOAT8
@@ -46,7 +47,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, hidden_size, PATCH_SIZE, stride=PATCH_SIZE)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.proj(latents).flatten(2).transpose(1, 2)
+        return rearrange(self.proj(latents), "images hidden height width -> images (height width) hidden")
 
 
 class TimestepEmbedder(nn.Module):
@@ -266,9 +267,9 @@ class Showo2(nn.Module):
         weight = self.position_embedding.weight
         if grid == (side, side):
             return weight
-        planes = weight.float().T.reshape(1, -1, side, side)
+        planes = rearrange(weight.float(), "(height width) hidden -> 1 hidden height width", height=side)
         resized = F.interpolate(planes, size=grid, mode="bicubic", align_corners=False)
-        return resized.flatten(2)[0].T.to(weight.dtype)
+        return rearrange(resized, "1 hidden height width -> (height width) hidden").to(weight.dtype)
 
     def embed_images(self, latents: Tensor, semantic_positions: Tensor, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """Latents (images, channels, height, width) to LLM embeddings (images, tokens, hidden)."""
@@ -382,7 +383,5 @@ def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     The released model lays its patches out token by token and reads the result as rows of pixels, with no transpose
     between a patch's rows and the grid's columns. Its weights were trained so; a usual unpatchify scrambles them.
     """
-    rows, tokens, features = patches.shape
-    channels = features // PATCH_SIZE**2
-    pixels = patches.reshape(rows, tokens * PATCH_SIZE**2, channels)
-    return pixels.transpose(1, 2).reshape(rows, channels, grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE)
+    pixels = rearrange(patches, "rows tokens (pixels channels) -> rows channels (tokens pixels)", pixels=PATCH_SIZE**2)
+    return rearrange(pixels, "rows channels (height width) -> rows channels height width", height=grid[0] * PATCH_SIZE)

@@ -1,6 +1,6 @@
 """The semantic path's encoder: SigLIP's vision layers, without patch embedding, last layer and post-norm.
 
-Parameter names are those of a Hugging Face `SiglipEncoder`.
+Parameter names are those of a Hugging Face `SiglipEncoder`. Heads are folded by torch's own methods, as in `layers`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from flashu.models.geometry import VAE_STRIDE, VaeGeometry
@@ -60,10 +61,11 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Contiguous, or the fused attention kernels refuse it and all scores are held in memory. No copy is made, as
         # channels come last in memory already.
-        qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].contiguous()
-        query, key, value = qkv.chunk(3, dim=-1)
+        qkv = rearrange(self.to_qkv(self.norm(x)), "images channels height width -> images 1 (height width) channels")
+        query, key, value = qkv.contiguous().chunk(3, dim=-1)
         out = F.scaled_dot_product_attention(query, key, value)
-        return x + self.proj(out[:, 0].transpose(1, 2).reshape(x.shape))
+        pixels = rearrange(out, "images 1 (height width) channels -> images channels height width", height=x.shape[2])
+        return x + self.proj(pixels)
 
 
 class Upsample(nn.Module):
@@ -189,7 +191,8 @@ class WanVae(nn.Module):
 
 def to_pixels(image: Tensor) -> Tensor:
     """An image (3, height, width) in [-1, 1] to (height, width, 3), rounded to the nearest of 256 levels: uint8."""
-    return ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    levels = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return rearrange(levels, "channels height width -> height width channels")
 
 
 def _statistics(geometry: VaeGeometry, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
