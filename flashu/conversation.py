@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -57,7 +58,7 @@ def read_images(model: Showo2, latents: Tensor, question: EncodedQuestion) -> Re
     embeds, layers = run(embeds, positions, range(split))
     if split < count:
         first = before + 1  # after the time token
-        values = layers[-1].value[:, :, first:-1]
+        values = cast("KeyValue", layers[-1]).value[:, :, first:-1]  # of one that runs
         kept = first + most_valued(values, kept_tokens(values.shape[2], reading.drop_share))
         frame = [part.expand(len(kept), -1) for part in (positions[:, :first], positions[:, -1:])]
         positions = torch.cat((frame[0], kept, frame[1]), dim=1)

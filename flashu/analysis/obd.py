@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class GroupErrors:
                 handle.remove()
 
     def _measure(self, squares: Tensor) -> Callable[..., None]:
-        def hook(layer: DecoderLayer, args: tuple, kwargs: dict, output: tuple) -> None:
+        def hook(layer: DecoderLayer, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             for group in range(len(squares)):
                 with _without_group(layer, group, len(squares)):
                     changed, _ = layer.forward(*args, **kwargs)
@@ -111,7 +112,7 @@ def generation(
     meter = _Meter(model)
     for seed, prompt in enumerate(prompts):
         prefix = model.encode_prefix(probe.prompt_tokens(model, prompt, tokenizer, grid, plan).prefixes, grid)
-        meter.measure(lambda prefix=prefix, seed=seed: probe.denoise(model, prefix, seed, plan))
+        meter.measure(partial(probe.denoise, model, prefix, seed, plan))
         if on_item:
             on_item()
     return meter.scores("generation")
@@ -127,7 +128,7 @@ def understanding_of(
     meter = _Meter(model)
     for latents, question in pairs:
         row = question_rows.lay_out(model, latents, [question])
-        meter.measure(lambda row=row: question_rows.prefill(model, row))
+        meter.measure(partial(question_rows.prefill, model, row))
         if on_item:
             on_item()
     return meter.scores("understanding")

@@ -6,7 +6,8 @@ at the same time, so the modulations carry no batch dimension, and those of a wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -62,6 +63,9 @@ class DiffusionHead(nn.ModuleList):
     def __init__(self, geometry: HeadGeometry, num_layers: int):
         super().__init__(ModulatedAttentionBlock(geometry) for _ in range(num_layers))
         self.head_dim = geometry.head_dim
+
+    def __iter__(self) -> Iterator[ModulatedAttentionBlock]:
+        return cast("Iterator[ModulatedAttentionBlock]", super().__iter__())
 
     def rotary_frequencies(self, device: torch.device) -> Tensor:
         return llama3_scaled(rotary_frequencies(self.head_dim, ROPE_THETA, device))

@@ -151,8 +151,8 @@ class WanVae(nn.Module):
         self.conv1 = nn.Conv2d(2 * geometry.z_dim, 2 * geometry.z_dim, 1)
         self.conv2 = nn.Conv2d(geometry.z_dim, geometry.z_dim, 1)
         self.decoder = Decoder(geometry)
-        self.to(memory_format=torch.channels_last)
-        self.register_load_state_dict_pre_hook(_channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.register_load_state_dict_pre_hook(_channels_last)  # type: ignore[no-untyped-call]
 
     @property
     def device(self) -> torch.device:
