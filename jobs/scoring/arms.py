@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.open_storage import open_storage
-from cluster.storage import NotFound, S3Options, Storage
+from cluster.storage import NotFound, Storage
 from flashu.config import NUM_INFERENCE_STEPS
 from flashu.errors import InputError
 from jobs.dataset.keys import RUN
@@ -104,8 +104,7 @@ def open_output(config: ArmsConfig) -> tuple[Storage, bool]:
         raise InputError("output.path is not set; put it into the config, or add output.path=…")
     for arm in config.arms:
         check_settings(config.run_config(arm, config.manifest.path))
-    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
-    storage = open_storage(config.output.path, s3)
+    storage = open_storage(config.output.path, config.storage.s3)
     new = not any(storage.exists(f"{arm}/{RUN}") for arm in config.arms)
     if new:  # else `prepare` knows whether it matters
         check_inputs(config)

@@ -21,10 +21,10 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.open_storage import open_storage
-from cluster.storage import S3Options, Storage, StorageError
+from cluster.storage import Storage, StorageError
 from flashu.errors import InputError
 from jobs.driver.image_cost import tflop_per_image
-from jobs.driver.prepare import PreparedRun, open_manifest, prepare
+from jobs.driver.prepare import PreparedRun, prepare
 from jobs.driver.run import EXIT_INCOMPLETE
 from jobs.scoring.arms import ArmsConfig, check_guidance, make_images, open_output, write_prompts
 from jobs.scoring.comparison import Arm, compare, format_comparison
@@ -34,6 +34,7 @@ from jobs.scoring.questions import Item, read_questions
 from jobs.scoring.score import read_about, read_text, score_run, some
 from jobs.settings.config import check_no_credentials
 from jobs.settings.inputs import is_on_cluster
+from jobs.settings.prompts import open_manifest
 from jobs.statistics.collect import collect_statistics
 from jobs.statistics.summary import summarise
 from manifests.plan import Manifest
@@ -105,7 +106,7 @@ def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], 
     check_no_credentials(config)
     if not config.questions:
         raise InputError("questions is not set; put the question file into the config, or add questions=dpg_bench.csv")
-    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
+    s3 = config.storage.s3
     check_vqa(config.vqa, s3, is_on_cluster(config.cluster.address))
     questions = read_text(config.questions, s3)
     items = read_questions(questions, config.questions)

@@ -29,7 +29,6 @@ from cluster.storage import NotFound, S3Options, Storage, StorageError
 from flashu.errors import InputError
 from jobs.dataset.keys import METADATA, metadata_key, require_run, shards_with
 from jobs.driver.pool import workers_for
-from jobs.driver.prepare import absolute_paths
 from jobs.driver.stop_signals import StopSignals
 from jobs.driver.tracebacks import Tracebacks
 from jobs.scoring.answers import IMAGES_KEY, UNANSWERED_KEY, AnsweringWork, answers_key, images_digest
@@ -39,6 +38,7 @@ from jobs.scoring.questions import Item, read_questions
 from jobs.scoring.rules import BenchmarkScores
 from jobs.settings.config import RunConfig
 from jobs.settings.inputs import is_on_cluster
+from jobs.settings.paths import absolute_model
 
 ABOUT, SCORES = "about.json", "scores.json"
 SHOWN = 5  # names, where there may be thousands
@@ -114,7 +114,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     Returns the scores of what is answered, and the exit code: 0 when that is everything.
     Raises `InputError`, `StorageError` or `SessionError` for what a user can mend, before any worker is started.
     """
-    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
+    s3 = config.storage.s3
     check_vqa(vqa, s3, is_on_cluster(config.cluster.address))
     vqa = absolute_name(vqa)
     text = read_text(questions, s3)
@@ -137,7 +137,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     state, exit_code = "", 0
     if len(done) < len(made):
         absolute = storage.url if "://" in storage.url else str(Path(storage.url).absolute())
-        work = AnsweringWork(absolute, s3, run, absolute_paths(run["config"]["model"]), vqa, items, folder)
+        work = AnsweringWork(absolute, s3, run, absolute_model(run["config"]["model"]), vqa, items, folder)
         for warning in check_judge(vqa, work.model, config):
             note(warning)
         not_to_do = done | (set(range(total)) - set(made))

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
+from cluster.storage import S3Options
 from flashu.config import preset_for
 from flashu.errors import InputError
 from jobs.settings.config_text import MANIFESTS, check_overrides, merge, told_by_file, told_by_override
@@ -87,6 +88,11 @@ class StorageSection:
     region: Optional[str] = None
     path_style: bool = False  # http://host/bucket/key
     retry_for_s: float = 600.0  # how long workers hold on to their images while storage fails
+
+    @property
+    def s3(self) -> S3Options:
+        """Raises `StorageError` for an endpoint_url that is none."""
+        return S3Options(self.endpoint_url, self.region, self.path_style)
 
 
 @dataclass

@@ -110,8 +110,8 @@ class _Look:
     """Looks at one thing after the other; what may be elsewhere becomes a warning."""
 
     def __init__(self, config: RunConfig, remote: bool = True):
-        storage, self.address, self.remote = config.storage, config.cluster.address, remote
-        self.s3 = S3Options(storage.endpoint_url, storage.region, storage.path_style)
+        self.address, self.remote = config.cluster.address, remote
+        self.s3 = config.storage.s3
         self.on_cluster = is_on_cluster(self.address)
         self.warnings: list[str] = []
         self.storages: dict[str, Storage] = {}
