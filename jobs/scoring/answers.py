@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -22,6 +20,7 @@ from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError
 from jobs.dataset.images import StoredImage, images_by_prompt
 from jobs.dataset.keys import shard_name
+from jobs.dataset.records import parquet_file
 from jobs.scoring.judges import verdict
 from jobs.scoring.open_judge import open_vqa
 from jobs.scoring.questions import Item, Question
@@ -139,11 +138,7 @@ class AnsweringWork(ShardWork):
 
     def encode(self, results: _Answers) -> bytes:
         unanswered = sum("error" in row for row in results.rows)
-        footer = {IMAGES_KEY: results.images, UNANSWERED_KEY: str(unanswered)}
-        table = pa.Table.from_pylist(results.rows, schema=ANSWER).replace_schema_metadata(footer)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        return buffer.getvalue()
+        return parquet_file(results.rows, ANSWER, {IMAGES_KEY: results.images, UNANSWERED_KEY: str(unanswered)})
 
     def write(self, lease: Lease, encoded: bytes, times: Times) -> dict:
         self.storage.put(answers_key(self.folder, lease.shard), encoded)

@@ -31,7 +31,8 @@ from jobs.scoring.comparison import Arm, compare, format_comparison
 from jobs.scoring.open_judge import SELF, check_judge, check_vqa
 from jobs.scoring.page import write_comparison
 from jobs.scoring.questions import Item, read_questions
-from jobs.scoring.score import read_about, read_text, score_run, some
+from jobs.scoring.score import read_about, read_text, score_run
+from jobs.scoring.scored import some
 from jobs.settings.config import check_no_credentials
 from jobs.settings.inputs import is_on_cluster
 from jobs.settings.prompts import open_manifest
