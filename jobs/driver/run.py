@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 
 from cluster.metrics import Gauges
-from cluster.pool import PoolError, Snapshot, Stop
+from cluster.pool import PoolError, Snapshot
+from cluster.stop import Stop
 from cluster.storage import StorageError
 from jobs.dataset.keys import FAILURES, write_run
 from jobs.driver.pool import workers_for
 from jobs.driver.prepare import PreparedRun, prepare
-from jobs.driver.progress import Progress, Standing, duration
+from jobs.driver.progress import Progress, ProgressUpdate, duration
 from jobs.driver.stop_signals import StopSignals
 from jobs.driver.tracebacks import Tracebacks
 from jobs.report.builder import write_report
@@ -170,7 +171,7 @@ class GenerationJob:
         statistics = self.statistics
         each = statistics.images / statistics.prompts if statistics.prompts else 0
         left = max(self.manifest.num_rows - statistics.prompts, 0)
-        standing = Standing(
+        update = ProgressUpdate(
             prompts=statistics.prompts,
             total_prompts=self.manifest.num_rows,
             images=statistics.images,
@@ -180,7 +181,7 @@ class GenerationJob:
             workers=len(snapshot.ready),
             starting=snapshot.starting,
         )
-        self.progress.show(standing)
+        self.progress.show(update)
         if self.gauges:
             self.gauges.set(
                 images=statistics.images,

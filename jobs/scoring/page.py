@@ -15,7 +15,7 @@ from jobs.report.page import page
 from jobs.report.thumbnails import thumbnails
 from jobs.report.wording import NOTHING
 from jobs.scoring.answers import answers_key
-from jobs.scoring.comparison import COSTS, Arm, rows_of, verdict
+from jobs.scoring.comparison import COSTS, Arm, table_of, verdict
 from jobs.scoring.questions import Item
 
 SHOWN = 8  # prompts
@@ -40,7 +40,7 @@ def write_comparison(
         written_at=time.time(),
         comparison=comparison,
         costs=COSTS,
-        rows=rows_of(comparison),
+        table=table_of(comparison),
         verdict=verdict(comparison) if "difference" in comparison else "",
         shown=_shown(arms, [items[item] for item in _worth_seeing(comparison, arms)]),
         nothing=NOTHING,

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.open_storage import open_storage
-from cluster.pool import PoolError, Snapshot, Stop
+from cluster.pool import PoolError, Snapshot
+from cluster.stop import Stop
 from cluster.storage import NotFound, S3Options, Storage, StorageError
 from flashu.errors import InputError
 from jobs.dataset.keys import METADATA, json_file, metadata_key, require_run, shards_with

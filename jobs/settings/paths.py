@@ -1,4 +1,4 @@
-"""Local paths of settings as workers take them, which run in another folder."""
+"""Paths of settings: whether one is of something here, and how workers take it, which run in another folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from typing import Any
 from jobs.settings.config import ModelSection
 
 
+def local(path: str) -> Path | None:
+    """The path, if there is something there on this machine."""
+    try:
+        found = None if "://" in path else Path(path).expanduser()
+        return found if found and found.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a path; no such home; a null character
+        return None
+
+
 def absolute(path: str | None) -> str | None:
     """A path that means something here, made absolute; anything else as it is."""
-    is_local = path and "://" not in path and Path(path).expanduser().exists()
-    return os.path.abspath(os.path.expanduser(path)) if is_local else path
+    return os.path.abspath(local(path)) if path and local(path) else path
 
 
 def absolute_model(model: Mapping[str, Any]) -> ModelSection:

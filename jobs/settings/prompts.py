@@ -1,6 +1,8 @@
-"""The manifest that a run's settings name."""
+"""The manifest that a run's settings name, and its prompts."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from jobs.settings.config import RunConfig
 from manifests import DEMO
@@ -17,3 +19,9 @@ def open_manifest(config: RunConfig) -> Manifest:
         endpoint_url=config.storage.endpoint_url,
         region=config.storage.region,
     )
+
+
+def prompts_of(manifest: Manifest) -> Iterator[str]:
+    """The prompts in order, those that are empty aside."""
+    for _, rows in manifest.batches(["prompt"]):
+        yield from filter(None, rows["prompt"].to_pylist())

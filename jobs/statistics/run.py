@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from jobs.metrics.bins import Range
 from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, SCORES
-from jobs.statistics.mergeable import Distribution, Range, Timeline, first_of, fold
+from jobs.statistics.mergeable import Distribution, Timeline, first_of, fold
 
 VERSION = 1
 FOOTER_KEY = b"flashu.statistics"  # in the key-value metadata of a shard's Parquet file

@@ -23,6 +23,7 @@ from flashu.models import geometry
 from jobs.metrics.clip import ClipScorer
 from jobs.metrics.vqa import VqaScorer
 from jobs.settings.config import AUTO, RunConfig
+from jobs.settings.prompts import prompts_of
 from jobs.worker import warm_up
 from jobs.worker.batch_maker import BatchMaker, Scorer
 from jobs.worker.batch_size import choose_batch_size
@@ -70,10 +71,8 @@ def set_up(
 
 
 def _first_prompt(manifest: Manifest) -> str:
-    for _, rows in manifest.batches(["prompt"]):
-        for prompt in rows["prompt"].to_pylist():
-            if prompt:
-                return prompt
+    for prompt in prompts_of(manifest):
+        return prompt
     raise InputError("flashu.calibration=release goes by the first prompt, and the manifest has none")
 
 

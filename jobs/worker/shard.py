@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,7 +34,7 @@ from jobs.settings.image_size import parse_size
 from jobs.statistics.run import FOOTER_KEY, RunStatistics
 from jobs.worker.batches import ImageRequest, batches_of, requests_of
 from jobs.worker.equipment import set_up
-from jobs.worker.second_chances import SecondChances
+from jobs.worker.second_chances import Running, SecondChances
 from manifests.errors import ManifestError, UnreachableError
 from manifests.plan import Manifest
 from manifests.schema import row_problem
@@ -112,9 +111,7 @@ class GenerationWork(ShardWork):
 
     # ----------------------------------------------------------------------------------------------- main thread
 
-    def process(
-        self, lease: Lease, inputs: list[tuple[int, dict[str, Any]]], running: Callable[[Sequence[int]], None]
-    ) -> _Results:
+    def process(self, lease: Lease, inputs: list[tuple[int, dict[str, Any]]], running: Running) -> _Results:
         requests: list[ImageRequest] = []
         failures: dict[int, str] = {}
         bad_rows = 0
@@ -185,7 +182,7 @@ class GenerationWork(ShardWork):
         quality = measure(picture) if self.config.quality.enabled else {}
         attempt = {"seconds": pending.wait() / len(pending), "batch_size": len(pending)}
         columns = scores | {f"quality_{name}": value for name, value in quality.items()}
-        file = {"sha256": _sha256(data), "size_bytes": len(data)}
+        file = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
         record = self._record(request, picture) | attempt | columns | file
         return EncodedImage(data, record), time.perf_counter() - start
 
@@ -235,7 +232,3 @@ class GenerationWork(ShardWork):
             self.storage.delete(failures_key(shard))
         raised = len(failures) - encoded.bad_rows
         return {"shard": shard, "statistics": statistics, "images": len(records), "raised": raised}
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
