@@ -46,7 +46,7 @@ def warm_up_as_a_worker(make: Callable[..., object], guidance_scale: float, batc
     """What a worker makes before its first lease, in a run whose manifest gives prompts only."""
     from jobs.worker import warm_up
 
-    warm_up.warm_up(make, warm_up.Kinds(guidance_scale), min(batch_size, warm_up.IMAGES))
+    warm_up.warm_up(make, warm_up.BatchKinds(guidance_scale), min(batch_size, warm_up.IMAGES))
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:

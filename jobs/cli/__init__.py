@@ -1,1 +1,1 @@
-"""The commands: each parses, calls one function of the rooms below, and prints."""
+"""The commands: each parses, calls what is on the floors below, and prints."""

@@ -12,6 +12,7 @@ import typer
 
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.errors import InputError
+from jobs.cli.options import TokenizerOption
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,10 +25,6 @@ analyze = typer.Typer(
 )
 
 ModelOption = Annotated[str, typer.Option("--model", help="Checkpoint: a folder, a hub id, or 'embedded'.")]
-TokenizerOption = Annotated[
-    str | None,
-    typer.Option(help="Tokenizer: a folder or hub id.", show_default="beside the model, else the hub"),
-]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, cpu, …", show_default="CUDA if there is one")]
 PromptsOption = Annotated[
     Path | None, typer.Option(help="A text file, a prompt a line.", show_default="built-in prompts")
@@ -79,7 +76,7 @@ def plan(
     planned = Acceleration.of(settings, config.llm).plan(steps, guidance)
     cost = count_image(config, vae, planned, grid, prefix)
     typer.echo(f"{model} with {preset}: {settings.describe()}\n")
-    typer.echo(format_plan(planned, cost.rows))
+    typer.echo(format_plan(planned, cost.steps))
     vae_cost = cost.parts["VAE decode"]
     stock = count_image(config, vae, make_plan(None, NUM_INFERENCE_STEPS, guidance), grid, prefix).total
     release = sum(count_release(config, settings, steps, grid))
@@ -126,9 +123,7 @@ def calibrate(
     _make_folder(output.parent)
     if output.is_dir():
         raise InputError(f"-o {output} is a folder; name a file")
-    asked = _read_pairs(pairs) if pairs else None
-    network, tokens = _load(model, tokenizer, device)
-    items = _question_pairs(network, tokens, vae, asked, texts, steps) if task == "understanding" else texts
+    network, tokens, items = _load_with_items(model, tokenizer, device, task, texts, pairs, vae, steps)
     with tqdm(total=len(items), unit="item", disable=None, leave=False) as bar:
         if task == "understanding":
             scores = calibration.calibrate_understanding(network, items, on_pair=bar.update)
@@ -163,9 +158,7 @@ def obd(
     _check_task(task, pairs)
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output)
-    asked = _read_pairs(pairs) if pairs else None
-    network, tokens = _load(model, tokenizer, device)
-    items = _question_pairs(network, tokens, vae, asked, texts, steps) if task == "understanding" else texts
+    network, tokens, items = _load_with_items(model, tokenizer, device, task, texts, pairs, vae, steps)
     with tqdm(total=len(items), unit="item", disable=None, leave=False) as bar:
         if task == "understanding":
             scores = analysis.understanding_of(network, items, on_item=bar.update)
@@ -237,6 +230,24 @@ def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2
 
     network = Showo2Qwen2_5.from_pretrained(model, dtype="float32", device=resolve_device(device))
     return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network.source, network.config))
+
+
+def _load_with_items(
+    model: str,
+    tokenizer: str | None,
+    device: str | None,
+    task: str,
+    texts: Sequence[str],
+    pairs: Path | None,
+    vae: str | None,
+    steps: int,
+) -> tuple[Showo2Qwen2_5, PromptTokenizer, Sequence[str] | list[Pair]]:
+    """The model, and what it is measured on: prompts, or pictures with questions about them."""
+    asked = _read_pairs(pairs) if pairs else None
+    network, tokens = _load(model, tokenizer, device)
+    if task != "understanding":
+        return network, tokens, texts
+    return network, tokens, _question_pairs(network, tokens, vae, asked, texts, steps)
 
 
 def _check_task(task: str, pairs: Path | None) -> None:

@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 
 from flashu.errors import InputError
 from jobs.cli.options import EndpointOption, OverridesArgument, PathStyleOption, RegionOption, RunArgument, open_run
+from jobs.cli.printing import print_settings
+from jobs.settings.config import check_no_credentials, flat, read_config
 
 DEMO_PROMPTS = 5
 
@@ -63,8 +65,7 @@ def compare(
         raise InputError("give a config, or settings such as questions=dpg_bench.csv, or --demo")
     from jobs.scoring.arms import check_arms, describe_arms, resolved
     from jobs.scoring.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
-    from jobs.settings.config import flat, read_config
-    from jobs.settings.released import released_settings_of, table
+    from jobs.settings.released import released_settings_of
 
     settings = read_config(config, overrides, BenchmarkConfig)
     settings = a_demo_of(settings, DEMO_PROMPTS) if demo else settings
@@ -72,7 +73,7 @@ def compare(
 
     def announce() -> None:
         if released:
-            typer.echo("\n".join([*table(released, resolved(settings)), "", describe_arms(settings), ""]))
+            print_settings(released, resolved(settings), describe_arms(settings))
         elif dry_run:
             every = [f"{name}: {value}" for name, value in flat(resolved(settings))]
             typer.echo("\n".join([*every, "", describe_arms(settings)]))
@@ -103,11 +104,10 @@ def score(
     Settings on top are those of a run's cluster and storage, as in cluster.workers=2. Run the same command again to go
     on after a stop. Scores and answers are written into the run's folder.
     """
-    from jobs.settings.config import check_no_credentials, read_config
-
     config = read_config(None, overrides or ())
     check_no_credentials(config)
-    from jobs.scoring.score import format_scores, score_run
+    from jobs.scoring.score import score_run
+    from jobs.scoring.scored import format_scores
 
     scored, code = score_run(run, questions, vqa, config, typer.echo)
     typer.echo(f"\n{format_scores(scored)}")

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.options import EndpointOption, PathStyleOption, RegionOption, RunArgument, open_run
-
-SHOWN = 10  # of what is missing
+from jobs.cli.printing import print_missing
 
 app = typer.Typer(no_args_is_help=True, help="Hand runs to GenEval's own evaluator.")
 
@@ -33,13 +32,5 @@ def export(
         typer.echo(f"Score them with GenEval's own script: python evaluation/evaluate_images.py {destination}")
     if done.each != IMAGES:
         typer.echo(f"The official benchmark has {IMAGES} images of each prompt, this run {done.each}.")
-    tell_missing(done.missing)
+    print_missing(done.missing)
     sys.exit(1 if done.missing else 0)
-
-
-def tell_missing(missing: list[str]) -> None:
-    """The first of what an export left out."""
-    for what in missing[:SHOWN]:
-        typer.echo(f"Missing: {what}", err=True)
-    if len(missing) > SHOWN:
-        typer.echo(f"Missing: {len(missing) - SHOWN:,} more", err=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manifests.errors import ManifestError, quoted
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -116,16 +118,8 @@ def check(
 ) -> None:
     """Read every row; say what is in the manifest, and what is wrong with it. Exits with 1 if anything is."""
     from manifests.inspect import check as check_rows
-    from manifests.plan import Manifest
 
-    manifest = Manifest.open(
-        path,
-        shard_size=shard_size,
-        columns=_columns(column),
-        endpoint_url=endpoint_url,
-        region=region,
-        allow_nulls=True,
-    )
+    manifest = _open(path, column, endpoint_url, region, shard_size)
     with _counting("rows", manifest.num_rows) as on_rows:
         found = check_rows(manifest, on_rows)
     _print_check(manifest, found)
@@ -148,17 +142,8 @@ def show(
     from rich.text import Text
 
     from manifests.inspect import printable
-    from manifests.plan import Manifest
 
-    manifest = Manifest.open(
-        path,
-        shard_size=rows,
-        limit=rows,
-        columns=_columns(column),
-        endpoint_url=endpoint_url,
-        region=region,
-        allow_nulls=True,
-    )
+    manifest = _open(path, column, endpoint_url, region, rows, limit=rows)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for name in manifest.schema.names:
         table.add_column(Text(printable(name)))
@@ -168,10 +153,23 @@ def show(
     Console().print(table)
 
 
+def _open(
+    path: str,
+    column: list[str] | None,
+    endpoint_url: str | None,
+    region: str | None,
+    shard_size: int,
+    limit: int | None = None,
+) -> Manifest:
+    """A manifest to be looked at, whatever is wrong with its rows."""
+    from manifests.plan import Manifest
+
+    place = {"endpoint_url": endpoint_url, "region": region}
+    return Manifest.open(path, shard_size=shard_size, limit=limit, columns=_columns(column), allow_nulls=True, **place)
+
+
 def _columns(options: list[str] | None) -> dict[str, str]:
     """`--column` options as {our name: their name}."""
-    from manifests.errors import ManifestError, quoted
-
     columns: dict[str, str] = {}
     for option in options or []:
         ours, equals, theirs = option.partition("=")

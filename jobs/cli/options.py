@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from cluster.storage import Storage
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options, Storage
 
 ModelOption = Annotated[
     str,
@@ -53,7 +53,4 @@ PathStyleOption = Annotated[bool, typer.Option("--path-style", help="Address buc
 
 def open_run(run: str, endpoint_url: str | None, region: str | None, path_style: bool) -> Storage:
     """The storage that a run's folder is in."""
-    from cluster.open_storage import open_storage
-    from cluster.storage import S3Options
-
     return open_storage(run, S3Options(endpoint_url, region, path_style))

@@ -19,6 +19,7 @@ from flashu.config import (
     GUIDANCE_SCALE,
     MAX_NEW_TOKENS,
     NUM_INFERENCE_STEPS,
+    FlashUConfig,
     flashu_preset,
 )
 from flashu.errors import InputError
@@ -36,46 +37,57 @@ from jobs.settings.image_size import parse_size
 if TYPE_CHECKING:
     from PIL import Image
 
+    from flashu.acceleration.wanda import WandaScores
     from flashu.pipeline import TextToImagePipeline
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
+PromptsArgument = Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT…")]
+PicturesOption = Annotated[
+    str, typer.Option("--output", "-o", help="An image file (one prompt), or a folder for numbered ones.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of the first image; each next one gets the next number.")]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(help="Inference steps: points of the time grid.", show_default=f"{NUM_INFERENCE_STEPS}, or FlashU's"),
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Guidance scale; 0 or 1 for none. FlashU's schedule ends there.",
+        show_default=f"the model's own; {GUIDANCE_SCALE} for released ones",
+    ),
+]
+NegativeOption = Annotated[str, typer.Option(help="What the images should not show.")]
+FlashUOption = Annotated[
+    str | None, typer.Option(help=f"Accelerate with FlashU settings: {', '.join(FLASHU_PRESETS)}.")
+]
+ScoresOption = Annotated[
+    Path | None, typer.Option(help="Calibrated scores for --flashu.", show_default="measured first")
+]
+BatchSizeOption = Annotated[int, typer.Option(help="Images made at once.")]
+CompileOption = Annotated[
+    str, typer.Option("--compile", help="off, auto (on CUDA) or max: worth its minute for many images.")
+]
+
+
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT…")],
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="An image file (one prompt), or a folder for numbered ones.")
-    ] = "images",
+    prompts: PromptsArgument,
+    output: PicturesOption = "images",
     model: ModelOption = "embedded",
     vae: VaeOption = None,
     tokenizer: TokenizerOption = None,
     variant: VariantOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; each next one gets the next number.")] = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Inference steps: points of the time grid.", show_default=f"{NUM_INFERENCE_STEPS}, or FlashU's"
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Guidance scale; 0 or 1 for none. FlashU's schedule ends there.",
-            show_default=f"the model's own; {GUIDANCE_SCALE} for released ones",
-        ),
-    ] = None,
-    negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
+    seed: SeedOption = 0,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    negative: NegativeOption = "",
     size: SizeOption = None,
-    flashu: Annotated[
-        str | None, typer.Option(help=f"Accelerate with FlashU settings: {', '.join(FLASHU_PRESETS)}.")
-    ] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Calibrated scores for --flashu.", show_default="measured first")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images made at once.")] = BATCH_SIZE,
-    compile_mode: Annotated[
-        str, typer.Option("--compile", help="off, auto (on CUDA) or max: worth its minute for many images.")
-    ] = "off",
+    flashu: FlashUOption = None,
+    scores: ScoresOption = None,
+    batch_size: BatchSizeOption = BATCH_SIZE,
+    compile_mode: CompileOption = "off",
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -85,35 +97,17 @@ def generate(
     """
     pixels = parse_size("--size", size)
     files = _output_files(output, len(prompts))
-    from flashu import arguments
-    from flashu.acceleration.plan import make_plan
-    from flashu.acceleration.wanda import WandaScores
-    from flashu.models.blocks import check_mode
     from flashu.patch import apply_flashu_patch
     from flashu.pipeline import TextToImagePipeline
 
-    # Checked before a model is fetched and loaded, which can take long.
-    settings = flashu_preset(flashu) if flashu else None
-    if scores is not None:
-        if settings is None:
-            raise InputError("--scores is what --flashu prunes by; give --flashu too")
-        scores = WandaScores.load(scores)
-    steps = steps if steps is not None else settings.total_steps if settings else NUM_INFERENCE_STEPS
-    arguments.whole("--steps", steps, least=2)
-    arguments.whole("--batch-size", batch_size, least=1)
-    check_mode("--compile", compile_mode)
-    arguments.texts("prompts", [*prompts, negative])
-    arguments.seeds(seed, len(prompts))
-    if guidance is not None:
-        arguments.finite("--guidance", guidance, zero=True)
-        settings = settings and settings.at_guidance(guidance)
-    make_plan(settings, steps, guidance or GUIDANCE_SCALE)  # raises where they do not fit
-
+    settings, measured, steps = _checked(
+        prompts, negative, seed, flashu, scores, steps, guidance, batch_size, compile_mode
+    )
     pipe = TextToImagePipeline.from_pretrained(
         model, vae=vae, tokenizer=tokenizer, dtype=dtype, device=device, variant=variant
     )
     if settings:
-        apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
+        apply_flashu_patch(pipe.model, settings, scores=measured, tokenizer=pipe.tokenizer)
     _warn_of_cost(pipe, steps, guidance, pixels)
     pictures = pipe.compile(compile_mode).stream(
         prompts,
@@ -222,6 +216,45 @@ def convert(
             typer.echo(
                 f"Its scripts want {RELEASED_VAE} too, which this VAE, kept for images alone, cannot be made into"
             )
+
+
+def _checked(
+    prompts: list[str],
+    negative: str,
+    seed: int,
+    flashu: str | None,
+    scores: Path | None,
+    steps: int | None,
+    guidance: float | None,
+    batch_size: int,
+    compile_mode: str,
+) -> tuple[FlashUConfig | None, WandaScores | None, int]:
+    """FlashU's settings and scores, and the inference steps.
+
+    Raises `InputError` for what cannot be used, before a model is fetched and loaded, which can take long.
+    """
+    from flashu import arguments
+    from flashu.acceleration.plan import make_plan
+    from flashu.acceleration.wanda import WandaScores
+    from flashu.models.blocks import check_mode
+
+    settings = flashu_preset(flashu) if flashu else None
+    measured = None
+    if scores is not None:
+        if settings is None:
+            raise InputError("--scores is what --flashu prunes by; give --flashu too")
+        measured = WandaScores.load(scores)
+    steps = steps if steps is not None else settings.total_steps if settings else NUM_INFERENCE_STEPS
+    arguments.whole("--steps", steps, least=2)
+    arguments.whole("--batch-size", batch_size, least=1)
+    check_mode("--compile", compile_mode)
+    arguments.texts("prompts", [*prompts, negative])
+    arguments.seeds(seed, len(prompts))
+    if guidance is not None:
+        arguments.finite("--guidance", guidance, zero=True)
+        settings = settings and settings.at_guidance(guidance)
+    make_plan(settings, steps, guidance or GUIDANCE_SCALE)  # raises where they do not fit
+    return settings, measured, steps
 
 
 def _output_files(output: str, count: int) -> list[Path]:

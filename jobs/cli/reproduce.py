@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from flashu.checkpoints.files import EMBEDDED
 from flashu.errors import InputError
-from jobs.cli.geneval import tell_missing
 from jobs.cli.options import OverridesArgument
+from jobs.cli.printing import print_missing, print_settings
 from jobs.scoring.published import (
     DPG,
     FIGURES,
@@ -22,7 +23,7 @@ from jobs.scoring.published import (
     config_file,
     released_model,
 )
-from jobs.settings.config import BASELINE, FLASHU
+from jobs.settings.config import BASELINE, FLASHU, read_config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,15 +65,15 @@ def dpg(
     from jobs.scoring.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
 
     options = {"output.path": ("-o", output), "questions": ("--questions", questions)}
-    config, told = _begin(DPG, BenchmarkConfig, model, like, options, overrides)
+    config, beside_published = _begin(DPG, BenchmarkConfig, model, like, options, overrides)
     if dry_run:
-        told.all()
+        beside_published.print_all()
         return
     if model == EMBEDDED and not config.questions:
         config = a_demo_of(config, 5)
-    code, comparison = run_benchmark(config, told.settings)
+    code, comparison = run_benchmark(config, beside_published.print_settings)
     if comparison:
-        told.figures(_measured(comparison["arms"]))
+        beside_published.print_figures(_measured(comparison["arms"]))
     sys.exit(code)
 
 
@@ -95,16 +96,16 @@ def geneval(
     from jobs.scoring.geneval_arms import EVALUATE, GenevalConfig, run_geneval
 
     options = {"output.path": ("-o", output), "prompts": ("--prompts", prompts)}
-    config, told = _begin(GENEVAL, GenevalConfig, model, like, options, overrides)
+    config, beside_published = _begin(GENEVAL, GenevalConfig, model, like, options, overrides)
     if dry_run:
-        told.all()
+        beside_published.print_all()
         return
-    code, arms = run_geneval(config, told.settings)
+    code, arms = run_geneval(config, beside_published.print_settings)
     if not arms:
         sys.exit(code)
     measured: dict[str, dict[str, str]] = {name: {} for name in arms}
     for name, arm in arms.items():
-        tell_missing(arm.missing)
+        print_missing(arm.missing)
         if arm.scores:
             measured[name]["score"] = f"{arm.scores['overall']:.2f}"
             typer.echo(f"\n{name}: " + ", ".join(f"{tag} {score:.2f}" for tag, score in arm.scores.items()))
@@ -114,7 +115,7 @@ def geneval(
         else:
             typer.echo(f"\nHand {name} to GenEval's script: flashu geneval export {output.rstrip('/')}/{name} DIR")
     _add_speed_up(measured, {name: arm.summary["throughput"] for name, arm in arms.items()}, "worker_seconds_per_image")
-    told.figures(measured)
+    beside_published.print_figures(measured)
     sys.exit(code)
 
 
@@ -141,11 +142,11 @@ def understanding(
     from jobs.scoring.understanding import RESULT, UnderstandingConfig, run_understanding
 
     options = {"output": ("-o", output), "questions": ("--questions", questions)}
-    config, told = _begin(UNDERSTANDING, UnderstandingConfig, model, like, options, overrides)
+    config, beside_published = _begin(UNDERSTANDING, UnderstandingConfig, model, like, options, overrides)
     if dry_run:
-        told.all()
+        beside_published.print_all()
         return
-    result = run_understanding(config, told.settings)
+    result = run_understanding(config, beside_published.print_settings)
     first, second = (result["arms"][arm] for arm in (BASELINE, FLASHU))
     for arm, figures in result["arms"].items():
         right = "" if figures["right"] is None else f", {100 * figures['right']:.1f}% right"
@@ -156,7 +157,7 @@ def understanding(
     same = sum(row[BASELINE] == row[FLASHU] for row in result["answers"])
     typer.echo(f"{same:,} of {len(result['answers']):,} answers are the same; {output}/{RESULT}")
     ratio = first["seconds_per_answer"] / second["seconds_per_answer"]
-    told.figures({FLASHU: {"speed_up": f"{ratio:.2f}x"}})
+    beside_published.print_figures({FLASHU: {"speed_up": f"{ratio:.2f}x"}})
 
 
 def _begin(
@@ -166,13 +167,11 @@ def _begin(
     like: str | None,
     options: dict[str, tuple[str, str]],
     overrides: list[str] | None,
-) -> tuple[Any, _Told]:
-    """The config of a benchmark, and what is told of it. `options` are settings by their option here, with its value.
+) -> tuple[Any, _SideBySide]:
+    """The config of a benchmark, and what prints it. `options` are settings by their option here, with its value.
 
     Raises `InputError` for settings on top that have an option, as more than the config goes by those.
     """
-    from jobs.settings.config import read_config
-
     options = {"model.path": ("--model", model)} | options
     for name in (override.partition("=")[0].strip() for override in overrides or ()):
         if name in options:
@@ -181,7 +180,7 @@ def _begin(
     given = [f"{name}={value}" for name, (_, value) in options.items() if value]
     file = None if model == EMBEDDED else str(config_file(benchmark, released))  # whose settings do not suit that one
     config = read_config(file, [*given, *(overrides or ())], kind)
-    return config, _Told(benchmark, model, released, config)
+    return config, _SideBySide(benchmark, model, released, config)
 
 
 def _released(benchmark: str, model: str, like: str | None) -> str:
@@ -195,35 +194,29 @@ def _released(benchmark: str, model: str, like: str | None) -> str:
     return released
 
 
-class _Told:
-    """What is printed of a benchmark: its settings before, and the figures after."""
+class _SideBySide:
+    """Prints a benchmark beside what was published of it: its settings before it runs, its figures after."""
 
     def __init__(self, benchmark: str, model: str, released: str, config: Any):
-        from dataclasses import asdict
-
         from jobs.scoring.arms import ArmsConfig, check_arms, describe_arms, resolved
         from jobs.settings.released import released_settings
 
         self.benchmark, self.model, self.released = benchmark, model, released
-        self.told = released_settings(config_file(benchmark, released))
+        self.released_settings = released_settings(config_file(benchmark, released))
         has_arms = isinstance(config, ArmsConfig)
         if has_arms:
             check_arms(config)
         self.now = resolved(config) if has_arms else asdict(config)
         self.arms = describe_arms(config) if has_arms else ""
 
-    def settings(self) -> None:
+    def print_settings(self) -> None:
         """The settings that there are, and where the release has them."""
-        from jobs.settings.released import table
-
         if self.model == EMBEDDED:
             typer.echo(f"The built-in model has settings and figures of its own; those told are of {self.released}.\n")
         typer.echo("Settings, and where the release has them (S is Show-o2's, F FlashU's):\n")
-        for line in table(self.told, self.now):
-            typer.echo(line)
-        typer.echo(f"\n{self.arms}\n" if self.arms else "")
+        print_settings(self.released_settings, self.now, self.arms)
 
-    def figures(self, measured: dict[str, dict[str, str]] | None = None) -> None:
+    def print_figures(self, measured: dict[str, dict[str, str]] | None = None) -> None:
         """What was published, what came out here if it did, and what was not run as published."""
         from jobs.settings.released import other_than
 
@@ -234,13 +227,13 @@ class _Told:
                 typer.echo(line)
             typer.echo("")
         typer.echo("Not as published:\n")
-        for line in (*other_than(self.told, self.now), *UNLIKE[self.benchmark]):
+        for line in (*other_than(self.released_settings, self.now), *UNLIKE[self.benchmark]):
             typer.echo(f"- {line}")
 
-    def all(self) -> None:
+    def print_all(self) -> None:
         """What can be told without running anything."""
-        self.settings()
-        self.figures()
+        self.print_settings()
+        self.print_figures()
 
 
 def _measured(arms: dict[str, Any]) -> dict[str, dict[str, str]]:

@@ -18,6 +18,7 @@ from jobs.cli.options import (
     RunArgument,
     open_run,
 )
+from jobs.settings.config import read_config
 
 
 def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
@@ -25,8 +26,6 @@ def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
     Run the same command again to go on after a stop. Exits with 0 only if every prompt has its images.
     """
-    from jobs.settings.config import read_config
-
     settings = read_config(config, overrides or ())
     from jobs.settings.inputs import check_at_once
 
@@ -49,8 +48,6 @@ def submit(
     follow: Annotated[bool, typer.Option(help="Follow the log, and exit as the job does.")] = True,
 ) -> None:
     """Start a run as a job on a Ray cluster."""
-    from jobs.settings.config import read_config
-
     settings = read_config(config, overrides or ())
     if not address:
         raise InputError("give the cluster's dashboard with --address http://head:8265, or set RAY_ADDRESS")

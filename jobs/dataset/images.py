@@ -49,14 +49,16 @@ def images_by_prompt(
     `run` is what run.json holds.
     """
     with storage.open(metadata_key(shard)) as file:
-        rows = pq.read_table(file, columns=["prompt_id", "image_index", "file_name", "sha256"]).to_pylist()
-    rows = {place: row for place, row in enumerate(rows) if prompts is None or row["prompt_id"] in prompts}
+        records = pq.read_table(file, columns=["prompt_id", "image_index", "file_name", "sha256"]).to_pylist()
+    wanted = {row: record for row, record in enumerate(records) if prompts is None or record["prompt_id"] in prompts}
     payload = FORMATS[run["config"]["output"]["format"]]
     data: dict[int, bytes] = {}
     with suppress(NotFound, pa.ArrowException, tarfile.TarError, OSError):  # files moved away, or cut short
-        data.update(payload.read(storage, shard, {place: row["file_name"] for place, row in rows.items()}))
+        data.update(payload.read(storage, shard, {row: record["file_name"] for row, record in wanted.items()}))
     images: dict[str, list[StoredImage]] = defaultdict(list)
-    for place, row in rows.items():
-        image = StoredImage(row["prompt_id"], row["image_index"], row["file_name"], row["sha256"], data.get(place))
+    for row, record in wanted.items():
+        image = StoredImage(
+            record["prompt_id"], record["image_index"], record["file_name"], record["sha256"], data.get(row)
+        )
         images[image.prompt_id].append(image)
     return {prompt_id: sorted(of_prompt, key=lambda image: image.index) for prompt_id, of_prompt in images.items()}

@@ -7,13 +7,13 @@ failures/shard-00042.parquet   prompts given up on, with the error
 scores.safetensors             what FlashU prunes by, if the run measured it itself
 scores/self/                   what `flashu dpg score` found, by the VQA model of that name
 summary.json, report.html      the run in figures; README.md is a dataset card
-logs/                          tracebacks of workers' errors, one of each kind (`jobs.driver.tracebacks`)
+logs/                          tracebacks of workers' errors, one of each kind
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.storage import NotFound, Storage
@@ -74,13 +74,14 @@ def require_run(storage: Storage) -> dict[str, Any]:
 
 
 def write_run(storage: Storage, run: dict[str, Any]) -> None:
-    storage.put(RUN, _encoded(run))
+    storage.put(RUN, json_file(run))
 
 
 def begin_run(storage: Storage, run: dict[str, Any]) -> bool:
     """Write `run.json` if there is none. False when there is one."""
-    return storage.put_new(RUN, _encoded(run))
+    return storage.put_new(RUN, json_file(run))
 
 
-def _encoded(run: dict[str, Any]) -> bytes:
-    return (json.dumps(run, indent=2, ensure_ascii=False) + "\n").encode()
+def json_file(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a JSON file that people may read, as all in a run's folder are."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -91,7 +91,7 @@ class _ModelFiles:
     """What a checkpoint's small files say: its `folder`, or a copy of them, the `network` and the `vae`."""
 
     def __init__(self, config: RunConfig, scratch: Path):
-        self.s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
+        self.s3 = config.storage.s3
         self.folder = small_files(config.model.path, self.s3, scratch / "model")
         self.network = read_config(self.folder / CONFIG)
         self.vae = _vae_geometry(config.model.vae or str(self.folder / "vae"), self.s3, scratch / "vae")

@@ -9,13 +9,17 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TextIO
 
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
 LOG_EVERY_S = 15.0
 LOG_AGAIN_S = 60.0  # where nothing has changed since
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What there is to tell."""
+class ProgressUpdate:
+    """Where a run stands at one moment."""
 
     prompts: int  # finished: with all their images, or given up
     total_prompts: int
@@ -45,20 +49,16 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Shows standings and notes. A context; its `note`s stay on the screen."""
+    """Shows updates and notes. A context; its `note`s stay on the screen."""
 
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
         self.next_line = self.next_same = 0.0
-        self.last: Standing | None = None  # that was written
+        self.last: ProgressUpdate | None = None  # that was written
 
     def __enter__(self) -> Progress:
         if self.live:
-            from rich.console import Console
-            from rich.progress import BarColumn, SpinnerColumn, TextColumn
-            from rich.progress import Progress as RichProgress
-
             console = Console(file=self.stream, highlight=False)
             columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
             self.rich = RichProgress(*columns, console=console)
@@ -72,15 +72,13 @@ class Progress:
         if self.live:
             self.rich.stop()
 
-    def show(self, standing: Standing) -> None:
+    def show(self, update: ProgressUpdate) -> None:
         if self.live:
-            self.rich.update(
-                self.task, description=standing.line, completed=standing.prompts, total=standing.total_prompts
-            )
-        elif (now := time.monotonic()) >= (self.next_line if standing != self.last else self.next_same):
+            self.rich.update(self.task, description=update.line, completed=update.prompts, total=update.total_prompts)
+        elif (now := time.monotonic()) >= (self.next_line if update != self.last else self.next_same):
             self.next_line, self.next_same = now + LOG_EVERY_S, now + LOG_AGAIN_S
-            self.last = standing
-            self._write(standing.line)
+            self.last = update
+            self._write(update.line)
 
     def note(self, text: str) -> None:
         if self.live:

@@ -1,7 +1,7 @@
 """The batch job: a manifest in, a committed dataset out. `flashu run CONFIG`.
 
-`jobs.driver.prepare` checks first all that can be checked; the job here then drives the workers, each of which does
-what `jobs.worker.shard` says.
+`prepare` checks first all that can be checked; the job here then drives the workers, each of which does what
+`jobs.worker.shard` says.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from dataclasses import asdict, replace
 
 from cluster.metrics import Gauges
 from cluster.pool import PoolError
@@ -18,15 +19,17 @@ from cluster.storage import StorageError
 from jobs.dataset.keys import FAILURES, write_run
 from jobs.driver.pool import workers_for
 from jobs.driver.prepare import PreparedRun, prepare
-from jobs.driver.progress import Progress, Standing, duration
+from jobs.driver.progress import Progress, ProgressUpdate, duration
 from jobs.driver.stop_signals import StopSignals
 from jobs.driver.tracebacks import Tracebacks
 from jobs.report.builder import write_report
 from jobs.settings.config import RunConfig
+from jobs.settings.paths import absolute, absolute_model
 from jobs.statistics.collect import collect_statistics
 from jobs.statistics.run import RunStatistics
 from jobs.statistics.shard_set import ShardSet
 from jobs.statistics.summary import SUMMARY_EVERY_S, write_summary
+from jobs.worker.shard import GenerationWork
 
 EXIT_INCOMPLETE = 1  # some prompts have no images; 2 is for input that cannot be used
 SHOWN_FAILURES = 10
@@ -52,6 +55,21 @@ def run_job(config: RunConfig) -> int:
     prepared = prepare(config)
     with Progress() as progress:
         return GenerationJob(prepared, progress).run()
+
+
+def generation_work(prepared: PreparedRun) -> GenerationWork:
+    """What workers do: by the config with paths that mean something in another folder, and the steps that count."""
+    config, settings = prepared.config, prepared.settings
+    steps = settings.total_steps if settings else config.sampling.num_inference_steps
+    for_workers = replace(
+        config,
+        sampling=replace(config.sampling, num_inference_steps=steps),
+        model=absolute_model(asdict(config.model)),
+        flashu=replace(config.flashu, scores=absolute(config.flashu.scores)),
+        output=replace(config.output, path=absolute(config.output.path)),
+        quality=replace(config.quality, clip=absolute(config.quality.clip)),
+    )
+    return GenerationWork(for_workers, prepared.manifest, settings)
 
 
 class GenerationJob:
@@ -115,8 +133,8 @@ class GenerationJob:
     def _work(self, signals: StopSignals) -> Snapshot:
         prepared = self.prepared
         model, note = self.run_json.get("model"), self.progress.note
-        shards = (self.manifest.num_shards, prepared.committed)
-        with workers_for(prepared.work, *shards, prepared.config, note, model and model["identity"]) as pool:
+        work, shards = generation_work(prepared), (self.manifest.num_shards, prepared.committed)
+        with workers_for(work, *shards, prepared.config, note, model and model["identity"]) as pool:
             with suppress(StorageError):  # which is retried where it matters
                 self._write_summary()
             self.gauges = Gauges("flashu", self.storage.url, METRICS)
@@ -154,7 +172,7 @@ class GenerationJob:
         statistics = self.statistics
         each = statistics.images / statistics.prompts if statistics.prompts else 0
         left = max(self.manifest.num_rows - statistics.prompts, 0)
-        standing = Standing(
+        update = ProgressUpdate(
             prompts=statistics.prompts,
             total_prompts=self.manifest.num_rows,
             images=statistics.images,
@@ -164,7 +182,7 @@ class GenerationJob:
             workers=len(snapshot.ready),
             starting=snapshot.starting,
         )
-        self.progress.show(standing)
+        self.progress.show(update)
         if self.gauges:
             self.gauges.set(
                 images=statistics.images,

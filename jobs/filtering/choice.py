@@ -22,7 +22,7 @@ from pyarrow import acero
 from cluster.storage import Storage
 from flashu.errors import InputError
 from jobs.dataset.keys import metadata_key, read_metadata
-from jobs.filtering.in_order import in_order
+from jobs.dataset.reading import THREADS, in_order
 from jobs.filtering.near_duplicates import NearDuplicateFinder
 from jobs.filtering.where import Condition, parse_condition
 from jobs.statistics.run import FOOTER_KEY, RunStatistics
@@ -31,7 +31,6 @@ from manifests.unique import DuplicateFinder
 VQA_SCORE, PHASH, BROKEN, SHA256 = "quality_vqa_score", "quality_phash", "quality_broken", "sha256"
 KEPT, WHERE, NULL, MIN_SCORE, NEAR_DUPLICATE = range(5)  # what becomes of an image
 REASONS = {WHERE: "where", NULL: "null", MIN_SCORE: "min_score", NEAR_DUPLICATE: "near_duplicate"}
-THREADS = 16  # that read metadata, a shard's each
 AT_ONCE = 2**20  # images that are counted at once
 
 

@@ -23,9 +23,9 @@ from cluster.stop import Stop
 from cluster.storage import Storage, StorageError
 from flashu.errors import InputError
 from jobs.dataset.keys import FAILURES, METADATA, begin_run, read_metadata, read_run, require_run, shards_with
+from jobs.dataset.reading import in_order
 from jobs.driver.stop_signals import StopSignals
 from jobs.filtering.choice import PHASH, Choice, Filter, Rules, choose
-from jobs.filtering.in_order import in_order
 from jobs.filtering.rewrite import MissingImage, Rewriter
 from jobs.report.builder import write_report
 from jobs.statistics.collect import collect_statistics

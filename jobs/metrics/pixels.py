@@ -1,6 +1,6 @@
 """What can be told of a picture from its pixels alone. A new metric is one function under `@metric`.
 
-How well a picture fits its prompt needs a network (`metrics.clip`, `metrics.vqa`); what such scores mean is here.
+How well a picture fits its prompt needs a network (`clip`, `vqa`); what such scores mean is here.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def broken(picture: Picture) -> bool:
 def phash(picture: Picture) -> str:
     """64-bit perceptual hash, as 16 hex digits: signs of the 8x8 lowest frequencies of the picture at 32x32.
 
-    Survives scaling, recompression and small changes of light; compare with `hamming`.
+    Survives scaling, recompression and small changes of light; compare by the number of bits that differ.
     """
     small = np.asarray(picture.gray.resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2), np.float64)
     # Rounded so that frequencies that are absent are zero, and not rounding errors with a sign.
@@ -156,8 +156,3 @@ def _variance(values: np.ndarray) -> float:
 
 
 _COSINES = np.cos(np.pi / 32 * np.outer(np.arange(8), np.arange(32) + 0.5))
-
-
-def hamming(a: str, b: str) -> int:
-    """In how many bits two perceptual hashes differ."""
-    return (int(a, 16) ^ int(b, 16)).bit_count()

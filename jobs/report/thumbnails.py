@@ -6,7 +6,6 @@ import base64
 import io
 import logging
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
@@ -14,9 +13,10 @@ from PIL import Image
 
 from cluster.storage import Storage
 from jobs.dataset.formats import FORMATS
+from jobs.dataset.reading import read_each
 
 SIDE = 256
-THREADS = 8
+THREADS = 8  # each of which holds pictures
 
 _log = logging.getLogger(__name__)
 
@@ -26,9 +26,8 @@ def thumbnails(storage: Storage, payload: str, images: Iterable[Mapping[str, Any
     wanted = {(image["shard"], image["row"]): image["file_name"] for image in images}
     shards = groupby(sorted(wanted.items()), key=lambda item: item[0][0])
     by_shard = [(shard, {place[1]: name for place, name in items}) for shard, items in shards]
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda item: _of_shard(storage, payload, *item), by_shard)
-        return {place: url for part in found for place, url in part.items()}
+    found = read_each(lambda item: _of_shard(storage, payload, *item), by_shard, THREADS)
+    return {place: url for part in found for place, url in part.items()}
 
 
 def _of_shard(storage: Storage, payload: str, shard: int, names: dict[int, str]) -> dict[tuple[int, int], str]:

@@ -1,1 +1,1 @@
-"""Benchmarks over finished runs: questions, folders, judges, scores, and the arms that are compared."""
+"""Benchmarks: the runs of their arms, questions about images, who answers them, scores, and arms that are compared."""

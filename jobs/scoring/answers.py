@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -22,6 +20,7 @@ from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError
 from jobs.dataset.images import StoredImage, images_by_prompt
 from jobs.dataset.keys import shard_name
+from jobs.dataset.records import parquet_file
 from jobs.scoring.judges import verdict
 from jobs.scoring.open_judge import open_vqa
 from jobs.scoring.questions import Item, Question
@@ -39,17 +38,19 @@ ANSWER = pa.schema(
     ]
 )
 
+Running = Callable[[Sequence[int]], None]  # as `ShardWork.process` gets it
+
 
 @dataclass
-class _Answers:
+class _ShardAnswers:
     """A shard's answers, and the images that they are about."""
 
-    rows: list[dict[str, Any]]
+    answers: list[dict[str, Any]]  # a row each
     images: str  # `images_digest`
 
 
 @dataclass
-class _Asked:
+class _ImageQuestion:
     """A question about an image of a shard, to be answered."""
 
     number: int  # the image's in its shard
@@ -92,12 +93,12 @@ class AnsweringWork(ShardWork):
         images = images_by_prompt(self.storage, self.run, lease.shard, self.items)
         return [image for of_prompt in images.values() for image in of_prompt]
 
-    def process(self, lease: Lease, inputs: list[StoredImage], running: Callable[[Sequence[int]], None]) -> _Answers:
+    def process(self, lease: Lease, inputs: list[StoredImage], running: Running) -> _ShardAnswers:
         answers = [_unanswered(inputs[number], error) for number, error in lease.given_up.items()]
         numbers = [number for number in range(len(inputs)) if number not in lease.given_up]
         together = [number for number in numbers if number not in lease.alone]
         for group in (*([number] for number in numbers if number in lease.alone), together):
-            waiting: list[_Asked] = []
+            waiting: list[_ImageQuestion] = []
             for number in group:
                 try:
                     picture = inputs[number].open()
@@ -105,14 +106,14 @@ class AnsweringWork(ShardWork):
                     answers.append(_unanswered(inputs[number], str(error)))
                     continue
                 questions = self.items[inputs[number].prompt_id].questions
-                waiting += [_Asked(number, inputs[number], picture, question) for question in questions]
+                waiting += [_ImageQuestion(number, inputs[number], picture, question) for question in questions]
                 while len(waiting) >= self.at_once:
                     answers += self._answer_some(waiting, running)
             while waiting:
                 answers += self._answer_some(waiting, running)
-        return _Answers(answers, images_digest((image.prompt_id, image.index, image.sha256) for image in inputs))
+        return _ShardAnswers(answers, images_digest((image.prompt_id, image.index, image.sha256) for image in inputs))
 
-    def _answer_some(self, waiting: list[_Asked], running: Callable[[Sequence[int]], None]) -> list[dict[str, Any]]:
+    def _answer_some(self, waiting: list[_ImageQuestion], running: Running) -> list[dict[str, Any]]:
         """The answers to the first of those that wait. None, with fewer to be tried, where memory ran out."""
         batch = waiting[: self.at_once]
         running(sorted({asked.number for asked in batch}))
@@ -137,13 +138,9 @@ class AnsweringWork(ShardWork):
             for asked, answer in zip(batch, said, strict=True)
         ]
 
-    def encode(self, results: _Answers) -> bytes:
-        unanswered = sum("error" in row for row in results.rows)
-        footer = {IMAGES_KEY: results.images, UNANSWERED_KEY: str(unanswered)}
-        table = pa.Table.from_pylist(results.rows, schema=ANSWER).replace_schema_metadata(footer)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        return buffer.getvalue()
+    def encode(self, results: _ShardAnswers) -> bytes:
+        unanswered = sum("error" in answer for answer in results.answers)
+        return parquet_file(results.answers, ANSWER, {IMAGES_KEY: results.images, UNANSWERED_KEY: str(unanswered)})
 
     def write(self, lease: Lease, encoded: bytes, times: Times) -> dict:
         self.storage.put(answers_key(self.folder, lease.shard), encoded)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.open_storage import open_storage
-from cluster.storage import NotFound, S3Options, Storage
+from cluster.storage import NotFound, Storage
 from flashu.config import NUM_INFERENCE_STEPS
 from flashu.errors import InputError
 from jobs.dataset.keys import RUN
@@ -28,6 +28,8 @@ from jobs.settings.acceleration import OFF, TRAJECTORIES, flashu_settings
 from jobs.settings.checks import check_settings
 from jobs.settings.config import BASELINE, FLASHU, FlashUSection, RunConfig, SamplingSection
 from jobs.settings.inputs import check_inputs
+from jobs.statistics.collect import collect_statistics
+from jobs.statistics.summary import summarise
 from manifests.importers.dpg import IMAGES
 from manifests.plan import Manifest
 
@@ -104,10 +106,9 @@ def open_output(config: ArmsConfig) -> tuple[Storage, bool]:
         raise InputError("output.path is not set; put it into the config, or add output.path=…")
     for arm in config.arms:
         check_settings(config.run_config(arm, config.manifest.path))
-    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
-    storage = open_storage(config.output.path, s3)
+    storage = open_storage(config.output.path, config.storage.s3)
     new = not any(storage.exists(f"{arm}/{RUN}") for arm in config.arms)
-    if new:  # else `prepare` knows whether it matters
+    if new:  # else `prepare` finds out whether it matters
         check_inputs(config)
     if storage.exists(RUN):
         raise InputError(f"{storage.url} holds a run; give a benchmark another output.path")
@@ -182,3 +183,8 @@ def make_images(runs: Mapping[str, PreparedRun], stages: int) -> tuple[bool, int
             return False, of_arm or EXIT_INCOMPLETE
         code = max(code, of_arm)
     return True, code
+
+
+def summary_of(prepared: PreparedRun) -> dict[str, Any]:
+    """The summary of a run whose images are made, of what is committed."""
+    return summarise(collect_statistics(prepared.storage), prepared.run_json, "complete")

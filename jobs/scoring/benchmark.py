@@ -15,30 +15,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from cluster.open_storage import open_storage
-from cluster.storage import S3Options, Storage, StorageError
+from cluster.storage import Storage, StorageError
 from flashu.errors import InputError
 from jobs.driver.image_cost import tflop_per_image
-from jobs.driver.prepare import PreparedRun, open_manifest, prepare
+from jobs.driver.prepare import PreparedRun, prepare
 from jobs.driver.run import EXIT_INCOMPLETE
-from jobs.scoring.arms import ArmsConfig, check_guidance, make_images, open_output, write_prompts
+from jobs.scoring.arms import ArmsConfig, check_guidance, make_images, open_output, summary_of, write_prompts
 from jobs.scoring.comparison import Arm, compare, format_comparison
 from jobs.scoring.open_judge import SELF, check_judge, check_vqa
 from jobs.scoring.page import write_comparison
-from jobs.scoring.questions import Item, read_questions
-from jobs.scoring.score import read_about, read_text, score_run, some
+from jobs.scoring.questions import DEMO_QUESTIONS, Item, read_questions
+from jobs.scoring.score import read_about, read_text, score_run
+from jobs.scoring.scored import some
 from jobs.settings.config import check_no_credentials
 from jobs.settings.inputs import is_on_cluster
-from jobs.statistics.collect import collect_statistics
-from jobs.statistics.summary import summarise
+from jobs.settings.prompts import open_manifest, prompts_of
 from manifests.plan import Manifest
 
-DEMO_QUESTIONS = Path(__file__).parent / "demo.csv"
 SIGNALLED = 128  # exit codes from there on are of a signal
 MEASURED_PROMPTS = 1024  # whose lengths say what an image costs
 
@@ -84,7 +82,7 @@ def run_benchmark(
         if not scored.complete or code >= SIGNALLED:
             return code or EXIT_INCOMPLETE, None
         incomplete |= bool(code)
-        arms.append(Arm(name, prepared.storage, scored, _summary(prepared), _tflop(prepared)))
+        arms.append(Arm(name, prepared.storage, scored, summary_of(prepared), _tflop(prepared)))
     comparison = compare(arms)
     page = write_comparison(storage, comparison, arms, items, config.vqa)
     print(f"\n{format_comparison(comparison)}\n\n{storage.url}/{page}")
@@ -95,17 +93,12 @@ def _note(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def _summary(prepared: PreparedRun) -> dict[str, Any]:
-    """The run's summary, of what is committed."""
-    return summarise(collect_statistics(prepared.storage), prepared.run_json, "complete")
-
-
 def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], dict[str, Item]]:
     """Check everything that can be before the first image is made. Returns the output, the runs and the items."""
     check_no_credentials(config)
     if not config.questions:
         raise InputError("questions is not set; put the question file into the config, or add questions=dpg_bench.csv")
-    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
+    s3 = config.storage.s3
     check_vqa(config.vqa, s3, is_on_cluster(config.cluster.address))
     questions = read_text(config.questions, s3)
     items = read_questions(questions, config.questions)
@@ -136,8 +129,7 @@ def _check_questions(manifest: Manifest, items: dict[str, Item], questions: str)
 
 
 def _tflop(prepared: PreparedRun) -> float | None:
-    rows = (row for _, rows in prepared.manifest.batches(["prompt"]) for row in rows["prompt"].to_pylist() if row)
-    prompts = list(islice(rows, MEASURED_PROMPTS))
+    prompts = list(islice(prompts_of(prepared.manifest), MEASURED_PROMPTS))
     try:
         return tflop_per_image(prepared.config, prompts)
     except (InputError, StorageError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.storage import Storage
 from flashu.errors import InputError
 from jobs.report.wording import NOTHING, number
-from jobs.scoring.score import Scored
+from jobs.scoring.scored import Scored
 
 COSTS = {
     "seconds_per_image": "worker seconds per image",
@@ -120,26 +120,26 @@ def _less(second: Mapping[str, float], first: Mapping[str, float]) -> dict[str, 
     return {name: second[name] - score for name, score in first.items() if name in second}
 
 
-def rows_of(comparison: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
+def table_of(comparison: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
     """The table of a comparison: a label, each arm's value, and the difference or ratio. A label alone is a heading."""
     arms = list(comparison["arms"].values())
     difference, speed_up = comparison.get("difference"), comparison.get("speed_up")
     error = difference and difference["standard_error"]
     spread = f" ± {error:.2f}" if error is not None else ""
-    rows = [("DPG-Bench score", [_score(arm["score"]) for arm in arms], _signed(difference, "score") + spread)]
+    lines = [("DPG-Bench score", [_score(arm["score"]) for arm in arms], _signed(difference, "score") + spread)]
     for name, label in COSTS.items():
         if any(arm[name] is not None for arm in arms):
             ratio = f"{speed_up[name]:.2f}x" if speed_up and speed_up[name] else ""
-            rows.append((label, [number(arm[name]) for arm in arms], ratio))
+            lines.append((label, [number(arm[name]) for arm in arms], ratio))
     for name, label in GAPS.items():
         if any(arm[name] for arm in arms):
-            rows.append((label, [f"{arm[name]:,}" for arm in arms], ""))
+            lines.append((label, [f"{arm[name]:,}" for arm in arms], ""))
     for level in ("level_1", "level_2"):
-        rows.append((level.replace("_", " "), [], ""))
+        lines.append((level.replace("_", " "), [], ""))
         for name in sorted({name for arm in arms for name in arm[level]}):
             values = [_score(arm[level].get(name)) for arm in arms]
-            rows.append((f"  {name}", values, _signed(difference and difference[level], name)))
-    return rows
+            lines.append((f"  {name}", values, _signed(difference and difference[level], name)))
+    return lines
 
 
 def _score(value: float | None) -> str:
@@ -156,7 +156,7 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
     """The comparison as a table for a terminal."""
     arms = list(comparison["arms"])
     lines = [f"{'':<{LABEL}}" + "".join(f"{name:>12}" for name in arms) + ("  difference" if len(arms) > 1 else "")]
-    for label, values, change in rows_of(comparison):
+    for label, values, change in table_of(comparison):
         if not values:
             lines.append("")
         lines.append((f"{label:<{LABEL}}" + "".join(f"{value:>12}" for value in values) + f"  {change}").rstrip())

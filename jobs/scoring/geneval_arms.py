@@ -22,11 +22,9 @@ import pyarrow.parquet as pq
 from cluster.storage import Storage
 from flashu.errors import InputError
 from jobs.driver.prepare import PreparedRun, prepare
-from jobs.scoring.arms import PROMPTS, ArmsConfig, make_images, open_output, write_prompts
+from jobs.scoring.arms import PROMPTS, ArmsConfig, make_images, open_output, summary_of, write_prompts
 from jobs.scoring.geneval_folders import export_images
 from jobs.settings.config import check_no_credentials
-from jobs.statistics.collect import collect_statistics
-from jobs.statistics.summary import summarise
 from manifests.importers.geneval import build_geneval
 from manifests.sources import json_lines
 
@@ -67,7 +65,7 @@ def run_geneval(config: GenevalConfig, announce: Callable[[], object]) -> tuple[
         return code, {}
     arms = {}
     for name, prepared in runs.items():
-        summary = summarise(collect_statistics(prepared.storage), prepared.run_json, "complete")
+        summary = summary_of(prepared)
         if "://" in storage.url:
             arms[name] = GenevalArm(summary, None, None, None)
             continue

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import groupby
-from pathlib import Path
 
 from PIL import Image
 
@@ -19,9 +18,11 @@ from flashu.checkpoints.files import HUB_ID
 from flashu.devices import resolve_device
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
+from jobs.scoring.hf_judge import open_hf
 from jobs.scoring.judges import VqaModel, unusable
 from jobs.settings.config import FlashUSection, ModelSection, RunConfig
 from jobs.settings.inputs import check_model, check_transformers
+from jobs.settings.paths import absolute, local
 from jobs.worker.model import load
 
 SELF, MPLUG, HF = "self", "mplug", "hf:"
@@ -99,8 +100,8 @@ def check_vqa(name: str, s3: S3Options | None = None, on_cluster: bool = False) 
         folder = open_storage(path, s3)
         if s3 is not None and not folder.exists("config.json"):
             raise InputError(f"{name} is no checkpoint: there is no {folder.url}/config.json")
-    elif _local(path) is not None:
-        if not (_local(path) / "config.json").is_file():
+    elif local(path) is not None:
+        if not (local(path) / "config.json").is_file():
             raise InputError(f"{name} is no checkpoint of a model: it has no config.json")
     elif on_cluster and os.path.isabs(path):
         pass
@@ -121,19 +122,10 @@ def _require(package: str, name: str, extra: str) -> None:
         raise InputError(f"{name} needs {package}: pip install 'flashu[{extra}]', here and on every node")
 
 
-def _local(path: str) -> Path | None:
-    """A path that exists on this machine."""
-    try:
-        local = Path(path).expanduser()
-        return local if local.exists() else None
-    except (OSError, RuntimeError):  # too long for a path; the home of a user that does not exist
-        return None
-
-
 def absolute_name(name: str) -> str:
     """The name as workers understand it, which run in another folder: one name for a model, however it was given."""
     path = name.removeprefix(HF)
-    return HF + os.path.abspath(_local(path)) if path != name and _local(path) is not None else name
+    return name if path == name else HF + absolute(path)
 
 
 def scores_folder(name: str) -> str:
@@ -150,6 +142,4 @@ def open_vqa(name: str, model: ModelSection, run: Storage, s3: S3Options, device
         return SelfVqa(model, run, s3, device)
     if name == MPLUG:
         return MplugVqa(device)
-    from jobs.scoring.hf_judge import open_hf  # transformers takes seconds to import
-
     return open_hf(name, local_copy(name.removeprefix(HF), s3, model.cache_dir), resolve_device(device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -11,12 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from cluster.storage import Storage
-from jobs.dataset.keys import METADATA, metadata_key, shards_with
+from jobs.dataset.keys import METADATA, json_file, metadata_key, shards_with
 from jobs.report.page import page
 from jobs.report.thumbnails import thumbnails
 from jobs.report.wording import NOTHING
 from jobs.scoring.answers import answers_key
-from jobs.scoring.comparison import COSTS, Arm, rows_of, verdict
+from jobs.scoring.comparison import COSTS, Arm, table_of, verdict
 from jobs.scoring.questions import Item
 
 SHOWN = 8  # prompts
@@ -31,7 +30,7 @@ def write_comparison(
     """
     names = [arm.name for arm in arms]
     stem = "comparison" if len(names) > 1 else names[0]
-    storage.put(f"{stem}.json", (json.dumps(comparison, indent=2, ensure_ascii=False) + "\n").encode())
+    storage.put(f"{stem}.json", json_file(comparison))
     html = page(
         "comparison.html",
         name=storage.url.rstrip("/").rpartition("/")[2],
@@ -41,7 +40,7 @@ def write_comparison(
         written_at=time.time(),
         comparison=comparison,
         costs=COSTS,
-        rows=rows_of(comparison),
+        table=table_of(comparison),
         verdict=verdict(comparison) if "difference" in comparison else "",
         shown=_shown(arms, [items[item] for item in _worth_seeing(comparison, arms)]),
         nothing=NOTHING,

@@ -108,12 +108,12 @@ def config_file(benchmark: str, released: str) -> Path:
 
 def beside(figures: tuple[Figure, ...], measured: Mapping[str, Mapping[str, str]]) -> list[str]:
     """The published figures as lines of a table, each with ours; `measured` has ours by arm and key, as text."""
-    rows = [("", "published", "here", "source")]
+    lines = [("", "published", "here", "source")]
     for figure in figures:
         ours = measured.get(figure.arm, {}).get(figure.measured or "", "not measured")
-        rows.append((f"{figure.what}, {figure.arm}", figure.value, ours, figure.source))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines.append((f"{figure.what}, {figure.arm}", figure.value, ours, figure.source))
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return [
         f"{name:<{widths[0]}}  {value:>{widths[1]}}  {ours:>{widths[2]}}  {source}".rstrip()
-        for name, value, ours, source in rows
+        for name, value, ours, source in lines
     ]

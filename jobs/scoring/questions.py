@@ -13,9 +13,11 @@ import graphlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from flashu.errors import InputError
 
+DEMO_QUESTIONS = Path(__file__).parent / "demo.csv"  # about the prompts that the built-in model draws
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,85 +28,23 @@ from cluster.queue_actor import Snapshot
 from cluster.stop import Stop
 from cluster.storage import NotFound, S3Options, Storage, StorageError
 from flashu.errors import InputError
-from jobs.dataset.keys import METADATA, metadata_key, require_run, shards_with
+from jobs.dataset.keys import METADATA, json_file, metadata_key, require_run, shards_with
+from jobs.dataset.reading import read_each
 from jobs.driver.pool import workers_for
-from jobs.driver.prepare import absolute_paths
 from jobs.driver.stop_signals import StopSignals
 from jobs.driver.tracebacks import Tracebacks
 from jobs.scoring.answers import IMAGES_KEY, UNANSWERED_KEY, AnsweringWork, answers_key, images_digest
-from jobs.scoring.judges import verdict
 from jobs.scoring.open_judge import absolute_name, check_judge, check_vqa, scores_folder
 from jobs.scoring.questions import Item, read_questions
 from jobs.scoring.rules import BenchmarkScores
+from jobs.scoring.scored import SHOWN, OddAnswers, Scored, some
 from jobs.settings.config import RunConfig
 from jobs.settings.inputs import is_on_cluster
+from jobs.settings.paths import absolute_model
 
 ABOUT, SCORES = "about.json", "scores.json"
-SHOWN = 5  # names, where there may be thousands
-THREADS = 16  # that read a run's files
-AT_ONCE = 64  # files
 
 Note = Callable[[str], object]
-
-
-@dataclass
-class OddAnswers:
-    """Answers that are neither yes nor no, and count as no; `examples` are the first few that differ."""
-
-    answers: int = 0  # of all kinds
-    neither: int = 0
-    examples: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Count a row of answers."""
-        self.answers += 1
-        if row["yes"] or "answer" not in row or verdict(row["answer"]) is not None:  # older files lack it
-            return
-        self.neither += 1
-        if len(self.examples) < SHOWN and all(row["answer"] != other["answer"] for other in self.examples):
-            self.examples.append({key: row[key] for key in ("prompt_id", "image_index", "question_id", "answer")})
-
-    @property
-    def warning(self) -> str | None:
-        """What to tell of them, if there are any."""
-        if not self.neither:
-            return None
-        shown = some(example["answer"] for example in self.examples)
-        text = f"{self.neither:,} of {self.answers:,} answers were neither yes nor no, and count as no: {shown}"
-        if 2 * self.neither > self.answers:
-            return f"WARNING: {text}. This model does not answer yes-or-no questions, and its scores mean nothing"
-        return text
-
-
-@dataclass
-class Scored:
-    """What came of scoring a run."""
-
-    scores: BenchmarkScores
-    images: int
-    unanswered: list[dict[str, Any]]  # images that could not be asked about, with the error
-    left_out: list[str]  # items of the question file that the run has no images of
-    complete: bool  # every shard of the run was made, and every one answered
-    folder: str  # of the answers, in the run's
-    odd: OddAnswers
-    answered_by: str | None  # the identity of the VQA model; None before it has answered
-
-    def to_json(self) -> dict[str, Any]:
-        scores = self.scores
-        return {
-            "score": scores.overall,
-            "items": len(scores.items),
-            "images": self.images,
-            "complete": self.complete,
-            "items_without_images": len(self.left_out),
-            "images_not_answered": self.unanswered,
-            "answers": self.odd.answers,
-            "neither_yes_nor_no": self.odd.neither,
-            "examples_of_neither": self.odd.examples,
-            "level_1": {name: tally.score for name, tally in scores.levels_1.items()},
-            "level_2": {name: tally.score for name, tally in scores.categories.items()},
-            "by_item": scores.items,
-        }
 
 
 def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note) -> tuple[Scored, int]:
@@ -116,7 +53,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     Returns the scores of what is answered, and the exit code: 0 when that is everything.
     Raises `InputError`, `StorageError` or `SessionError` for what a user can mend, before any worker is started.
     """
-    s3 = S3Options(config.storage.endpoint_url, config.storage.region, config.storage.path_style)
+    s3 = config.storage.s3
     check_vqa(vqa, s3, is_on_cluster(config.cluster.address))
     vqa = absolute_name(vqa)
     text = read_text(questions, s3)
@@ -129,7 +66,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     images = _read_images(storage, made, items, questions, note)
     if about is None:
         about = {"vqa": vqa, "questions": _digest(text), "identity": None}
-        _put(storage, folder + ABOUT, about)
+        storage.put(folder + ABOUT, json_file(about))
 
     total = run["manifest"]["num_shards"]
     if len(made) < total:
@@ -139,45 +76,46 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     state, exit_code = "", 0
     if len(done) < len(made):
         absolute = storage.url if "://" in storage.url else str(Path(storage.url).absolute())
-        work = AnsweringWork(absolute, s3, run, absolute_paths(run["config"]["model"]), vqa, items, folder)
+        work = AnsweringWork(absolute, s3, run, absolute_model(run["config"]["model"]), vqa, items, folder)
         for warning in check_judge(vqa, work.model, config):
             note(warning)
         not_to_do = done | (set(range(total)) - set(made))
-        watch = _Watch(storage, folder, about, len(made) - len(done), note)
-        with StopSignals(note) as signals:
-            try:
-                with workers_for(work, total, sorted(not_to_do), config, note, about["identity"]) as pool:
-                    pool.run(watch, lambda: signals.stop)
-            except PoolError as error:
-                state = str(error)
-        if signals.stop is not Stop.NO:
-            state, exit_code = "stopped; run the same command again to go on", signals.exit_code
+        answering = _Answering(storage, folder, about, len(made) - len(done), note)
+        state, exit_code = answering.run(work, total, sorted(not_to_do), config)
         answered = _answered(storage, folder, images.digests)
     if state:
         note(f"Not every image is scored: {state}")
     scored = _collect(storage, folder, items, answered, about["identity"])
     scored.left_out = [item for item in items if item not in images.prompts]
     scored.complete = len(answered) == len(made) == total
-    for image in scored.unanswered[:SHOWN]:
-        note(f"Not answered: {image['prompt_id']!r}, image {image['image_index']}: {image['error']}")
-    if len(scored.unanswered) > SHOWN:
-        note(f"… and {len(scored.unanswered) - SHOWN:,} images more, in {storage.url}/{folder}{SCORES}")
-    if scored.odd.warning:
-        note(scored.odd.warning)
-    _put(storage, folder + ABOUT, about)
-    _put(storage, folder + SCORES, scored.to_json())
+    _tell_gaps(scored, f"{storage.url}/{folder}{SCORES}", note)
+    storage.put(folder + ABOUT, json_file(about))
+    storage.put(folder + SCORES, json_file(scored.to_json()))
     return scored, exit_code or (0 if scored.complete and not scored.unanswered else 1)
 
 
-class _Watch:
-    """Tells how far the answering is, and what answers, once that is known."""
+class _Answering:
+    """Has shards answered over the cluster. Tells how far that is, and notes in `about` what answers, once known."""
 
     def __init__(self, storage: Storage, folder: str, about: dict[str, Any], shards: int, note: Note):
         self.storage, self.folder, self.about, self.shards, self.note = storage, folder, about, shards, note
         self.left_out: set[int] = set()
         self.tracebacks = Tracebacks(storage)
 
-    def __call__(self, snapshot: Snapshot) -> None:
+    def run(self, work: AnsweringWork, total: int, not_to_do: list[int], config: RunConfig) -> tuple[str, int]:
+        """Returns why it ended early, "" where it did not, and the exit code if that was a signal."""
+        state = ""
+        with StopSignals(self.note) as signals:
+            try:
+                with workers_for(work, total, not_to_do, config, self.note, self.about["identity"]) as pool:
+                    pool.run(self._watch, lambda: signals.stop)
+            except PoolError as error:
+                state = str(error)
+        if signals.stop is not Stop.NO:
+            return "stopped; run the same command again to go on", signals.exit_code
+        return state, 0
+
+    def _watch(self, snapshot: Snapshot) -> None:
         self.tracebacks.keep(snapshot.tracebacks)
         for lost in snapshot.lost:
             self.note(f"Lost {self.tracebacks.beside(lost)}")
@@ -187,10 +125,20 @@ class _Watch:
         if snapshot.identity and self.about["identity"] is None:
             self.about["identity"] = snapshot.identity
             with suppress(StorageError):  # it is written again at the end
-                _put(self.storage, self.folder + ABOUT, self.about)
+                self.storage.put(self.folder + ABOUT, json_file(self.about))
         if snapshot.reports:
             done = self.shards - snapshot.remaining - len(self.left_out)
             self.note(f"{done:,}/{self.shards:,} shards answered")
+
+
+def _tell_gaps(scored: Scored, file: str, note: Note) -> None:
+    """Tell what the scores are not of; all of it is in `file`."""
+    for image in scored.unanswered[:SHOWN]:
+        note(f"Not answered: {image['prompt_id']!r}, image {image['image_index']}: {image['error']}")
+    if len(scored.unanswered) > SHOWN:
+        note(f"… and {len(scored.unanswered) - SHOWN:,} images more, in {file}")
+    if scored.odd.warning:
+        note(scored.odd.warning)
 
 
 def read_text(path: str, s3: S3Options) -> str:
@@ -210,25 +158,21 @@ def read_text(path: str, s3: S3Options) -> str:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _put(storage: Storage, key: str, content: dict[str, Any]) -> None:
-    storage.put(key, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass
-class _Images:
+class _RunImages:
     """What a run has made, as far as scoring it goes."""
 
     prompts: set[str] = field(default_factory=set)
     digests: dict[int, str] = field(default_factory=dict)  # `images_digest` of each shard
 
 
-def _read_images(storage: Storage, made: list[int], items: dict[str, Item], questions: str, note: Note) -> _Images:
+def _read_images(storage: Storage, made: list[int], items: dict[str, Item], questions: str, note: Note) -> _RunImages:
     """Raises `InputError` where no prompt has questions, or metadata cannot be read."""
-    images = _Images()
+    images = _RunImages()
     columns = ["prompt_id", "image_index", "sha256"]
     for shard, table in zip(made, _tables(storage, [metadata_key(shard) for shard in made], columns), strict=True):
         rows = [tuple(row.values()) for row in table.to_pylist()]
@@ -247,12 +191,6 @@ def _read_images(storage: Storage, made: list[int], items: dict[str, Item], ques
     if without:
         note(f"{len(without):,} of {len(items):,} items have no images in this run: {some(without)}")
     return images
-
-
-def some(names: Any) -> str:
-    names = list(names)
-    shown = ", ".join(json.dumps(name[:80], ensure_ascii=False) for name in names[:SHOWN])
-    return shown + (", …" if len(names) > SHOWN else "")
 
 
 def read_about(storage: Storage, vqa: str, questions: str) -> dict[str, Any] | None:
@@ -286,9 +224,8 @@ def _answered(storage: Storage, folder: str, digests: dict[int, str]) -> dict[in
             return None, 0
 
     shards = sorted(set(shards_with(storage, folder)) & digests.keys())
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = zip(shards, pool.map(read, shards), strict=True)
-        return {shard: count for shard, (images, count) in found if images == digests[shard].encode()}
+    found = zip(shards, read_each(read, shards), strict=True)
+    return {shard: count for shard, (images, count) in found if images == digests[shard].encode()}
 
 
 def _collect(
@@ -323,17 +260,4 @@ def _tables(storage: Storage, keys: Sequence[str], columns: list[str] | None = N
                 "make it again"
             ) from None
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(keys), AT_ONCE):
-            yield from pool.map(read, keys[start : start + AT_ONCE])
-
-
-def format_scores(scored: Scored) -> str:
-    """The scores as a table."""
-    if not scored.scores.items:
-        return "nothing is scored yet"
-    lines = [f"{'DPG-Bench score':<32}{scored.scores.overall:7.2f}   of {len(scored.scores.items):,} items"]
-    for title, tallies in (("level 1", scored.scores.levels_1), ("level 2", scored.scores.categories)):
-        lines.append(f"\n{title:<32}{'score':>7}   questions")
-        lines += [f"  {name:<30}{tally.score:7.2f}   {tally.asked:,}" for name, tally in tallies.items()]
-    return "\n".join(lines)
+    return read_each(read, keys)

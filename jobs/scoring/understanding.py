@@ -21,6 +21,7 @@ from flashu import arguments
 from flashu.checkpoints.files import EMBEDDED
 from flashu.config import FLASHU_PRESETS, FlashUConfig
 from flashu.errors import InputError
+from jobs.scoring import questions as dpg
 from jobs.settings.config import BASELINE, FLASHU
 from manifests.sources import json_lines
 
@@ -197,10 +198,7 @@ def _load(config: UnderstandingConfig) -> TextToImagePipeline:
 
 def _own_questions(pipe: TextToImagePipeline, folder: Path) -> list[Question]:
     """DPG-Bench's demo: the model's own pictures of its prompts, and its questions, to which yes is right."""
-    from jobs.scoring.benchmark import DEMO_QUESTIONS
-    from jobs.scoring.questions import read_questions as read_dpg
-
-    items = read_dpg(DEMO_QUESTIONS.read_text(encoding="utf-8"), str(DEMO_QUESTIONS))
+    items = dpg.read_questions(dpg.DEMO_QUESTIONS.read_text(encoding="utf-8"), str(dpg.DEMO_QUESTIONS))
     pictures = pipe([item.prompt for item in items.values()], seeds=0)
     folder.mkdir(exist_ok=True)
     questions = []

@@ -1,7 +1,12 @@
-"""What can be wrong with a run's settings, as far as that shows without a look at files."""
+"""What can be wrong with a run's settings, as far as that shows without a look at what they name.
+
+What is wrong with a text that is no setting is told by `config_text`, what is not there of what they name by `inputs`.
+"""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,3 +63,33 @@ def check_batch_size(value: Any) -> None:
             arguments.whole("sampling.batch_size", value, least=1)
         except InputError as error:
             raise InputError(f"{error}, or {AUTO}") from None
+
+
+def check_paths(config: RunConfig) -> None:
+    """Raises `InputError` where a run has no prompts or no folder, or one that goes with its job."""
+    for name in ("manifest", "output"):
+        if not getattr(config, name).path:
+            raise InputError(f"{name}.path is not set; put it into the config, or add {name}.path=…")
+    output = config.output.path
+    if "working_dir_files" in Path.cwd().parts and "://" not in output and not os.path.isabs(output):
+        raise InputError(
+            f"output.path {output} is relative to a working directory that Ray removes with the job; "
+            "give an absolute path or s3://…"
+        )
+
+
+def overruled(config: RunConfig, settings: FlashUConfig | None) -> list[str]:
+    """Settings that another one goes before, where both are set, or that nothing needs, each in a sentence."""
+    if not settings:
+        return []
+    notes, steps, guidance = [], config.sampling.num_inference_steps, config.sampling.guidance_scale
+    if steps not in (None, settings.total_steps):
+        notes.append(
+            f"FlashU is on, so its own {settings.total_steps} inference steps count (flashu.num_inference_steps), and "
+            f"not sampling.num_inference_steps={steps}"
+        )
+    if config.flashu.schedule and guidance is not None:
+        notes.append(f"flashu.schedule says how images are guided, and not sampling.guidance_scale={guidance:g}")
+    if config.flashu.calibration and not (settings.r_p or settings.head_prune_ratio):
+        notes.append("Nothing is pruned with these settings, so flashu.calibration does nothing")
+    return notes

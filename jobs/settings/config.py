@@ -1,7 +1,7 @@
 """What a run is told: the sections of a config file, as OmegaConf structured configs, and reading one.
 
-Settings are checked for their names and types here and in `config_text`, for their meaning where they are used
-(`jobs.driver.prepare`).
+Settings are checked for their names and types here and in `config_text`, for what they mean in `checks`, for what they
+name in `inputs`. OmegaConf and YAML are imported when a config is read: `flashu --help` reads none.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
+from cluster.storage import S3Options
 from flashu.config import preset_for
 from flashu.errors import InputError
-from jobs.settings.config_text import MANIFESTS, check_overrides, merge, told_by_file, told_by_override
+from jobs.settings.config_text import MANIFESTS, check_overrides, merge, read_file, read_override
 
 BUILT_IN = Path(__file__).parent / "configs"
 AUTO = "auto"
@@ -88,6 +89,11 @@ class StorageSection:
     path_style: bool = False  # http://host/bucket/key
     retry_for_s: float = 600.0  # how long workers hold on to their images while storage fails
 
+    @property
+    def s3(self) -> S3Options:
+        """Raises `StorageError` for an endpoint_url that is none."""
+        return S3Options(self.endpoint_url, self.region, self.path_style)
+
 
 @dataclass
 class ClusterSection:
@@ -138,10 +144,10 @@ def read_config(config: str | None, overrides: Sequence[str] = (), kind: type[Co
     from omegaconf import OmegaConf
 
     check_overrides(overrides, kind)
-    told = [told_by_file(_find(config), kind)] if config is not None else []
-    told += [told_by_override(override, kind) for override in overrides]
+    given = [read_file(_find(config), kind)] if config is not None else []
+    given += [read_override(override, kind) for override in overrides]
     settings = OmegaConf.structured(kind)
-    for each in told:
+    for each in given:
         merge(settings, each, kind)
     return OmegaConf.to_object(settings)
 

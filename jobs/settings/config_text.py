@@ -49,8 +49,8 @@ class Setting:
 
 
 @dataclass
-class Told:
-    """What one source says."""
+class SourceSettings:
+    """The settings that one source gives."""
 
     source: str  # how errors begin
     values: dict[str, Any]
@@ -87,7 +87,7 @@ def sections_of(kind: type) -> dict[str, list[str]]:
 # ------------------------------------------------------------------------------------------------------ a file
 
 
-def told_by_file(file: Path, kind: type) -> Told:
+def read_file(file: Path, kind: type) -> SourceSettings:
     """What a YAML file says. Raises `InputError` naming file and line."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
@@ -108,13 +108,13 @@ def told_by_file(file: Path, kind: type) -> Told:
         raise InputError(f"{file} must be a mapping of the sections {', '.join(sections)}")
     values = OmegaConf.to_container(loaded)
     values = {name: value for name, value in values.items() if not (value is None and name in sections)}
-    told = Told(str(file), values)
+    given = SourceSettings(str(file), values)
     nodes = dict(_nodes(tree)) if tree is not None else {}
-    told.lines = {name: node.start_mark.line + 1 for name, node in nodes.items()}
+    given.lines = {name: node.start_mark.line + 1 for name, node in nodes.items()}
     for name in values:
         if str(name) in settings and "." in name:
             section, _, key = name.partition(".")
-            raise InputError(f"{told.place(name)}in a file, {name} is written as {key}: in the mapping {section}:")
+            raise InputError(f"{given.place(name)}in a file, {name} is written as {key}: in the mapping {section}:")
     for name, node in nodes.items():
         setting = _setting(name, settings)
         if setting and setting.kind in SCALARS and isinstance(node, yaml.ScalarNode) and node.style is None:
@@ -123,8 +123,8 @@ def told_by_file(file: Path, kind: type) -> Told:
             raw = text[node.start_mark.index : node.end_mark.index]
             quoted = f", as in {name.rpartition('.')[2]}: {json.dumps(raw, ensure_ascii=False)}"
             shown = quoted if "\n" not in raw and len(raw) <= LONGEST else ""
-            raise InputError(f"{told.place(name)}{name} must be {setting}; put it in quotes{shown}")
-    return told
+            raise InputError(f"{given.place(name)}{name} must be {setting}; put it in quotes{shown}")
+    return given
 
 
 def _nodes(mapping: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -180,7 +180,7 @@ def check_overrides(overrides: Sequence[str], kind: type) -> None:
         raise InputError(f"{scrubbed(repr(override))} is no override; {hint}")
 
 
-def told_by_override(override: str, kind: type) -> Told:
+def read_override(override: str, kind: type) -> SourceSettings:
     """What one `section.key=value` says: a text, without the quotes around it if there are any; null; or YAML, where
     the setting is none of text, number and truth value. Raises `InputError` naming the setting."""
     import yaml
@@ -214,7 +214,7 @@ def told_by_override(override: str, kind: type) -> Told:
     head, *rest = key.split(".", 2)
     for part in reversed([head, *rest]):
         values = {part: values}
-    return Told("", values)
+    return SourceSettings("", values)
 
 
 def _scalar(text: str, setting: Setting) -> str | None:
@@ -237,51 +237,51 @@ def _scalar(text: str, setting: Setting) -> str | None:
 # --------------------------------------------------------------------------------------------------- both
 
 
-def merge(config: Any, told: Told, kind: type) -> None:
-    """Put what was told on top of an OmegaConf config. Raises `InputError`, with the config half changed."""
+def merge(config: Any, given: SourceSettings, kind: type) -> None:
+    """Put what was given on top of an OmegaConf config. Raises `InputError`, with the config half changed."""
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     settings, sections = settings_of(kind), sections_of(kind)
-    for name, value in told.values.items():
+    for name, value in given.values.items():
         if name in sections and not isinstance(value, dict):
             main = next((key for key in ("preset", "path") if key in sections[name]), None)
             hint = f"; did you mean {name}.{main}?" if main else ""
-            raise InputError(f"{told.place(name)}{name} must be a mapping of {', '.join(sections[name])}{hint}")
+            raise InputError(f"{given.place(name)}{name} must be a mapping of {', '.join(sections[name])}{hint}")
     for name in OFF_OF:
-        value = _get(told.values, name)
+        value = _get(given.values, name)
         if isinstance(value, str) and value.lower() in OFF:
-            _put(told.values, name, "off")
+            _put(given.values, name, "off")
     for name, setting in settings.items():
-        value = _get(told.values, name)
+        value = _get(given.values, name)
         wrong = list if setting.kind is dict else (list, dict)
         if setting.kind is not object and isinstance(value, wrong):
-            raise InputError(f"{told.place(name)}{name} is {shown(value)}; it must be {setting}")
-    for name, value in _leaves(told.values):
+            raise InputError(f"{given.place(name)}{name} is {shown(value)}; it must be {setting}")
+    for name, value in _leaves(given.values):
         if isinstance(value, str) and "${" in value:
             raise InputError(
-                f"{told.place(name)}{name} holds ${{…}}, which is not filled in, since it may stand for a secret; "
+                f"{given.place(name)}{name} holds ${{…}}, which is not filled in, since it may stand for a secret; "
                 "write the value itself"
             )
         setting = _setting(name, settings)
         if setting and setting.kind is str and value is not None and not isinstance(value, str):
             raise InputError(
-                f"{told.place(name)}{name} is {shown(value)} to YAML; it must be {setting}: put it in quotes"
+                f"{given.place(name)}{name} is {shown(value)} to YAML; it must be {setting}: put it in quotes"
             )
         if value == "???":  # OmegaConf's sign of a value that is missing
-            raise InputError(f"{told.place(name)}{name} is ???, which cannot be a value; write another")
+            raise InputError(f"{given.place(name)}{name} is ???, which cannot be a value; write another")
     try:
-        config.merge_with(OmegaConf.create(told.values))
+        config.merge_with(OmegaConf.create(given.values))
         OmegaConf.to_object(config)
     except ConfigKeyError as error:
         key = error.full_key or str(error.key)
-        raise InputError(f"{told.place(key)}{_unknown(key, settings, sections)}") from None
+        raise InputError(f"{given.place(key)}{_unknown(key, settings, sections)}") from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         setting = _setting(key, settings)
         if setting is None or setting.kind is object:
-            raise InputError(f"{told.place(key)}{key}: {first_line(error)}") from None
-        raise InputError(f"{told.place(key)}{key} is {shown(_get(told.values, key))}; it must be {setting}") from None
+            raise InputError(f"{given.place(key)}{key}: {first_line(error)}") from None
+        raise InputError(f"{given.place(key)}{key} is {shown(_get(given.values, key))}; it must be {setting}") from None
 
 
 def shown(value: Any) -> str:

@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError, safe_open
+
 from cluster.open_storage import open_storage
 from cluster.session import ADDRESS_VARIABLE, LOCAL
 from cluster.storage import NotFound, S3Options, Storage, StorageError
@@ -37,6 +39,7 @@ from flashu.models.geometry import Showo2Config, unsuited_size
 from flashu.tokenizer import PromptTokenizer
 from jobs.dataset.keys import RUN
 from jobs.settings.config import ModelSection, RunConfig
+from jobs.settings.paths import local
 
 SMALL_FILES = (CONFIG, f"vae/{CONFIG}", TOKENIZER, f"tokenizer/{TOKENIZER}")
 S3 = "s3://"
@@ -56,22 +59,22 @@ def check_inputs(config: RunConfig, *, remote: bool = True) -> list[str]:
 
     remote: whether to look at S3 and the hub too.
     """
-    look = _Look(config, remote)
-    network = look.at_model(config.model)
+    checks = _InputChecks(config, remote)
+    network = checks.at_model(config.model)
     if network and config.sampling.size is None:
         unsuited = unsuited_size(config.model.path, network.native_grid)
-        look.warnings += [f"Warning: sampling.size is not set. {unsuited}"] if unsuited else []
+        checks.warnings += [f"Warning: sampling.size is not set. {unsuited}"] if unsuited else []
     if config.flashu.scores:
-        look.at("flashu.scores", config.flashu.scores, look.scores)
+        checks.at("flashu.scores", config.flashu.scores, checks.scores)
     if config.quality.enabled and config.quality.clip:
-        look.at("quality.clip", config.quality.clip, look.transformers_folder)
-    return look.warnings
+        checks.at("quality.clip", config.quality.clip, checks.transformers_folder)
+    return checks.warnings
 
 
 def check_at_once(config: RunConfig) -> None:
     """As `check_inputs`, of what needs no connection: for where torch is not imported yet, which takes seconds.
 
-    A run that has begun may be complete, and then needs nothing of this; `prepare` knows.
+    A run that has begun may be complete, and then needs nothing of this: its start finds out.
     """
     output = config.output.path
     if "://" not in output and not _is_local(f"{output}/{RUN}"):
@@ -80,16 +83,16 @@ def check_at_once(config: RunConfig) -> None:
 
 def check_model(model: ModelSection, config: RunConfig) -> list[str]:
     """As `check_inputs`, of a model alone, which need not be the config's own."""
-    look = _Look(config)
-    look.at_model(model)
-    return look.warnings
+    checks = _InputChecks(config)
+    checks.at_model(model)
+    return checks.warnings
 
 
 def check_transformers(name: str, path: str, config: RunConfig) -> list[str]:
     """As `check_inputs`, of a checkpoint in transformers' layout; `name` begins what is said of it."""
-    look = _Look(config)
-    look.at(name, path, look.transformers_folder)
-    return look.warnings
+    checks = _InputChecks(config)
+    checks.at(name, path, checks.transformers_folder)
+    return checks.warnings
 
 
 def small_files(path: str, s3: S3Options, scratch: Path) -> Path:
@@ -106,20 +109,20 @@ def small_files(path: str, s3: S3Options, scratch: Path) -> Path:
     return scratch
 
 
-class _Look:
-    """Looks at one thing after the other; what may be elsewhere becomes a warning."""
+class _InputChecks:
+    """Checks one input after the other; what may be elsewhere becomes a warning."""
 
     def __init__(self, config: RunConfig, remote: bool = True):
-        storage, self.address, self.remote = config.storage, config.cluster.address, remote
-        self.s3 = S3Options(storage.endpoint_url, storage.region, storage.path_style)
+        self.address, self.remote = config.cluster.address, remote
+        self.s3 = config.storage.s3
         self.on_cluster = is_on_cluster(self.address)
         self.warnings: list[str] = []
         self.storages: dict[str, Storage] = {}
 
     def at(self, name: str, path: str, look: Callable[[str], Found]) -> Found | None:
         """What `look` makes of the setting's path; None where nothing can be said here."""
-        local = _is_local(path)
-        if not local and not self.remote and (path.startswith(S3) or _is_hub_id(path)):
+        is_local = _is_local(path)
+        if not is_local and not self.remote and (path.startswith(S3) or _is_hub_id(path)):
             return None
         scheme, separator, _ = path.partition("://")
         if separator and scheme != "s3":
@@ -131,7 +134,7 @@ class _Look:
             if str(error).startswith("no such"):
                 text += f"; {FORMS}"
             absolute = not separator and os.path.isabs(os.path.expanduser(path))
-            elsewhere = isinstance(error, StorageError) or absolute or (not local and _is_hub_id(path))
+            elsewhere = isinstance(error, StorageError) or absolute or (not is_local and _is_hub_id(path))
             if self.on_cluster and elsewhere:
                 self.warnings.append(f"Warning: {text}. That is on this machine; workers look on their nodes")
                 return None
@@ -183,8 +186,6 @@ class _Look:
         self.file(path)
         if path.startswith(S3):
             return
-        from safetensors import SafetensorError, safe_open
-
         try:
             with safe_open(Path(path).expanduser(), framework="np") as opened:
                 known = "flashu" in (opened.metadata() or {})
@@ -259,10 +260,7 @@ class _Look:
 
 def _is_local(path: str) -> bool:
     """Whether it is the path of something on this machine."""
-    try:
-        return path == EMBEDDED or ("://" not in path and Path(path).expanduser().exists())
-    except (OSError, RuntimeError, ValueError):  # too long for a path; no such home; a null character
-        return False
+    return path == EMBEDDED or local(path) is not None
 
 
 def _is_file(path: str) -> bool:

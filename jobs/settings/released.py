@@ -50,13 +50,13 @@ def released_settings_of(config: str | None) -> list[ReleasedSetting]:
 
 def table(released: list[ReleasedSetting], settings: Mapping[str, Any]) -> list[str]:
     """The settings as lines of a table: as resolved, and where the release has that value, or which other it has."""
-    rows = []
+    lines = []
     for each in released:
         now = _setting(settings, each)
         same = now == each.value
-        rows.append((each.name, _shown(now), each.source if same else f"NOT {_shown(each.value)}: {each.source}"))
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
-    return [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows]
+        lines.append((each.name, _shown(now), each.source if same else f"NOT {_shown(each.value)}: {each.source}"))
+    widths = [max((len(line[column]) for line in lines), default=0) for column in range(2)]
+    return [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in lines]
 
 
 def other_than(released: list[ReleasedSetting], settings: Mapping[str, Any]) -> list[str]:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.storage import NotFound, Storage
 from jobs.dataset.keys import METADATA, metadata_key, shards_with
+from jobs.dataset.reading import read_each
 from jobs.statistics.run import FOOTER_KEY, RunStatistics
-
-THREADS = 16
-AT_ONCE = 512  # shards; a run may have millions
 
 
 def collect_statistics(storage: Storage, shards: Iterable[int] | None = None) -> RunStatistics:
     """The statistics of the shards that are committed now, or of `shards`, those of them that are."""
     total = RunStatistics()
-    shards = iter(shards_with(storage, METADATA) if shards is None else shards)
-    with ThreadPoolExecutor(THREADS) as pool:
-        while some := list(islice(shards, AT_ONCE)):
-            for footer in pool.map(lambda shard: _footer(storage, shard), some):
-                if footer is not None:
-                    total.merge(RunStatistics.from_json(footer))
+    shards = shards_with(storage, METADATA) if shards is None else shards
+    for footer in read_each(lambda shard: _footer(storage, shard), shards):
+        if footer is not None:
+            total.merge(RunStatistics.from_json(footer))
     return total
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from jobs.metrics.bins import Range
 from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, SCORES
-from jobs.statistics.mergeable import Distribution, Range, Timeline, first_of, fold
+from jobs.statistics.mergeable import Distribution, Timeline, first_of, fold
 
 VERSION = 1
 FOOTER_KEY = b"flashu.statistics"  # in the key-value metadata of a shard's Parquet file
@@ -85,30 +86,31 @@ class RunStatistics:
 
     @classmethod
     def of_shard(
-        cls, rows: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]], work: Mapping[str, Any]
+        cls, records: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]], work: Mapping[str, Any]
     ) -> RunStatistics:
-        """`rows` as in the shard's metadata and `failures` as in its failures, both in the order of their files.
+        """`records` as in the shard's metadata and `failures` as in its failures, both in the order of their files.
 
         `work` says who made it and how long each part took: shard, worker, node, attempt, gpus, started_at and
         finished_at (Unix seconds), read_s, wait_s, generate_s, encode_s, write_s.
         """
         shard = work["shard"]
-        with_images = {row["prompt_id"] for row in rows}
-        intact = [row["phash"] for row in _qualities(rows) if row.get("phash") and not row.get("broken")]
-        images = [_image(shard, index, row) for index, row in enumerate(rows)]
+        with_images = {record["prompt_id"] for record in records}
+        qualities = _qualities(records)
+        intact = [of_image["phash"] for of_image in qualities if of_image.get("phash") and not of_image.get("broken")]
+        images = [_image(shard, index, record) for index, record in enumerate(records)]
         statistics = cls(
             shards=1,
             retried_shards=int(work["attempt"] > 1),
             prompts=len(with_images) + sum(failure["prompt_id"] not in with_images for failure in failures),
-            images=len(rows),
+            images=len(records),
             failed_prompts=len(failures),
-            truncated=sum(bool(row["truncated"]) for row in rows),
+            truncated=sum(bool(record["truncated"]) for record in records),
             broken=sum(bool(image["quality"].get("broken")) for image in images),
             near_duplicates=count_near_duplicates(intact),
-            size_bytes=sum(row["size_bytes"] for row in rows),
-            timeline=Timeline.of(len(rows), work["started_at"], work["finished_at"]),
-            seconds=Distribution.of((row["seconds"] for row in rows), SECONDS),
-            quality=_distributions(_qualities(rows)),
+            size_bytes=sum(record["size_bytes"] for record in records),
+            timeline=Timeline.of(len(records), work["started_at"], work["finished_at"]),
+            seconds=Distribution.of((record["seconds"] for record in records), SECONDS),
+            quality=_distributions(qualities),
             failures=[_failure(failure) for failure in failures],
             slowest=[image for image in images if image["seconds"] is not None],
             broken_images=[image for image in images if image["quality"].get("broken")],
@@ -121,7 +123,7 @@ class RunStatistics:
         statistics.workers[work["worker"]] = WorkerStatistics(
             work["node"],
             1,
-            len(rows),
+            len(records),
             work["gpus"] * (seconds["generate"] + seconds["wait"]),
             work["started_at"],
             work["finished_at"],
@@ -232,10 +234,10 @@ def error_kind(error: str) -> str:
     return re.sub(r"\d+", "#", error.strip().split(":")[0].split("\n")[0])[:80] or "unknown"
 
 
-def _qualities(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _qualities(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     prefix = "quality_"
-    names = [name for name in rows[0] if name.startswith(prefix)] if rows else []
-    return [{name.removeprefix(prefix): row[name] for name in names} for row in rows]
+    names = [name for name in records[0] if name.startswith(prefix)] if records else []
+    return [{name.removeprefix(prefix): record[name] for name in names} for record in records]
 
 
 def _distributions(qualities: list[dict[str, Any]]) -> dict[str, Distribution]:
@@ -246,19 +248,19 @@ def _distributions(qualities: list[dict[str, Any]]) -> dict[str, Distribution]:
     }
 
 
-def _image(shard: int, index: int, row: Mapping[str, Any]) -> dict[str, Any]:
+def _image(shard: int, index: int, record: Mapping[str, Any]) -> dict[str, Any]:
     """What a report shows of an image, and where its pixels are. `lot` is its place in a random order of all images."""
-    name = f"{row['prompt_id']}\0{row['image_index']}".encode()
+    name = f"{record['prompt_id']}\0{record['image_index']}".encode()
     return {
         "shard": shard,
         "row": index,
-        "prompt_id": _shortened(row["prompt_id"]),
-        "prompt": _shortened(row["prompt"]),
-        "image_index": row["image_index"],
-        "file_name": row["file_name"],
-        "seed": row["seed"],
-        "seconds": _finite(row["seconds"]),
-        "quality": {name: _finite(value) for name, value in _qualities([row])[0].items()},
+        "prompt_id": _shortened(record["prompt_id"]),
+        "prompt": _shortened(record["prompt"]),
+        "image_index": record["image_index"],
+        "file_name": record["file_name"],
+        "seed": record["seed"],
+        "seconds": _finite(record["seconds"]),
+        "quality": {name: _finite(value) for name, value in _qualities([record])[0].items()},
         "lot": blake2b(name, digest_size=8).hexdigest(),
     }
 

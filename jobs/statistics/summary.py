@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.storage import NotFound, Storage
+from jobs.dataset.keys import json_file
+from jobs.statistics.mergeable import Distribution
 from jobs.statistics.run import RunStatistics
 from jobs.statistics.shard_set import ShardSet
 
@@ -18,7 +20,7 @@ SUMMARY_EVERY_S = 30.0  # while a run is going
 
 def summarise(statistics: RunStatistics, run: Mapping[str, Any], state: str) -> dict[str, Any]:
     """`run` is what run.json holds; what is missing there is missing here. Times are Unix seconds."""
-    manifest, each = run.get("manifest") or {}, statistics.seconds
+    manifest = run.get("manifest") or {}
     return {
         "version": VERSION,
         "state": state,
@@ -43,52 +45,63 @@ def summarise(statistics: RunStatistics, run: Mapping[str, Any], state: str) -> 
             "broken": statistics.broken,
             "near_duplicate_pairs_within_shards": statistics.near_duplicates,
         },
-        "throughput": {
-            "active_s": statistics.active_s,
-            "images_per_second": statistics.images_per_second,
-            "gpu_seconds": statistics.gpu_seconds,
-            "gpu_seconds_per_image": statistics.gpu_seconds_per_image,
-            "worker_seconds_per_image": statistics.worker_seconds_per_image,
-            "seconds_per_image": {
-                "mean": each.mean if each.count else None,
-                "p50": each.quantile(0.5),
-                "p90": each.quantile(0.9),
-                "p99": each.quantile(0.99),
-                "max": each.max,
-            },
-        },
+        "throughput": _throughput(statistics),
         "stage_seconds": statistics.stage_seconds,
-        "workers": [
-            {
-                "worker": name,
-                "node": worker.node,
-                "shards": worker.shards,
-                "images": worker.images,
-                "images_per_second": worker.images_per_second,
-                "gpu_seconds": worker.gpu_seconds,
-                "stage_seconds": worker.seconds,
-            }
-            for name, worker in sorted(statistics.workers.items(), key=lambda item: (-item[1].images, item[0]))
-        ],
-        "quality": {
-            name: {
-                "count": values.count,
-                "mean": values.mean if values.count else None,
-                "std": values.std if values.count else None,
-                "min": values.min,
-                "p10": values.quantile(0.1),
-                "p50": values.quantile(0.5),
-                "p90": values.quantile(0.9),
-                "max": values.max,
-            }
-            for name, values in statistics.quality.items()
-        },
+        "workers": _workers(statistics),
+        "quality": {name: _quality(values) for name, values in statistics.quality.items()},
         "failures": {"kinds": statistics.failure_kinds, "first": statistics.failures},
         "config": run.get("config") or {},
         "filter": run.get("filter"),  # of a filtered copy: what was asked of which run, and what was dropped
         "manifest": manifest,
         "model": run.get("model") or {},
         "code": run.get("code") or {},
+    }
+
+
+def _throughput(statistics: RunStatistics) -> dict[str, Any]:
+    each = statistics.seconds
+    return {
+        "active_s": statistics.active_s,
+        "images_per_second": statistics.images_per_second,
+        "gpu_seconds": statistics.gpu_seconds,
+        "gpu_seconds_per_image": statistics.gpu_seconds_per_image,
+        "worker_seconds_per_image": statistics.worker_seconds_per_image,
+        "seconds_per_image": {
+            "mean": each.mean if each.count else None,
+            "p50": each.quantile(0.5),
+            "p90": each.quantile(0.9),
+            "p99": each.quantile(0.99),
+            "max": each.max,
+        },
+    }
+
+
+def _workers(statistics: RunStatistics) -> list[dict[str, Any]]:
+    """Those that made the most images first."""
+    return [
+        {
+            "worker": name,
+            "node": worker.node,
+            "shards": worker.shards,
+            "images": worker.images,
+            "images_per_second": worker.images_per_second,
+            "gpu_seconds": worker.gpu_seconds,
+            "stage_seconds": worker.seconds,
+        }
+        for name, worker in sorted(statistics.workers.items(), key=lambda item: (-item[1].images, item[0]))
+    ]
+
+
+def _quality(values: Distribution) -> dict[str, Any]:
+    return {
+        "count": values.count,
+        "mean": values.mean if values.count else None,
+        "std": values.std if values.count else None,
+        "min": values.min,
+        "p10": values.quantile(0.1),
+        "p50": values.quantile(0.5),
+        "p90": values.quantile(0.9),
+        "max": values.max,
     }
 
 
@@ -102,7 +115,7 @@ def write_summary(
 ) -> dict[str, Any]:
     """Puts summary.json alone, which is quick. Returns what it holds."""
     summary = summarise(statistics, run, state) | {"counted_shards": None if counted is None else counted.ranges}
-    storage.put(SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    storage.put(SUMMARY, json_file(summary))
     return summary
 
 

@@ -1,1 +1,1 @@
-"""A worker's side of a run: its model, and what becomes of a shard in its hands."""
+"""A worker's side of a run: what it makes images with, and what becomes of a shard in its hands."""

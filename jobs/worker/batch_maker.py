@@ -22,11 +22,12 @@ Scorer = ClipScorer | VqaScorer
 
 @dataclass
 class BatchMaker:
-    """`size` is (height, width) in pixels, None for the model's own; `scorers` go by the names of `quality.SCORES`."""
+    """`size` is in pixels, a side or (height, width), None for the model's own; `scorers` go by the names of
+    `pixels.SCORES`."""
 
     pipe: TextToImagePipeline
     sampling: SamplingSection
-    size: tuple[int, int] | None
+    size: int | tuple[int, int] | None
     defaults: Defaults
     scorers: Mapping[str, Scorer]
 

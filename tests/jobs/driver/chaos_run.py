@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from jobs.cli.main import main
-from jobs.driver import prepare
+from jobs.driver import run
 from jobs.worker.batch_maker import BatchMaker
 from jobs.worker.shard import GenerationWork
 
@@ -47,6 +47,6 @@ if __name__ == "__main__":
     # Workers must find this class by a name that they can import, which __main__ is not.
     from tests.jobs.driver import chaos_run
 
-    prepare.GenerationWork = chaos_run.ChaosWork
+    run.GenerationWork = chaos_run.ChaosWork
     sys.argv.insert(1, "run")
     main()

@@ -219,7 +219,7 @@ class RaisesAtWork(GenerationWork):
 def test_a_prompt_that_raises_leaves_its_traceback_and_the_run_is_read_as_any(cluster, tmp_path, monkeypatch):
     import datasets
 
-    monkeypatch.setattr("jobs.driver.prepare.GenerationWork", RaisesAtWork)
+    monkeypatch.setattr("jobs.driver.run.GenerationWork", RaisesAtWork)
     pq.write_table(pa.table({"prompt_id": ["a", "b"], "prompt": ["a cat", "a dog"]}), tmp_path / "m.parquet")
     output = tmp_path / "run"
     settings = (*QUICK, f"manifest.path={tmp_path / 'm.parquet'}", "cluster.workers=1", cluster)
@@ -242,7 +242,7 @@ def test_a_model_that_raises_on_a_worker_leaves_its_traceback_in_the_runs_folder
     cluster, s3_environment, tmp_path, monkeypatch
 ):
     """`s3_environment` is the environment of workers, with their secret."""
-    monkeypatch.setattr("jobs.driver.prepare.GenerationWork", CannotSetUp)
+    monkeypatch.setattr("jobs.driver.run.GenerationWork", CannotSetUp)
     monkeypatch.setattr("cluster.pool.FAILED_STARTS", 1)  # there are seconds between them
     output = tmp_path / "run"
     settings = ("default", *QUICK, "manifest.path=demo", "manifest.limit=2", "cluster.workers=1")

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.local_storage import LocalStorage
 from jobs.dataset.keys import metadata_key
-from jobs.driver.progress import Progress, Standing
+from jobs.driver.progress import Progress, ProgressUpdate
 from jobs.driver.status import describe_run, rebuild_report
 from jobs.statistics.collect import collect_statistics
 from jobs.statistics.run import RunStatistics
@@ -102,7 +102,7 @@ def test_a_log_says_what_changes_and_once_a_minute_that_nothing_does(monkeypatch
     now, log = [1000.0], io.StringIO()
     monkeypatch.setattr("jobs.driver.progress.time.monotonic", lambda: now[0])
     progress = Progress(log)
-    waiting = Standing(0, 8, 0, 0, None, None, workers=2, starting=0)
+    waiting = ProgressUpdate(0, 8, 0, 0, None, None, workers=2, starting=0)
     begun = replace(waiting, images=1)
     for second in range(200):
         now[0] = 1000.0 + second

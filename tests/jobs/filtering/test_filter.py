@@ -24,11 +24,12 @@ from jobs.dataset.formats import FORMATS
 from jobs.dataset.keys import METADATA, metadata_key, read_run, shards_with
 from jobs.driver.prepare import prepare
 from jobs.filtering.near_duplicates import NearDuplicateFinder
-from jobs.metrics.pixels import NEAR_DUPLICATE_BITS, hamming
+from jobs.metrics.pixels import NEAR_DUPLICATE_BITS
 from jobs.settings.config import read_config
 from jobs.statistics.collect import collect_statistics
 from jobs.statistics.run import FOOTER_KEY, VERSION
 from tests.command import assert_refused, flashu
+from tests.jobs.hashes import hamming
 from tests.jobs.synthetic_run import make_run
 
 ROOT = Path(__file__).parents[3]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, hamming, measure
+from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, measure
+from tests.jobs.hashes import hamming
 
 
 def picture_of(array):

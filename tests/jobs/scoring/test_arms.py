@@ -57,7 +57,7 @@ def last_scale(config, arm):
     settings = flashu_settings(run.flashu, run.sampling)
     steps = settings.total_steps if settings else run.sampling.num_inference_steps or 50
     guidance = 7.5 if run.sampling.guidance_scale is None else run.sampling.guidance_scale
-    return make_plan(settings, steps, guidance).rows[-1].guidance
+    return make_plan(settings, steps, guidance).steps[-1].guidance
 
 
 @pytest.mark.parametrize("steps", [12, 24, 25, 26, 30])

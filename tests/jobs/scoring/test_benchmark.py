@@ -20,7 +20,7 @@ from shapes.bench import items, to_csv
 from cluster.open_storage import open_storage
 from cluster.storage import S3Options
 from jobs.dataset.keys import METADATA, shards_with
-from jobs.scoring.benchmark import DEMO_QUESTIONS
+from jobs.scoring.questions import DEMO_QUESTIONS
 from tests.command import assert_refused, contents, flashu
 
 ROOT = Path(__file__).parents[3]

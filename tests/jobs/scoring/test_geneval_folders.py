@@ -15,6 +15,7 @@ from cluster.open_storage import open_storage
 from cluster.work import Lease, Place, Times
 from jobs.dataset.formats import FORMATS
 from jobs.driver.prepare import prepare
+from jobs.driver.run import generation_work
 from jobs.settings.config import read_config
 from manifests.importers.geneval import build_geneval
 from tests.command import assert_refused, contents, flashu
@@ -45,7 +46,7 @@ def make_run(tmp_path_factory):
         ]
         place = [f"manifest.path={manifest}", f"output.path={folder / 'run'}"]
         prepared = prepare(read_config(None, [*quick, *place, *overrides]))
-        work = prepared.work
+        work = generation_work(prepared)
         work.setup(Place("worker-0", "node-0", 0.0))
         for shard in range(prepared.manifest.num_shards):
             lease = Lease(shard, shard, 1)

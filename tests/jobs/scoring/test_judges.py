@@ -318,7 +318,7 @@ def network_raises(worker, monkeypatch):
 
 def _process(worker, images, lease=Lease(1, 0, 1)):  # noqa: B008 - it never changes
     running = []
-    return worker.process(lease, images, running.append).rows, running
+    return worker.process(lease, images, running.append).answers, running
 
 
 def test_all_questions_about_all_images_are_answered_some_at_a_time(worker, images, network_raises):

@@ -7,8 +7,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from jobs.metrics.bins import Range
 from jobs.metrics.pixels import METRICS
-from jobs.statistics.mergeable import Distribution, Range, Timeline, first_of
+from jobs.statistics.mergeable import Distribution, Timeline, first_of
 from jobs.statistics.run import (
     FAILURES,
     MAX_KINDS,

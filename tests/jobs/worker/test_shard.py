@@ -24,6 +24,7 @@ from flashu.pending import PendingPictures
 from flashu.pipeline import TextToImagePipeline
 from jobs.dataset.records import image_seed
 from jobs.driver.prepare import prepare
+from jobs.driver.run import generation_work
 from jobs.settings.config import read_config
 from jobs.statistics.run import FOOTER_KEY, RunStatistics
 from tests.command import flashu
@@ -52,7 +53,7 @@ class _Shard:
         self.output = output
         settings = [f"manifest.path={manifest}", f"output.path={output}", "flashu.preset=off"]
         settings += ["sampling.num_inference_steps=2", "sampling.size=64", "quality.enabled=false", *overrides]
-        self.work = prepare(read_config(None, settings)).work
+        self.work = generation_work(prepare(read_config(None, settings)))
         self.identity = self.work.setup(Place("worker-7", "node-3", 0.0))
         self.ran = []
 

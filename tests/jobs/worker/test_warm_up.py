@@ -12,7 +12,7 @@ from graphs import graphs_compiled
 from flashu import FlashUConfig, OutOfMemoryError, TextToImagePipeline, WandaScores, apply_flashu_patch
 from flashu.fingerprint import fingerprint
 from flashu.models.blocks import AS_THEY_ARE, Blocks
-from jobs.worker.warm_up import IMAGES, Kinds, first_on_node, warm_up
+from jobs.worker.warm_up import IMAGES, BatchKinds, first_on_node, warm_up
 from tests.bounds import LEVEL
 
 SETTINGS = FlashUConfig(
@@ -49,7 +49,7 @@ def test_no_batch_of_a_run_compiles_anything_afterwards(caplog):
         make(prompts, negatives, [rng.randrange(2**32) for _ in range(images)], scale)
 
     for own in (False, True):
-        warm_up(make, Kinds(5.0, "blurry", own_negatives=own, own_guidance=own), IMAGES)
+        warm_up(make, BatchKinds(5.0, "blurry", own_negatives=own, own_guidance=own), IMAGES)
         compiled = graphs_compiled()
         assert compiled > 10
         for images in (4, 4, 4, 3, 2, 1, 1, 6):
@@ -78,11 +78,11 @@ def test_batches_become_smaller_where_memory_ends():
             raise OutOfMemoryError("full")
 
     room = 2
-    warm_up(make, Kinds(5.0), 8)
+    warm_up(make, BatchKinds(5.0), 8)
     assert tried == [8, 4, 2, 2, 1]
     room = 0
     with pytest.raises(OutOfMemoryError, match="full"):
-        warm_up(make, Kinds(5.0), 8)
+        warm_up(make, BatchKinds(5.0), 8)
 
 
 def test_the_first_on_a_node_works_alone_and_the_others_side_by_side(tmp_path):
