@@ -30,7 +30,8 @@ from flashu.acceleration.plan import Head, Llm, PlannedStep
 from flashu.config import FlashUConfig
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
-from flashu.models.showo2 import PatchEmbed, TimestepEmbedder, unpatchify
+from flashu.models.patches import PatchEmbed, unpatchify
+from flashu.models.times import TimestepEmbedder
 from flashu.sampler import PromptTokens
 
 

@@ -17,9 +17,7 @@ Parameter names and shapes are those of the released checkpoints. No sampling, n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,50 +32,11 @@ from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
 from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
+from flashu.models.patches import PatchEmbed, unpatchify
 from flashu.models.prefix import Prefix, Suffix, cut_halves, prefix_mask, suffix_mask
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
 from flashu.models.siglip import SiglipEncoder
-
-
-class PatchEmbed(nn.Module):
-    """(images, channels, height, width) latents to (images, tokens, hidden), tokens row-major."""
-
-    def __init__(self, channels: int, hidden_size: int):
-        super().__init__()
-        self.proj = nn.Conv2d(channels, hidden_size, PATCH_SIZE, stride=PATCH_SIZE)
-
-    def forward(self, latents: Tensor) -> Tensor:
-        return rearrange(self.proj(latents), "images hidden height width -> images (height width) hidden")
-
-
-class TimestepEmbedder(nn.Module):
-    FREQUENCIES = 256
-    MAX_PERIOD = 10_000
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(self.FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Times (steps,) in [0, 1] to (steps, hidden): sinusoids of t itself, cosines first, then an MLP."""
-        half = self.FREQUENCIES // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-        angles = t.float()[:, None] * torch.exp(-math.log(self.MAX_PERIOD) * exponents)
-        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(next(self.mlp.parameters()).dtype))
-
-
-@dataclass
-class Times:
-    """What the network takes from a time grid; the first dimension of each tensor is the step."""
-
-    token: Tensor  # (steps, llm hidden): first token of the span
-    blocks: Tensor  # (steps, blocks, 6, head hidden): modulations of diffusion_head_a
-    final: Tensor  # (steps, 2, head hidden): modulation of diffusion_head_b
-
-    def at(self, step: int) -> Times:
-        return Times(self.token[step], self.blocks[step], self.final[step])
+from flashu.models.times import Times, TimestepEmbedder
 
 
 class Showo2(nn.Module):
@@ -375,13 +334,3 @@ def _as_seen_by_span(
     if compiled:  # in memory of their own, whatever made them: other layouts would be compiled apart
         llm, head = [seen and seen.copied_upto(padded) for seen in llm], [seen.copied_upto(padded) for seen in head]
     return llm, head, prefix_mask(lengths, valid, span)
-
-
-def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(rows, tokens, patch · patch · channels) to (rows, channels, height, width), as the weights expect it.
-
-    The released model lays its patches out token by token and reads the result as rows of pixels, with no transpose
-    between a patch's rows and the grid's columns. Its weights were trained so; a usual unpatchify scrambles them.
-    """
-    pixels = rearrange(patches, "rows tokens (pixels channels) -> rows channels (tokens pixels)", pixels=PATCH_SIZE**2)
-    return rearrange(pixels, "rows channels (height width) -> rows channels height width", height=grid[0] * PATCH_SIZE)

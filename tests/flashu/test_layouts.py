@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from flashu.models.showo2 import PatchEmbed, unpatchify
+from flashu.models.patches import PatchEmbed, unpatchify
 from flashu.models.wan_vae import AttentionBlock
 
 
