@@ -123,7 +123,9 @@ def calibrate(
     _make_folder(output.parent)
     if output.is_dir():
         raise InputError(f"-o {output} is a folder; name a file")
-    network, tokens, items = _load_with_items(model, tokenizer, device, task, texts, pairs, vae, steps)
+    asked = _read_pairs(pairs) if pairs else None
+    network, tokens = _load(model, tokenizer, device)
+    items = _question_pairs(network, tokens, vae, asked, texts, steps) if task == "understanding" else texts
     with tqdm(total=len(items), unit="item", disable=None, leave=False) as bar:
         if task == "understanding":
             scores = calibration.calibrate_understanding(network, items, on_pair=bar.update)
@@ -158,7 +160,9 @@ def obd(
     _check_task(task, pairs)
     texts = _read_prompts(prompts) or PROMPTS
     _make_folder(output)
-    network, tokens, items = _load_with_items(model, tokenizer, device, task, texts, pairs, vae, steps)
+    asked = _read_pairs(pairs) if pairs else None
+    network, tokens = _load(model, tokenizer, device)
+    items = _question_pairs(network, tokens, vae, asked, texts, steps) if task == "understanding" else texts
     with tqdm(total=len(items), unit="item", disable=None, leave=False) as bar:
         if task == "understanding":
             scores = analysis.understanding_of(network, items, on_item=bar.update)
@@ -230,24 +234,6 @@ def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2
 
     network = Showo2Qwen2_5.from_pretrained(model, dtype="float32", device=resolve_device(device))
     return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network.source, network.config))
-
-
-def _load_with_items(
-    model: str,
-    tokenizer: str | None,
-    device: str | None,
-    task: str,
-    texts: Sequence[str],
-    pairs: Path | None,
-    vae: str | None,
-    steps: int,
-) -> tuple[Showo2Qwen2_5, PromptTokenizer, Sequence[str] | list[Pair]]:
-    """The model, and what it is measured on: prompts, or pictures with questions about them."""
-    asked = _read_pairs(pairs) if pairs else None
-    network, tokens = _load(model, tokenizer, device)
-    if task != "understanding":
-        return network, tokens, texts
-    return network, tokens, _question_pairs(network, tokens, vae, asked, texts, steps)
 
 
 def _check_task(task: str, pairs: Path | None) -> None:

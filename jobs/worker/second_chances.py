@@ -130,20 +130,19 @@ class SecondChances(Generic[Image]):
         elif failure:
             self._try_again(items[0], batch, failure, outcome)
 
-    def _try_again(
-        self, item: int, batch: list[ImageRequest], failure: _Failure | None, outcome: Outcome[Image]
-    ) -> None:
+    def _try_again(self, item: int, batch: list[ImageRequest], first: _Failure, outcome: Outcome[Image]) -> None:
         """A prompt that raised by itself gets a second chance, and is given up after that, with all its images."""
-        if not failure.is_of_input:
+        last: _Failure | None = first
+        if not first.is_of_input:
             self._finish(outcome)
-            failure = self._attempt(batch, outcome)
-        if not failure:
+            last = self._attempt(batch, outcome)
+        if not last:
             return
-        if failure.is_of_memory:
-            raise WorkerBrokenError(str(failure.error))
-        if not failure.is_of_input:
-            self.place.tell(failure.traceback)
-        outcome.failures[item] = describe(failure.error)
+        if last.is_of_memory:
+            raise WorkerBrokenError(str(last.error))
+        if not last.is_of_input:
+            self.place.tell(last.traceback)
+        outcome.failures[item] = describe(last.error)
         outcome.made = [(request, image) for request, image in outcome.made if request.item != item]
 
     def _attempt(self, batch: list[ImageRequest], outcome: Outcome[Image]) -> _Failure | None:
