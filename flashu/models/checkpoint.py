@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flashu.models.showo2 import Showo2Qwen2_5
 
 EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"
-REPOSITORY_FILES = ["*.json", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]
+REPOSITORY_FILES = ["*.json", "merges.txt", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]
 SAFETENSORS, RELEASE = "safetensors", "release"
 LAYOUTS = {  # how a model is written: names of files, of the index of shards, and what a shard holds at most
     SAFETENSORS: ("model{suffix}.safetensors", "model.safetensors.index.json", "5GB"),
