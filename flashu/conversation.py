@@ -173,7 +173,11 @@ def greedy(logits: Tensor) -> Tensor:
 
 class Sampler:
     """Draws tokens by their probabilities, each answer from a CPU generator of its own, so that it does not depend on
-    the answers beside it."""
+    the answers beside it.
+
+    What is kept is what transformers' logits warpers keep, to rounding, but for ties at the `top_k`-th place, which are
+    common in bfloat16: they keep all of them.
+    """
 
     def __init__(self, seeds: Sequence[Sequence[int]], temperature: float, top_k: int | None, top_p: float):
         """`seeds` has one for each question of each image; `temperature` is above 0. `top_k` keeps the likeliest so

@@ -36,7 +36,7 @@ from flashu.models.wan_vae import WanVae, fold
 from flashu.tokenizer import PromptTokenizer
 
 EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"
-REPOSITORY_FILES = ["*.json", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]
+REPOSITORY_FILES = ["*.json", "merges.txt", "*.safetensors", "*model*.bin", "tokenizer/*", "vae/*"]
 STORED = "stored"  # as a dtype: each tensor as the file has it
 
 

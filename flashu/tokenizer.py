@@ -1,6 +1,7 @@
 """From a prompt to token ids, and where they stand in a row: Qwen2.5's tokenizer with Show-o2's added tokens.
 
-Works on a `tokenizer.json` alone (the Rust tokenizer that transformers wraps), so that nothing else is imported.
+Works on a `tokenizer.json` alone (the Rust tokenizer that transformers wraps), so that nothing else is imported. Files
+of another layout are read by transformers, which makes the same Rust tokenizer of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from flashu.checkpoints.files import TOKENIZER, find_tokenizer, resolve_folder
+from flashu.checkpoints.files import TOKENIZER, TOKENIZER_FILES, find_tokenizer, resolve_folder
 from flashu.errors import CheckpointError
 
 ADDED_TOKENS = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # the order fixes their ids
@@ -100,7 +101,8 @@ class PromptTokenizer:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> PromptTokenizer:
-        """Load a `tokenizer.json`, given itself, or in a folder, its `tokenizer/` subfolder, or a hub repository.
+        """Load a `tokenizer.json`, given itself, or in a folder, its `tokenizer/` subfolder, or a hub repository; where
+        there is none, the `vocab.json` and `merges.txt` of transformers' slow tokenizers. Ids are the same.
 
         Of Qwen2.5's own file, ids are those of the release, which adds the four tokens to it too.
 
@@ -109,15 +111,16 @@ class PromptTokenizer:
         file: Path | None = Path(path_or_hub_id)
         if file.name != TOKENIZER:
             folder = resolve_folder(path_or_hub_id, [TOKENIZER])
-            file = find_tokenizer(folder)
+            file = find_tokenizer(folder) or find_tokenizer(resolve_folder(path_or_hub_id, TOKENIZER_FILES))
             if file is None:
-                raise CheckpointError(f"{folder} holds no {TOKENIZER}")
+                raise CheckpointError(f"{folder} holds no {TOKENIZER}, nor a vocab.json with its merges.txt")
         try:
-            return cls(Tokenizer.from_file(str(file)))
+            return cls(Tokenizer.from_file(str(file)) if file.name == TOKENIZER else _of_transformers(file.parent))
         except CheckpointError as error:
             raise CheckpointError(f"{file}: {error}") from None
-        except Exception as error:  # the Rust side raises bare Exception
-            raise CheckpointError(f"{file} cannot be read as a tokenizer: {error}") from None
+        except Exception as error:  # the Rust side raises bare Exception, and transformers many kinds
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{file} cannot be read as a tokenizer: {reason}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `tokenizer.json`, and a `tokenizer_config.json` with which transformers' AutoTokenizer reads it."""
@@ -126,3 +129,16 @@ class PromptTokenizer:
         self.tokenizer.save(str(folder / TOKENIZER))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": PAD}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _of_transformers(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder that has no `tokenizer.json`. Runs no code that comes with it."""
+    from transformers import AutoTokenizer  # takes seconds
+
+    safely = {"trust_remote_code": False, "local_files_only": True}
+    # A fix for Mistral's tokenizers. Unless it is declined, transformers takes a Show-o2 folder for one of theirs.
+    loaded = AutoTokenizer.from_pretrained(folder, fix_mistral_regex=False, **safely)
+    tokenizer = getattr(loaded, "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise CheckpointError(f"not a Qwen2.5 tokenizer: it is a {type(loaded).__name__}")
+    return tokenizer

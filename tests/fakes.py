@@ -188,14 +188,64 @@ def write_tokenizer(folder):
     qwen_tokenizer().save(str(folder / "tokenizer.json"))
 
 
+def write_slow_tokenizer(folder, vocabulary, merges, tokens=None):
+    """Qwen2.5's tokenizer of this vocabulary, as transformers' slow Qwen2Tokenizer saved itself (version 4): no
+    `tokenizer.json`. `tokens` are what was added, in order; Qwen2.5's own if left out."""
+    tokens = tokens or qwen_added_tokens()
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = ("lstrip", "normalized", "rstrip", "single_word")
+    told = [{"content": token.content} | {flag: getattr(token, flag) for flag in flags} for token in tokens]
+    ids = {token.content: len(vocabulary) + index for index, token in enumerate(tokens)}
+    special = [token.content for token in tokens if token.special]
+    end, others = special[0], [content for content in special[1:] if content != "[PAD]"]
+    pad = "[PAD]" if "[PAD]" in special else end
+    config = {
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(ids[token.content]): facts | {"special": token.special}
+            for token, facts in zip(tokens, told, strict=True)
+        },
+        "additional_special_tokens": others,
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "model_max_length": 131072,
+        "pad_token": pad,
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": end,
+    }
+    by_content = {facts["content"]: facts for facts in told}
+    special_tokens = {
+        "additional_special_tokens": [by_content[content] for content in others],
+        "eos_token": "<|im_end|>",
+        "pad_token": by_content[pad],
+        "unk_token": by_content[end],
+    }
+    for name, data in (
+        ("vocab.json", vocabulary),
+        ("added_tokens.json", ids),
+        ("tokenizer_config.json", config),
+        ("special_tokens_map.json", special_tokens),
+    ):
+        (folder / name).write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    lines = "".join(f"{left} {right}\n" for left, right in merges)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{lines}", encoding="utf-8")
+
+
 def extended_tokenizer():
     return PromptTokenizer(qwen_tokenizer())
 
 
 def qwen_tokenizer():
     """Qwen2.5's tokenizer with five merges instead of 151387: the same pipeline, the same added tokens in order."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    return qwen_pipeline({piece: index for index, piece in enumerate([*alphabet, *map("".join, MERGES)])}, MERGES)
+    return qwen_pipeline(small_vocabulary(), MERGES)
+
+
+def small_vocabulary():
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, MERGES)]
+    return {piece: index for index, piece in enumerate(pieces)}
 
 
 def qwen_pipeline(vocabulary, merges):

@@ -1,10 +1,14 @@
 """What a checkpoint folder holds, and finding it, on disk or on the hub. No weights are read, and torch is not needed.
 
+(The config of an LLM or a SigLIP that is not known by name is read by transformers, which imports torch if it can.)
+
 A folder is laid out as Show-o2's release or as `flashu convert` writes it:
 
     config.json   pytorch_model.bin | model.safetensors | shards, with an index or without: see `weight_names`
     vae/          config.json  model.safetensors          (converted folders)
     tokenizer/    tokenizer.json  tokenizer_config.json   (converted folders)
+
+A tokenizer may stand in the folder itself, and in another layout of transformers: see `TOKENIZER_LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -35,6 +39,20 @@ EMBEDDED_FOLDER = Path(__file__).parent.parent / "embedded"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 RELEASED_VAE_REPOSITORY, RELEASED_VAE = "Wan-AI/Wan2.1-T2V-14B", "Wan2.1_VAE.pth"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+# The files that make a tokenizer; the layout that stands first is taken. Without a `tokenizer.json` it is a vocabulary
+# and its merges, as transformers' slow tokenizers save themselves, and files beside them say what was added.
+TOKENIZER_LAYOUTS = (
+    (TOKENIZER,),
+    (f"tokenizer/{TOKENIZER}",),
+    ("vocab.json", "merges.txt"),
+    ("tokenizer/vocab.json", "tokenizer/merges.txt"),
+)
+_ADDED = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    *(name for names in TOKENIZER_LAYOUTS for name in names),
+    *_ADDED,
+    *(f"tokenizer/{name}" for name in _ADDED),
+)
 
 
 def resolve_folder(
@@ -160,9 +178,11 @@ def vae_beside(folder: Path | None) -> str | Path:
 
 
 def find_tokenizer(folder: Path) -> Path | None:
-    """A checkpoint folder's `tokenizer.json`, in it or in its `tokenizer/` subfolder."""
-    candidates = (folder / TOKENIZER, folder / "tokenizer" / TOKENIZER)
-    return next((file for file in candidates if file.exists()), None)
+    """A checkpoint folder's `tokenizer.json`, in it or in its `tokenizer/` subfolder, or a `vocab.json` with merges."""
+    for names in TOKENIZER_LAYOUTS:
+        if all((folder / name).exists() for name in names):
+            return folder / names[0]
+    return None
 
 
 def tokenizer_beside(folder: Path | None, config: Showo2Config) -> str | Path:

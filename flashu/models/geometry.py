@@ -1,7 +1,8 @@
 """The shapes of every network: what a checkpoint's `config.json` says, and the sizes that are known by name.
 
-Numbers and (de)serialisation only; no tensors. The geometry of the embedded default model stands here and
-nowhere else, as `PRESETS["embedded"]`.
+Numbers and (de)serialisation only; no tensors. An LLM's and a SigLIP's own files are read by transformers' config
+classes, which know what such files leave out. The geometry of the embedded default model stands here and nowhere else,
+as `PRESETS["embedded"]`.
 """
 
 from __future__ import annotations
@@ -244,14 +245,20 @@ def geometry_from_dict(cls: type, data: dict[str, Any], where: str) -> Any:
     """A geometry from the keys it knows; other keys of a Hugging Face config are none of its business."""
     if not isinstance(data, dict):
         raise CheckpointError(f"{where} is a JSON {type(data).__name__}, not an object")
-    known = {f.name: f for f in fields(cls)}
-    sizes = {key: value for key, value in data.items() if key in known and known[key].type.startswith("int")}
-    _check_sizes({key: size for key, size in sizes.items() if size is not None or known[key].type == "int"}, where)
+    _check_told_sizes(cls, data, where)
+    known = {f.name for f in fields(cls)}
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key in known}
     try:
         return cls(**values)
     except TypeError as error:
         raise CheckpointError(f"{where}: incomplete {cls.__name__}: {error}") from None
+
+
+def _check_told_sizes(cls: type, data: dict[str, Any], where: str) -> None:
+    """`_check_sizes` of those that `data` tells of a geometry's whole numbers; null may be what may be None."""
+    types = {f.name: f.type for f in fields(cls) if f.type.startswith("int")}
+    sizes = {key: value for key, value in data.items() if key in types}
+    _check_sizes({key: size for key, size in sizes.items() if size is not None or types[key] == "int"}, where)
 
 
 def _check_sizes(sizes: dict[str, Any], where: str) -> None:
@@ -262,20 +269,32 @@ def _check_sizes(sizes: dict[str, Any], where: str) -> None:
 
 
 def read_llm_geometry(config_file: Path) -> LlmGeometry:
-    """The geometry in a Qwen2.5 folder's `config.json`. Raises `CheckpointError` for another architecture."""
+    """The geometry in a Qwen2.5 folder's `config.json`. What the file leaves out is as in transformers.
+
+    Raises `CheckpointError` for another architecture, and sizes that cannot be.
+    """
     data = read_json(config_file)
     if data.get("model_type", "qwen2") != "qwen2":
         raise CheckpointError(f"{config_file} is a {data['model_type']!r} model; Show-o2's LLM is a qwen2 (Qwen2.5)")
-    rope = data.get("rope_parameters") or {}  # where transformers 5 keeps rope_theta
+    rope = data.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise CheckpointError(f"{config_file}: rope_parameters is a JSON {type(rope).__name__}, not an object")
-    return geometry_from_dict(LlmGeometry, {**rope, **data}, str(config_file))
+    _check_told_sizes(LlmGeometry, data, str(config_file))
+    names = [each.name for each in fields(LlmGeometry)]
+    told = {name: data[name] for name in names if data.get(name) is not None}
+    config = _read_with("Qwen2Config", told | {"rope_parameters": rope or None}, config_file)
+    own = {name: getattr(config, name) for name in names if name != "rope_theta"}
+    if "vocab_size" in data and data["vocab_size"] is None:  # then Show-o2's config is to say it
+        own["vocab_size"] = None
+    return LlmGeometry(**own, rope_theta=_rope_theta(config, config_file))
 
 
 def read_vision_geometry(config_file: Path) -> VisionGeometry:
     """The geometry in a SigLIP folder's `config.json`, as Show-o2 keeps it: without the last layer.
 
-    Raises `CheckpointError` for another architecture.
+    What the file leaves out is as in transformers.
+
+    Raises `CheckpointError` for another architecture, and sizes that cannot be.
     """
     data = read_json(config_file)
     if data.get("model_type", "siglip") not in ("siglip", "siglip_vision_model"):
@@ -283,30 +302,49 @@ def read_vision_geometry(config_file: Path) -> VisionGeometry:
     nested = data.get("vision_config", {} if data.get("model_type") == "siglip" else data)
     if not isinstance(nested, dict):
         raise CheckpointError(f"{config_file}: vision_config is a JSON {type(nested).__name__}, not an object")
-    sizes = _SIGLIP_DEFAULTS | {key: value for key, value in nested.items() if key in _SIGLIP_DEFAULTS}
-    _check_sizes(sizes, str(config_file))
-    if nested.get("hidden_act", _SIGLIP_ACTIVATION) != _SIGLIP_ACTIVATION:
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    told = {key: nested[key] for key in (*sizes, "hidden_act", "layer_norm_eps") if key in nested}
+    _check_sizes({key: told[key] for key in sizes if key in told}, str(config_file))
+    config = _read_with("SiglipVisionConfig", told, config_file)
+    if config.hidden_act != _SIGLIP_ACTIVATION:
         raise CheckpointError(
-            f"{config_file}: hidden_act is {nested['hidden_act']!r}; only {_SIGLIP_ACTIVATION} is supported"
+            f"{config_file}: hidden_act is {config.hidden_act!r}; only {_SIGLIP_ACTIVATION} is supported"
         )
-    patch, layers = sizes.pop("patch_size"), sizes.pop("num_hidden_layers") - 1
-    grid = sizes.pop("image_size") // patch
+    layers, grid = config.num_hidden_layers - 1, config.image_size // config.patch_size
     if layers < 1 or grid < 1:
         raise CheckpointError(f"{config_file}: its layers but the last, and its image's patches, must be at least one")
     return VisionGeometry(
-        **sizes, num_hidden_layers=layers, grid=grid, layer_norm_eps=nested.get("layer_norm_eps", 1e-6)
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=config.num_attention_heads,
+        grid=grid,
+        layer_norm_eps=config.layer_norm_eps,
     )
 
 
 _SIGLIP_ACTIVATION = "gelu_pytorch_tanh"
-_SIGLIP_DEFAULTS = {  # what transformers' SigLIP configs leave out
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-}
+
+
+def _read_with(config_class: str, data: dict[str, Any], config_file: Path) -> Any:
+    """A config of transformers' class of that name, from a file's `data`. Raises `CheckpointError`."""
+    import transformers  # takes seconds, and a released model's sizes are known without it
+
+    made_by = getattr(transformers, config_class)
+    try:
+        return made_by(**data)
+    except Exception as error:  # whatever it raises over values that it does not take
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{config_file} cannot be read as a {config_class}: {reason}") from None
+
+
+def _rope_theta(config: Any, config_file: Path) -> float:
+    """A Qwen2Config's, which versions of transformers keep in two places."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    theta = rope.get("rope_theta", getattr(config, "rope_theta", None))
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
+        raise CheckpointError(f"{config_file}: rope_theta is {theta!r}; it must be a positive number")
+    return theta
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def llama3_scaled(
     """Llama 3's long-context scaling: slow pairs are slowed by `factor`, fast ones kept, those between blended.
 
     A pair is slow when its wavelength is over `original_length / low` positions, fast under `original_length / high`.
+    transformers' own differs in the last bit of some pairs, so it would give other pictures.
     """
     wavelength = 2 * math.pi / frequencies
     blend = ((original_length / wavelength - low) / (high - low)).clamp(0, 1)

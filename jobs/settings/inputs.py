@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,9 @@ from flashu.checkpoints.files import (
     HUB_ID,
     RELEASED_VAE,
     TOKENIZER,
+    TOKENIZER_FILES,
+    TOKENIZER_LAYOUTS,
+    find_tokenizer,
     read_config,
     resolve_folder,
     tokenizer_beside,
@@ -96,17 +99,27 @@ def check_transformers(name: str, path: str, config: RunConfig) -> list[str]:
 
 
 def small_files(path: str, s3: S3Options, scratch: Path) -> Path:
-    """A checkpoint's folder, or one with its `SMALL_FILES` of an s3:// one, whose weights stay where they are."""
+    """A checkpoint's folder, or one with its `SMALL_FILES` of an s3:// one, whose weights stay where they are.
+
+    Where these hold no tokenizer, with the files of one in another layout.
+    """
     if not path.startswith(S3):
-        return resolve_folder(path, SMALL_FILES)
+        return resolve_folder(path, (*SMALL_FILES, *TOKENIZER_FILES))
     storage = open_storage(path, s3)
-    for name in SMALL_FILES:
+    _copy(storage, SMALL_FILES, scratch)
+    if find_tokenizer(scratch) is None:
+        _copy(storage, TOKENIZER_FILES, scratch)
+    return scratch
+
+
+def _copy(storage: Storage, names: Iterable[str], folder: Path) -> None:
+    """Fetch those of the objects that are there."""
+    for name in names:
         with suppress(NotFound):
             data = storage.get(name)
-            file = scratch / name
+            file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
-    return scratch
 
 
 class _InputChecks:
@@ -204,9 +217,10 @@ class _InputChecks:
                 vae_files(folder)
 
     def tokenizer(self, path: str) -> None:
-        names = [TOKENIZER, f"tokenizer/{TOKENIZER}"]
         if path.startswith(S3):
-            self._require(path, names, or_itself=path.endswith(f"/{TOKENIZER}"))
+            if not any(all(self._exists(path, name) for name in names) for names in TOKENIZER_LAYOUTS):
+                names = [TOKENIZER, f"tokenizer/{TOKENIZER}"]
+                self._require(path, names, or_itself=path.endswith(f"/{TOKENIZER}"))
             return
         if Path(path).name == TOKENIZER:
             self.file(path)

@@ -110,6 +110,12 @@ def test_draws_follow_the_probabilities_and_their_limits():
     assert shares(top_p=1e-6)[0] == 1
 
 
+def test_of_tokens_that_tie_only_so_many_are_kept_as_was_said():
+    logits = torch.tensor([2.0, 1.0, 2.0, 2.0]).bfloat16().expand(1, 200, 4)
+    drawn = conversation.Sampler([range(200)], 1.0, 2, 1.0)(logits)
+    assert set(drawn.flatten().tolist()) == {0, 2}
+
+
 def test_answers_come_in_the_shape_of_the_questions(pipe):
     picture = Image.new("RGB", (64, 64), "white")
     assert isinstance(pipe.answer(picture, "Is there a ring?"), str)

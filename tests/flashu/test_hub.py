@@ -21,6 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL, PICKLED_MODEL = "showlab-fake/small", "showlab-fake/small-bin"
 VARIANTS = "showlab-fake/small-variants"  # which has no plain weights, and two variants
 LLM = "qwen-fake/small-instruct"
+SLOW_LLM, SLOW_MODEL = "qwen-fake/slow-words", "showlab-fake/small-slow-words"  # without tokenizer.json, and its model
 WAN = "Wan-AI/Wan2.1-T2V-14B"  # where the released VAE is looked for when no --vae is given
 
 REFUSALS = {  # repository: status, X-Error-Code, X-Error-Message, as the hub has them
@@ -33,7 +34,8 @@ REFUSALS = {  # repository: status, X-Error-Code, X-Error-Message, as the hub ha
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A hub with a model in both formats, one in pickle only, their LLM, and the video model that has the VAE."""
+    """A hub with a model in both formats, one in pickle only, their LLM, and the video model that has the VAE; and a
+    model whose LLM has its tokenizer in another layout."""
     folder = tmp_path_factory.mktemp("hub")
     both = fakes.write_showo2(folder / "both", layout="bin", llm=LLM)
     fakes.write_weights(both, fakes.weights(), "safetensors")
@@ -45,6 +47,12 @@ def hub(tmp_path_factory):
     llm = folder / "llm"
     fakes.write_llm_folder(llm)
     (llm / "model.safetensors").write_bytes(b"gigabytes that nobody needs")
+    slow_model = fakes.write_showo2(folder / "slow", layout="safetensors", llm=SLOW_LLM)
+    slow_llm = folder / "slow-llm"
+    fakes.write_llm_folder(slow_llm)
+    (slow_llm / "tokenizer.json").unlink()
+    fakes.write_slow_tokenizer(slow_llm, fakes.small_vocabulary(), fakes.MERGES)
+    (slow_llm / "model.safetensors").write_bytes(b"gigabytes that nobody needs")
     wan = folder / "wan"
     (wan / "google" / "umt5-xxl").mkdir(parents=True)
     fakes.write_released_vae(wan / fakes.VAE_FILE)
@@ -56,7 +64,8 @@ def hub(tmp_path_factory):
         "google/umt5-xxl/tokenizer.json",
     ):
         (wan / name).write_bytes(b"gigabytes that nobody needs")
-    with Hub({MODEL: both, PICKLED_MODEL: pickled, VARIANTS: variants, LLM: llm, WAN: wan}) as hub:
+    models = {MODEL: both, PICKLED_MODEL: pickled, VARIANTS: variants, SLOW_MODEL: slow_model}
+    with Hub({**models, LLM: llm, SLOW_LLM: slow_llm, WAN: wan}) as hub:
         yield hub
 
 
@@ -218,7 +227,7 @@ def later_runs(first_run, home, hub, tmp_path_factory):
     occasions = {
         "hub gone": Session(folders[0], dead_endpoint, [MODEL, "fake/unreachable"], **cached),
         "HF_HUB_OFFLINE": Session(folders[1], hub.url, [MODEL], HF_HUB_OFFLINE="1", **cached),
-        "hub there": Session(folders[2], hub.url, [PICKLED_MODEL, VARIANTS, *REFUSALS]),
+        "hub there": Session(folders[2], hub.url, [PICKLED_MODEL, SLOW_MODEL, VARIANTS, *REFUSALS]),
     }
     return {name: occasion.wait() for name, occasion in occasions.items()}
 
@@ -261,6 +270,14 @@ def test_a_repository_with_pickles_only_is_fetched_as_it_is(first_run, later_run
     assert run.code == 0, run.err
     assert run.picture.read_bytes() == first_run.picture.read_bytes()
     assert "diffusion_pytorch_model.bin.index.json" in fetched(hub, PICKLED_MODEL)
+
+
+def test_an_llm_without_tokenizer_json_gives_its_vocabulary_and_its_merges(first_run, later_runs, hub):
+    run = later_runs["hub there"][SLOW_MODEL]
+    assert run.code == 0, run.err
+    assert run.picture.read_bytes() == first_run.picture.read_bytes()
+    added = {"tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"}
+    assert fetched(hub, SLOW_LLM) == {"config.json", "vocab.json", "merges.txt", *added}
 
 
 def test_of_a_repository_without_plain_weights_none_is_fetched_before_one_is_chosen(later_runs, hub):

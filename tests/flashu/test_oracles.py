@@ -1,11 +1,13 @@
 """Against other people's implementations on random weights: transformers' Qwen2 and SigLIP, diffusers' Wan VAE.
 
-Each oracle runs the network the long way: whole rows with a dense mask, 3-D convolutions.
+Each oracle runs the network the long way: whole rows with a dense mask, 3-D convolutions. And transformers' logits
+warpers, on random logits.
 """
 
 import pytest
 import torch
 
+from flashu.answering import Sampler
 from flashu.models import WanImageVAE
 from flashu.models.diffusion_head import ROPE_THETA, DiffusionHead
 from flashu.models.geometry import HeadGeometry, LlmGeometry, VaeGeometry, VisionGeometry
@@ -106,6 +108,40 @@ def test_head_rotary_equals_transformers_llama3_scaling():
     with torch.device("meta"):
         head = DiffusionHead(HeadGeometry(), 0)
     assert relative_error(head.rotary_frequencies("cpu"), expected) < SUM
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [
+        (1.0, None, 1.0),
+        (0.3, None, 0.8),
+        (1.5, 5, 1.0),
+        (0.7, 20, 0.9),
+        (1.0, 1, 0.5),
+        (1e-3, None, 0.9),
+        (1, None, 1e-6),
+    ],
+)
+def test_tokens_are_drawn_from_those_that_transformers_warpers_keep(temperature, top_k, top_p):
+    """Of logits without ties: the share of each token is that of its warped logit, drawn as the sampler's seeds say."""
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    images, questions, words = 4, 100, 512
+    logits = 3 * torch.randn(images, questions, words, generator=torch.Generator().manual_seed(5))
+    seeds = [range(image * questions, (image + 1) * questions) for image in range(images)]
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))  # before top-k, as shares are those of all tokens
+    if top_k is not None:
+        warpers.append(TopKLogitsWarper(top_k))
+    likely, tokens = warpers(None, logits.flatten(0, 1)).softmax(dim=-1).sort(dim=-1, descending=True)
+    drawn = torch.stack(
+        [torch.rand((), generator=torch.Generator().manual_seed(seed)) for row in seeds for seed in row]
+    )
+    sums = likely.double().cumsum(dim=-1)
+    place = torch.searchsorted(sums, drawn.double()[:, None] * sums[:, -1:], right=True)
+    expected = tokens.gather(1, place)[:, 0].unflatten(0, (images, questions))
+    assert torch.equal(Sampler(seeds, temperature, top_k, top_p)(logits), expected)
 
 
 @pytest.fixture(scope="module")

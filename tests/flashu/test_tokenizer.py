@@ -5,12 +5,13 @@ With Qwen2.5's real vocabulary, ids are those of transformers, set up as the rel
 
 import json
 import random
+import shutil
 
 import pytest
 from shapes.vocabulary import build_tokenizer
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
-from flashu import CheckpointError
+from flashu import CheckpointError, TextToImagePipeline
 from flashu.checkpoints.files import EMBEDDED_FOLDER
 from flashu.flops import FRAME_TOKENS
 from flashu.models.geometry import DEFAULT_VOCAB_SIZE, PRESETS
@@ -362,6 +363,132 @@ def test_another_models_tokenizer_is_refused_with_the_tokens_it_lacks(tmp_path):
         PromptTokenizer.from_pretrained(tmp_path)
     assert str(tmp_path) in str(raised.value)
     assert "lacks <|vision_start|>, <|vision_end|>" in str(raised.value)
+
+
+# ------------------------------------------------------------------------------------- layouts without tokenizer.json
+
+
+RELEASE_TOKENS = [
+    AddedToken("[PAD]", normalized=False, special=True),
+    *(AddedToken(token, normalized=True) for token in ADDED_TOKENS[1:]),
+]
+
+
+@pytest.fixture(scope="module")
+def slow_folder(tmp_path_factory):
+    """What transformers' slow tokenizer of Qwen2.5 saved: a vocabulary, its merges, and what was added."""
+    folder = tmp_path_factory.mktemp("slow")
+    fakes.write_slow_tokenizer(folder, *qwen.read_vocabulary())
+    return folder
+
+
+def small_slow_folder(folder):
+    fakes.write_slow_tokenizer(folder, fakes.small_vocabulary(), fakes.MERGES)
+    return folder
+
+
+def test_a_vocabulary_with_merges_gives_the_ids_of_tokenizer_json(real, slow_folder):
+    slow = PromptTokenizer.from_pretrained(slow_folder)
+    assert slow.ids == real.ids
+    assert slow.tokenizer.get_vocab() == real.tokenizer.get_vocab()
+    for prompt in (*PROMPTS, *ODD_PROMPTS.values()):
+        assert text_ids(slow, prompt) == text_ids(real, prompt), ascii(prompt[:80])
+    assert slow.encode_question("Is the gull's wing grey?") == real.encode_question("Is the gull's wing grey?")
+    tokens = text_ids(real, " 7 grey gulls<|im_end|><tool_call>[PAD]<|vid_end|>")
+    assert slow.decode(tokens) == real.decode(tokens)
+
+
+def test_one_that_the_release_has_added_its_tokens_to_gives_the_same_ids(real, tmp_path):
+    tokens = [*fakes.qwen_added_tokens(), *RELEASE_TOKENS]
+    fakes.write_slow_tokenizer(tmp_path, *qwen.read_vocabulary(), tokens)
+    slow = PromptTokenizer.from_pretrained(tmp_path)
+    assert len(slow) == DEFAULT_VOCAB_SIZE
+    for prompt in ODD_PROMPTS.values():
+        assert text_ids(slow, prompt) == text_ids(real, prompt), ascii(prompt[:80])
+
+
+@pytest.mark.parametrize("subfolder", ["", "tokenizer"])
+def test_a_vocabulary_is_found_in_the_folder_or_in_its_tokenizer_subfolder(tmp_path, subfolder):
+    small_slow_folder(tmp_path / subfolder)
+    (tmp_path / "config.json").write_text('{"_class_name": "Showo2Qwen2_5"}')
+    found = PromptTokenizer.from_pretrained(tmp_path)
+    assert found.tokenizer.get_vocab() == fakes.extended_tokenizer().tokenizer.get_vocab()
+
+
+def test_nothing_is_said_of_a_vocabulary_beside_a_show_o2_config(slow_folder, tmp_path, caplog, capfd):
+    """transformers takes a large vocabulary beside such a config for a tokenizer of Mistral's, and warns."""
+    for file in slow_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").write_text('{"_class_name": "Showo2Qwen2_5"}')
+    PromptTokenizer.from_pretrained(tmp_path)
+    assert caplog.text == capfd.readouterr().err == ""
+
+
+def test_tokenizer_json_is_taken_where_both_are(tmp_path):
+    small_slow_folder(tmp_path)
+    (tmp_path / "vocab.json").write_text("not looked at")
+    fakes.write_tokenizer(tmp_path)
+    assert PromptTokenizer.from_pretrained(tmp_path).ids == fakes.extended_tokenizer().ids
+
+
+def test_a_vocabulary_without_its_merges_is_no_tokenizer(tmp_path):
+    (small_slow_folder(tmp_path) / "merges.txt").unlink()
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} holds no tokenizer\.json, nor a vocab\.json with"):
+        PromptTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("vocab.json", "not JSON"),
+        ("vocab.json", "[1]"),
+        ("merges.txt", "a b c d\nx"),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", '{"tokenizer_class": "WhichOne"}'),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_read_is_named_in_a_line(tmp_path, name, content):
+    folder = small_slow_folder(tmp_path)
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError) as raised:
+        PromptTokenizer.from_pretrained(folder)
+    assert str(raised.value).startswith(f"{folder / 'vocab.json'} cannot be read as a tokenizer: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_another_models_vocabulary_is_refused_with_the_tokens_it_lacks(tmp_path):
+    tokens = [token for token in fakes.qwen_added_tokens() if "vision" not in token.content]
+    fakes.write_slow_tokenizer(tmp_path, fakes.small_vocabulary(), fakes.MERGES, tokens)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}.*not a Qwen2.5 tokenizer: it lacks <\|vision_start\|>, "):
+        PromptTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_runs_no_code(tmp_path):
+    folder, mark = small_slow_folder(tmp_path / "words"), tmp_path / "ran"
+    config = {"tokenizer_class": "Strange", "auto_map": {"AutoTokenizer": ["strange.Strange", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "strange.py").write_text(f"open({str(mark)!r}, 'w')")
+    with pytest.raises(CheckpointError, match="cannot be read as a tokenizer"):
+        PromptTokenizer.from_pretrained(folder)
+    assert not mark.exists()
+
+
+def test_a_model_takes_the_vocabulary_beside_it_as_it_takes_tokenizer_json(tmp_path):
+    """A release's folder with its LLM's, of which one holds `tokenizer.json`, the other not."""
+    pictures = []
+    for name in ("whole", "parts"):
+        folder = fakes.write_whole_folder(tmp_path / name)
+        if name == "parts":
+            shutil.rmtree(folder / "llm")
+            fakes.write_llm_folder(folder / "llm")
+            (folder / "llm" / "tokenizer.json").unlink()
+            small_slow_folder(folder / "llm")
+        pipe = TextToImagePipeline.from_pretrained(folder, device="cpu")
+        pictures.append(pipe("a red circle", seeds=3, num_inference_steps=2)[0].tobytes())
+    assert pictures[0] == pictures[1]
+
+
+# ------------------------------------------------------------------------------------------------ the built-in model's
 
 
 def test_the_embedded_tokenizer_is_what_its_script_builds(tmp_path):

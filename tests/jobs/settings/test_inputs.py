@@ -11,10 +11,11 @@ import pytest
 
 from cluster.open_storage import open_storage
 from cluster.storage import S3Options, StorageError
-from flashu.checkpoints.files import EMBEDDED_FOLDER
+from flashu.checkpoints.files import EMBEDDED_FOLDER, find_tokenizer
 from flashu.errors import InputError
 from jobs.settings.config import read_config
-from jobs.settings.inputs import check_inputs
+from jobs.settings.inputs import check_inputs, small_files
+from tests import fakes
 from tests.command import assert_refused, flashu
 
 ON_CLUSTER = "cluster.address=10.0.0.1:6379"
@@ -159,6 +160,33 @@ def test_what_is_in_s3_is_looked_for_there(bucket, model):
     assert refusal(*s3, f"model.path={url}").startswith(f"model.path: {url}/config.json describes a 'Other'")
     nowhere = f"model.path=s3://{bucket.name}-nowhere/m"
     assert "nowhere" in refusal(*s3, nowhere)
+
+
+def test_a_tokenizer_may_be_a_vocabulary_with_its_merges_here_and_in_s3(bucket, model, tmp_path):
+    words = tmp_path / "words"
+    fakes.write_slow_tokenizer(words, fakes.small_vocabulary(), fakes.MERGES)
+    assert looked_at(f"model.tokenizer={words}") == []
+    shutil.rmtree(model / "tokenizer")
+    shutil.copytree(words, model / "tokenizer")
+    assert looked_at(f"model.path={model}") == []
+
+    s3 = S3Options(bucket.endpoint_url, path_style=True)
+    storage = open_storage(bucket.url, s3)
+    settings = (f"storage.endpoint_url={bucket.endpoint_url}", "storage.path_style=true", "cluster.address=null")
+    storage.put("words/vocab.json", (words / "vocab.json").read_bytes())
+    here = f"model.tokenizer={bucket.url}/words"
+    assert refusal(*settings, here) == (
+        f"model.tokenizer: {bucket.url}/words holds none of tokenizer.json, tokenizer/tokenizer.json"
+    )
+    for file in words.iterdir():
+        storage.put(f"words/{file.name}", file.read_bytes())
+        storage.put(f"beside/tokenizer/{file.name}", file.read_bytes())
+    assert looked_at(*settings, here) == []
+    for place in ("words", "beside"):
+        folder = small_files(f"{bucket.url}/{place}", s3, tmp_path / "copies" / place)
+        assert {file.name for file in find_tokenizer(folder).parent.iterdir()} == {
+            file.name for file in words.iterdir()
+        }
 
 
 def test_a_size_that_the_hq_model_was_not_made_for_is_told(model, tmp_path):
