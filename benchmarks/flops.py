@@ -30,7 +30,8 @@ from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.flops import ONCE, FlopCount, count_image, count_release, format_plan
-from flashu.models.geometry import PRESETS, parse_size, preset
+from flashu.models.geometry import parse_size
+from flashu.models.presets import PRESETS, preset
 from flashu.tokenizer import PromptTokenizer
 
 RELEASED = [name for name in PRESETS if name.startswith("show-o2-")]

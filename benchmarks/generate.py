@@ -35,8 +35,6 @@ from flashu.fingerprint import fingerprint
 from flashu.models import Showo2Qwen2_5, WanImageVAE
 from flashu.models.geometry import (
     PATCH_SIZE,
-    PRESETS,
-    VAE_PRESETS,
     HeadGeometry,
     LlmGeometry,
     Showo2Config,
@@ -44,6 +42,7 @@ from flashu.models.geometry import (
     VisionGeometry,
     parse_size,
 )
+from flashu.models.presets import PRESETS, VAE_PRESETS
 from flashu.models.random_weights import random_model
 from flashu.patch import apply_flashu_patch
 

@@ -39,7 +39,8 @@ from typing import TYPE_CHECKING, Any
 from hardware import describe_host
 
 from flashu.checkpoints.files import EMBEDDED_FOLDER, RELEASED_VAE
-from flashu.models.geometry import BUILT_IN_LLMS, PRESETS
+from flashu.models.geometry import BUILT_IN_LLMS
+from flashu.models.presets import PRESETS
 
 if TYPE_CHECKING:
     import torch

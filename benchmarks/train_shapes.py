@@ -31,8 +31,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashu.devices import resolve_device
 from flashu.models import Showo2Qwen2_5, WanImageVAE
-from flashu.models.geometry import PIXELS_PER_TOKEN, PRESETS, VAE_PRESETS
+from flashu.models.geometry import PIXELS_PER_TOKEN
 from flashu.models.prefix import Prefix
+from flashu.models.presets import PRESETS, VAE_PRESETS
 from flashu.models.times import Times
 from flashu.question_rows import lay_out, prefill
 from flashu.tokenizer import USER, EncodedQuestion, PromptTokenizer

@@ -196,8 +196,8 @@ class Sampler:
         sums = (probabilities * kept).cumsum(dim=-1)
         drawn = torch.zeros(logits.shape[:2])
         for image, generators in enumerate(self.generators):
-            for place, generator in enumerate(generators):
-                drawn[image, place] = torch.rand((), generator=generator)
+            for question, generator in enumerate(generators):
+                drawn[image, question] = torch.rand((), generator=generator)
         threshold = drawn.to(sums.device)[..., None] * sums[..., -1:]
         place = (sums <= threshold).sum(dim=-1, keepdim=True).clamp(max=kept.sum(dim=-1, keepdim=True) - 1)
         return tokens.gather(-1, place)[..., 0]

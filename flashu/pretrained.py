@@ -15,22 +15,23 @@ from torch import Tensor
 
 from flashu.acceleration.applied import unpatched
 from flashu.checkpoints import weights
+from flashu.checkpoints.configs import read_config
 from flashu.checkpoints.files import (
     EMBEDDED,
     EMBEDDED_FOLDER,
     RELEASED_VAE,
-    read_config,
-    resolve_folder,
+    read_json,
     tokenizer_beside,
     vae_beside,
     vae_files,
     weight_files,
 )
+from flashu.checkpoints.hub import resolve_folder
 from flashu.devices import DTYPES, FLOAT8, resolve_device, resolve_dtype
 from flashu.errors import CheckpointError, InputError
 from flashu.generation import ImageGenerator
 from flashu.models.float8 import require_float8, to_float8
-from flashu.models.geometry import Showo2Config, VaeGeometry, read_json
+from flashu.models.geometry import Showo2Config, VaeGeometry
 from flashu.models.showo2 import Showo2
 from flashu.models.wan_vae import WanVae, fold
 from flashu.tokenizer import PromptTokenizer

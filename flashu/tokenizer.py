@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from flashu.checkpoints.files import TOKENIZER, TOKENIZER_FILES, find_tokenizer, resolve_folder
+from flashu.checkpoints.files import TOKENIZER, TOKENIZER_FILES, find_tokenizer
+from flashu.checkpoints.hub import resolve_folder
 from flashu.errors import CheckpointError
 
 ADDED_TOKENS = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # the order fixes their ids
@@ -67,9 +68,9 @@ class PromptTokenizer:
             if tokenizer.token_to_id(token) is None:
                 special = token == PAD
                 tokenizer.add_tokens([AddedToken(token, normalized=normalized and not special, special=special)])
-        ids = {token: tokenizer.token_to_id(token) for token in (BOS, EOS, BOI, EOI, IMAGE_PLACEHOLDER, PAD)}
-        absent = [token for token, token_id in ids.items() if token_id is None]
-        if absent:
+        framing = (BOS, EOS, BOI, EOI, IMAGE_PLACEHOLDER, PAD)
+        ids = {token: number for token in framing if (number := tokenizer.token_to_id(token)) is not None}
+        if absent := [token for token in framing if token not in ids]:
             raise CheckpointError(f"not a Qwen2.5 tokenizer: it lacks {', '.join(absent)}")
         self.ids = TokenIds(*ids.values())
 
@@ -108,12 +109,13 @@ class PromptTokenizer:
 
         Raises `CheckpointError` when there is none or it cannot be read.
         """
-        file: Path | None = Path(path_or_hub_id)
+        file = Path(path_or_hub_id)
         if file.name != TOKENIZER:
             folder = resolve_folder(path_or_hub_id, [TOKENIZER])
-            file = find_tokenizer(folder) or find_tokenizer(resolve_folder(path_or_hub_id, TOKENIZER_FILES))
-            if file is None:
+            found = find_tokenizer(folder) or find_tokenizer(resolve_folder(path_or_hub_id, TOKENIZER_FILES))
+            if found is None:
                 raise CheckpointError(f"{folder} holds no {TOKENIZER}, nor a vocab.json with its merges.txt")
+            file = found
         try:
             return cls(Tokenizer.from_file(str(file)) if file.name == TOKENIZER else _of_transformers(file.parent))
         except CheckpointError as error:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from flashu import probe, question_rows
 from flashu.acceleration.wanda import ActivationNorms
+from flashu.checkpoints.files import read_json
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
-from flashu.models.geometry import read_json
 from flashu.models.qwen2 import DecoderLayer, Qwen2Model
 from flashu.models.showo2 import Showo2
 from flashu.tokenizer import EncodedQuestion, PromptTokenizer

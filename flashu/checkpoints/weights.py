@@ -1,4 +1,4 @@
-"""Weights in files: read without running code, given to a model, and written. Which files: see `checkpoint_files`.
+"""Weights in files: read without running code, given to a model, and written. Which files: see `files`.
 
 They are memory-mapped and assigned to a model built on the `meta` device, so loading holds one copy of them.
 """

@@ -1,20 +1,17 @@
-"""The shapes of every network: what a checkpoint's `config.json` says, and the sizes that are known by name.
+"""The shapes of every network: what a checkpoint's `config.json` says.
 
-Numbers and (de)serialisation only; no tensors. An LLM's and a SigLIP's own files are read by transformers' config
-classes, which know what such files leave out. The geometry of the embedded default model stands here and nowhere else,
-as `PRESETS["embedded"]`.
+Numbers and (de)serialisation only; no tensors, no files. The sizes that are known by name are in `presets`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from flashu.config import EMBEDDED_GUIDANCE, GUIDANCE_SCALE
+from flashu.config import GUIDANCE_SCALE
 from flashu.errors import CheckpointError, InputError
 
 PATCH_SIZE = 2  # latent pixels per side of an image token
@@ -219,7 +216,7 @@ class Showo2Config:
                 f"{where}: llm_vocab_size is not set, and its LLM ({data.get('llm_model_path')!r}) has no "
                 "vocab_size; set llm_vocab_size to the rows of the embedding"
             )
-        _check_sizes({key: data[key] for key in known & data.keys()}, where)
+        check_sizes({key: data[key] for key in known & data.keys()}, where)
         if data.get("guidance_scale") is not None:
             known.add("guidance_scale")
             scale = data["guidance_scale"]
@@ -245,7 +242,7 @@ def geometry_from_dict(cls: type, data: dict[str, Any], where: str) -> Any:
     """A geometry from the keys it knows; other keys of a Hugging Face config are none of its business."""
     if not isinstance(data, dict):
         raise CheckpointError(f"{where} is a JSON {type(data).__name__}, not an object")
-    _check_told_sizes(cls, data, where)
+    check_told_sizes(cls, data, where)
     known = {f.name for f in fields(cls)}
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items() if key in known}
     try:
@@ -254,109 +251,18 @@ def geometry_from_dict(cls: type, data: dict[str, Any], where: str) -> Any:
         raise CheckpointError(f"{where}: incomplete {cls.__name__}: {error}") from None
 
 
-def _check_told_sizes(cls: type, data: dict[str, Any], where: str) -> None:
-    """`_check_sizes` of those that `data` tells of a geometry's whole numbers; null may be what may be None."""
+def check_told_sizes(cls: type, data: dict[str, Any], where: str) -> None:
+    """`check_sizes` of those that `data` tells of a geometry's whole numbers; null may be what may be None."""
     types = {f.name: f.type for f in fields(cls) if f.type.startswith("int")}
     sizes = {key: value for key, value in data.items() if key in types}
-    _check_sizes({key: size for key, size in sizes.items() if size is not None or types[key] == "int"}, where)
+    check_sizes({key: size for key, size in sizes.items() if size is not None or types[key] == "int"}, where)
 
 
-def _check_sizes(sizes: dict[str, Any], where: str) -> None:
+def check_sizes(sizes: dict[str, Any], where: str) -> None:
     """Raises `CheckpointError` naming the first size that is no positive whole number."""
     for key, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{where}: {key} is {value!r}; it must be a positive whole number")
-
-
-def read_llm_geometry(config_file: Path) -> LlmGeometry:
-    """The geometry in a Qwen2.5 folder's `config.json`. What the file leaves out is as in transformers.
-
-    Raises `CheckpointError` for another architecture, and sizes that cannot be.
-    """
-    data = read_json(config_file)
-    if data.get("model_type", "qwen2") != "qwen2":
-        raise CheckpointError(f"{config_file} is a {data['model_type']!r} model; Show-o2's LLM is a qwen2 (Qwen2.5)")
-    rope = data.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise CheckpointError(f"{config_file}: rope_parameters is a JSON {type(rope).__name__}, not an object")
-    _check_told_sizes(LlmGeometry, data, str(config_file))
-    names = [each.name for each in fields(LlmGeometry)]
-    told = {name: data[name] for name in names if data.get(name) is not None}
-    config = _read_with("Qwen2Config", told | {"rope_parameters": rope or None}, config_file)
-    own = {name: getattr(config, name) for name in names if name != "rope_theta"}
-    if "vocab_size" in data and data["vocab_size"] is None:  # then Show-o2's config is to say it
-        own["vocab_size"] = None
-    return LlmGeometry(**own, rope_theta=_rope_theta(config, config_file))
-
-
-def read_vision_geometry(config_file: Path) -> VisionGeometry:
-    """The geometry in a SigLIP folder's `config.json`, as Show-o2 keeps it: without the last layer.
-
-    What the file leaves out is as in transformers.
-
-    Raises `CheckpointError` for another architecture, and sizes that cannot be.
-    """
-    data = read_json(config_file)
-    if data.get("model_type", "siglip") not in ("siglip", "siglip_vision_model"):
-        raise CheckpointError(f"{config_file} is a {data['model_type']!r} model; Show-o2's vision is a SigLIP's")
-    nested = data.get("vision_config", {} if data.get("model_type") == "siglip" else data)
-    if not isinstance(nested, dict):
-        raise CheckpointError(f"{config_file}: vision_config is a JSON {type(nested).__name__}, not an object")
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-    told = {key: nested[key] for key in (*sizes, "hidden_act", "layer_norm_eps") if key in nested}
-    _check_sizes({key: told[key] for key in sizes if key in told}, str(config_file))
-    config = _read_with("SiglipVisionConfig", told, config_file)
-    if config.hidden_act != _SIGLIP_ACTIVATION:
-        raise CheckpointError(
-            f"{config_file}: hidden_act is {config.hidden_act!r}; only {_SIGLIP_ACTIVATION} is supported"
-        )
-    layers, grid = config.num_hidden_layers - 1, config.image_size // config.patch_size
-    if layers < 1 or grid < 1:
-        raise CheckpointError(f"{config_file}: its layers but the last, and its image's patches, must be at least one")
-    return VisionGeometry(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=layers,
-        num_attention_heads=config.num_attention_heads,
-        grid=grid,
-        layer_norm_eps=config.layer_norm_eps,
-    )
-
-
-_SIGLIP_ACTIVATION = "gelu_pytorch_tanh"
-
-
-def _read_with(config_class: str, data: dict[str, Any], config_file: Path) -> Any:
-    """A config of transformers' class of that name, from a file's `data`. Raises `CheckpointError`."""
-    import transformers  # takes seconds, and a released model's sizes are known without it
-
-    made_by = getattr(transformers, config_class)
-    try:
-        return made_by(**data)
-    except Exception as error:  # whatever it raises over values that it does not take
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{config_file} cannot be read as a {config_class}: {reason}") from None
-
-
-def _rope_theta(config: Any, config_file: Path) -> float:
-    """A Qwen2Config's, which versions of transformers keep in two places."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    theta = rope.get("rope_theta", getattr(config, "rope_theta", None))
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
-        raise CheckpointError(f"{config_file}: rope_theta is {theta!r}; it must be a positive number")
-    return theta
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `CheckpointError` when it is not one."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{file} cannot be read as JSON: {reason}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} holds a JSON {type(data).__name__}, not an object")
-    return data
 
 
 QWEN2_5_1_5B = LlmGeometry(1536, 8960, 28, 12, 2, tie_word_embeddings=True, vocab_size=151936)
@@ -366,48 +272,6 @@ BUILT_IN_LLMS = {
     "Qwen/Qwen2.5-1.5B-Instruct": QWEN2_5_1_5B,
     "Qwen/Qwen2.5-7B-Instruct": QWEN2_5_7B,
 }
-
-_SHOWO2_1_5B = Showo2Config(llm=QWEN2_5_1_5B, llm_model_path="Qwen/Qwen2.5-1.5B-Instruct")
-
-PRESETS = {
-    "show-o2-1.5b": _SHOWO2_1_5B,
-    "show-o2-1.5b-hq-512": replace(_SHOWO2_1_5B, image_latent_height=32, image_latent_width=32),
-    "show-o2-1.5b-hq-1024": replace(_SHOWO2_1_5B, image_latent_height=64, image_latent_width=64),
-    "show-o2-7b": Showo2Config(llm=QWEN2_5_7B, llm_model_path="Qwen/Qwen2.5-7B-Instruct"),
-    # The small model that ships with the package: 64x64 pixels, 16 image tokens, about 5 million parameters. It was
-    # trained by benchmarks/train_shapes.py.
-    "embedded": Showo2Config(
-        llm=LlmGeometry(192, 320, 10, 6, 2, tie_word_embeddings=True),
-        llm_vocab_size=512,
-        image_latent_dim=8,
-        image_latent_height=4,
-        image_latent_width=4,
-        num_diffusion_layers=3,
-        max_prompt_tokens=60,
-        guidance_scale=EMBEDDED_GUIDANCE,
-        vision=VisionGeometry(128, 256, 3, 4, grid=4),
-        head=HeadGeometry(192, 320, 6, 2, 32),
-    ),
-}
-
-VAE_PRESETS = {name: VaeGeometry() for name in PRESETS} | {
-    "embedded": VaeGeometry(
-        dim=16,
-        z_dim=8,
-        dim_mult=(1, 2, 3, 3),
-        num_res_blocks=1,
-        latent_mean=(0.0,) * 8,
-        latent_std=(1.0,) * 8,
-    )
-}
-
-
-def preset(name: str) -> tuple[Showo2Config, VaeGeometry]:
-    """The model and VAE geometry known by `name`. Raises `InputError` with the list of names."""
-    if name not in PRESETS:
-        raise InputError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
-    return PRESETS[name], VAE_PRESETS[name]
-
 
 HQ_SIZES = (512, 1024)
 

@@ -64,7 +64,7 @@ def plan(
     from flashu.acceleration.applied import Acceleration
     from flashu.acceleration.plan import make_plan
     from flashu.flops import count_image, count_release, format_plan
-    from flashu.models.geometry import preset as model_preset
+    from flashu.models.presets import preset as model_preset
 
     settings = flashu_preset(preset)
     config, vae = model_preset(model)

@@ -11,19 +11,20 @@ from cluster.open_storage import open_storage
 from cluster.storage import S3Options, StorageError
 from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import Plan, make_plan
+from flashu.checkpoints.configs import read_config
 from flashu.checkpoints.files import (
     CONFIG,
     EMBEDDED,
     EMBEDDED_FOLDER,
     RELEASED_VAE,
     TOKENIZER,
-    read_config,
+    read_json,
     tokenizer_beside,
 )
 from flashu.config import NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.flops import FAR, count_image, unusual_cost
-from flashu.models.geometry import Showo2Config, VaeGeometry, read_json
+from flashu.models.geometry import Showo2Config, VaeGeometry
 from flashu.models.geometry import parse_size as token_grid
 from flashu.tokenizer import PromptTokenizer
 from jobs.settings.acceleration import flashu_settings

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flashu.checkpoints.files import resolve_folder
+from flashu.checkpoints.hub import resolve_folder
 from flashu.devices import resolve_dtype
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint

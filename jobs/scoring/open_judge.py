@@ -14,7 +14,7 @@ from PIL import Image
 from cluster.checkpoint_cache import local_copy
 from cluster.open_storage import open_storage
 from cluster.storage import S3Options, Storage
-from flashu.checkpoints.files import HUB_ID
+from flashu.checkpoints.hub import HUB_ID
 from flashu.devices import resolve_device
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint

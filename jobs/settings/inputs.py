@@ -20,22 +20,21 @@ from safetensors import SafetensorError, safe_open
 from cluster.open_storage import open_storage
 from cluster.session import ADDRESS_VARIABLE, LOCAL
 from cluster.storage import NotFound, S3Options, Storage, StorageError
+from flashu.checkpoints.configs import read_config
 from flashu.checkpoints.files import (
     CONFIG,
     EMBEDDED,
-    HUB_ID,
     RELEASED_VAE,
     TOKENIZER,
     TOKENIZER_FILES,
     TOKENIZER_LAYOUTS,
     find_tokenizer,
-    read_config,
-    resolve_folder,
     tokenizer_beside,
     vae_beside,
     vae_files,
     weight_files,
 )
+from flashu.checkpoints.hub import HUB_ID, resolve_folder
 from flashu.checkpoints.weight_names import STEMS, find_weights
 from flashu.errors import InputError
 from flashu.models.geometry import Showo2Config, unsuited_size

@@ -10,7 +10,7 @@ from gpu_report import entries
 from gpu_series import Series
 
 from flashu.config import flashu_preset
-from flashu.models.geometry import PRESETS, VAE_PRESETS
+from flashu.models.presets import PRESETS, VAE_PRESETS
 
 
 def cells(seconds):

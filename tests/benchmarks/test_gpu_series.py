@@ -20,7 +20,7 @@ from gpu_series import Series
 
 from flashu.calibration import calibrate
 from flashu.config import flashu_preset
-from flashu.models.geometry import PRESETS, VAE_PRESETS
+from flashu.models.presets import PRESETS, VAE_PRESETS
 
 TRY_OUT = ("--device", "cpu", "--preset", "embedded")
 

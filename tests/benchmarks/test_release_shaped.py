@@ -15,7 +15,8 @@ from flashu.acceleration.plan import release_plan
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
 from flashu.models import WanImageVAE
-from flashu.models.geometry import PRESETS, VAE_PRESETS, HeadGeometry, LlmGeometry, Showo2Config, VisionGeometry
+from flashu.models.geometry import HeadGeometry, LlmGeometry, Showo2Config, VisionGeometry
+from flashu.models.presets import PRESETS, VAE_PRESETS
 from flashu.models.random_weights import random_model
 from flashu.probe import stock_plan
 from tests.bounds import EVALUATION, TRAJECTORY

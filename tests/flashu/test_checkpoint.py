@@ -16,9 +16,10 @@ import torch
 from huggingface_hub import save_torch_state_dict
 
 from flashu import CheckpointError, InputError, Showo2Qwen2_5, TextToImagePipeline
-from flashu.checkpoints import files, weights
+from flashu.checkpoints import configs, weights
 from flashu.models import WanImageVAE
-from flashu.models.geometry import PRESETS, LlmGeometry
+from flashu.models.geometry import LlmGeometry
+from flashu.models.presets import PRESETS
 from flashu.models.random_weights import random_model
 from tests import fakes
 
@@ -375,7 +376,7 @@ def test_a_released_config_is_written_as_the_release_writes_it(tmp_path):
         file.write_text(json.dumps(PRESETS[name].to_release_dict()))
         data = json.loads(file.read_text())
         assert len([key for key in data if not key.startswith("_")]) == 15
-        assert files.read_config(file) == PRESETS[name]
+        assert configs.read_config(file) == PRESETS[name]
         assert not PRESETS[name].unlike_released()
     assert PRESETS["embedded"].unlike_released()[0] == "it builds heads of hidden size 2048, not 192"
 
@@ -486,7 +487,7 @@ def test_a_released_config_is_the_preset_of_its_name(tmp_path, preset, llm, hidd
     }
     file = tmp_path / "config.json"
     file.write_text(json.dumps(released))
-    assert files.read_config(file) == PRESETS[preset]
+    assert configs.read_config(file) == PRESETS[preset]
 
 
 # ---------------------------------------------------------------------------------------------------- in memory

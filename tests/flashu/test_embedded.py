@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from flashu.checkpoints.files import EMBEDDED_FOLDER
 from flashu.models import Showo2Qwen2_5, WanImageVAE
-from flashu.models.geometry import PRESETS, VAE_PRESETS
+from flashu.models.presets import PRESETS, VAE_PRESETS
 
 
 def test_folder_is_small_and_has_a_card():

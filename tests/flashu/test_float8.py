@@ -17,8 +17,8 @@ from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import Showo2Qwen2_5
 from flashu.models.float8 import Float8Linear, Float8Matrix, Float8Mlp, ffn_owners, require_float8, to_float8
-from flashu.models.geometry import PRESETS
 from flashu.models.layers import GatedMlp
+from flashu.models.presets import PRESETS
 from tests.bounds import SUM
 from tests.reference import GoldenModel, relative_error
 

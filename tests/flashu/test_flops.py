@@ -12,7 +12,7 @@ from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import make_plan
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
-from flashu.models.geometry import PRESETS, VAE_PRESETS
+from flashu.models.presets import PRESETS, VAE_PRESETS
 from flashu.models.random_weights import random_model
 
 EIGHT = replace(FLASHU_PRESETS["off"], num_inference_steps=8)

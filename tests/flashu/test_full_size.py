@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flashu.models import Showo2Qwen2_5
-from flashu.models.geometry import PRESETS
+from flashu.models.presets import PRESETS
 
 QWEN2_5 = {
     "1.5b": {

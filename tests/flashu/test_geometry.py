@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from flashu import CheckpointError
-from flashu.models.geometry import LlmGeometry, VisionGeometry, read_llm_geometry, read_vision_geometry
+from flashu.checkpoints.configs import read_llm_geometry, read_vision_geometry
+from flashu.models.geometry import LlmGeometry, VisionGeometry
 
 LLM = LlmGeometry(96, 160, 3, 6, 2, tie_word_embeddings=True, rope_theta=3e5, rms_norm_eps=1e-5, vocab_size=700)
 SIZES = {
@@ -133,7 +134,8 @@ def test_a_siglip_that_cannot_be_is_named_with_the_key(tmp_path, keys, told):
     [
         "from jobs.cli.main import app",
         "import flashu.models, flashu.pipeline, flashu.answering",
-        "from flashu.checkpoints.files import *; read_config(EMBEDDED_FOLDER / CONFIG)",
+        "from flashu.checkpoints.configs import read_config; from flashu.checkpoints.files import *; "
+        "read_config(EMBEDDED_FOLDER / CONFIG)",
         "from flashu.tokenizer import PromptTokenizer; PromptTokenizer.from_pretrained('embedded')",
     ],
     ids=["the command", "the library", "the built-in model's config", "its tokenizer"],

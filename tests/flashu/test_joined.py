@@ -9,8 +9,8 @@ import torch
 from flashu import FlashUConfig, apply_flashu_patch, remove_flashu_patch
 from flashu.models import Showo2Qwen2_5
 from flashu.models.blocks import Blocks
-from flashu.models.geometry import PRESETS
 from flashu.models.joined import Joined
+from flashu.models.presets import PRESETS
 from flashu.models.random_weights import random_model
 from flashu.pipeline import TextToImagePipeline
 from tests.bounds import EVALUATION, SUM, TRAJECTORY

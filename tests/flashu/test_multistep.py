@@ -8,7 +8,7 @@ import torch
 from flashu import FLASHU_PRESETS, TextToImagePipeline, sampler
 from flashu.acceleration import multistep
 from flashu.acceleration.plan import make_plan
-from flashu.models.geometry import PRESETS
+from flashu.models.presets import PRESETS
 from tests.bounds import TRAJECTORY
 from tests.reference import relative_error
 

@@ -22,7 +22,7 @@ from flashu.acceleration import kv_pruning, layer_skipping
 from flashu.acceleration.plan import make_plan
 from flashu.fingerprint import fingerprint
 from flashu.models.blocks import Blocks
-from flashu.models.geometry import PRESETS
+from flashu.models.presets import PRESETS
 from flashu.models.qwen2 import Subnetwork
 from flashu.models.random_weights import random_model
 from tests.bounds import EVALUATION, LEVEL, TRAJECTORY

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from flashu import TextToImagePipeline
-from flashu.models import Showo2Qwen2_5, geometry
+from flashu.models import Showo2Qwen2_5
+from flashu.models.presets import PRESETS
 from tests.bounds import LEVEL
 
 PROMPTS = ["a red circle", "", "two small blue squares to the left of a large green triangle, and a yellow star", "x"]
@@ -113,7 +114,7 @@ def test_stream_gives_each_batch_as_soon_as_it_is_done(pipe):
 
 
 def test_row_lengths_are_the_released_ones():
-    config = geometry.PRESETS["show-o2-1.5b"]
+    config = PRESETS["show-o2-1.5b"]
     assert [config.max_text_tokens(tokens) for tokens in (729, 1024, 4096)] == [290, 251, 251]
 
 

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer
 from flashu import CheckpointError, TextToImagePipeline
 from flashu.checkpoints.files import EMBEDDED_FOLDER
 from flashu.flops import FRAME_TOKENS
-from flashu.models.geometry import DEFAULT_VOCAB_SIZE, PRESETS
+from flashu.models.geometry import DEFAULT_VOCAB_SIZE
+from flashu.models.presets import PRESETS
 from flashu.tokenizer import ADDED_TOKENS, ASSISTANT, SYSTEM, USER, PromptTokenizer
 from tests import fakes, qwen
 

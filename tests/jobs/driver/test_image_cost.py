@@ -14,7 +14,8 @@ from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import make_plan
 from flashu.checkpoints.files import EMBEDDED_FOLDER
 from flashu.flops import count_image
-from flashu.models.geometry import PRESETS, VAE_PRESETS, VaeGeometry
+from flashu.models.geometry import VaeGeometry
+from flashu.models.presets import PRESETS, VAE_PRESETS
 from jobs.driver.image_cost import MANY_IN_SHARD, costly, tflop_per_image
 from jobs.settings.config import read_config
 
