@@ -18,19 +18,16 @@ class ClipScorer:
     """`path` is a folder or a hub id, such as openai/clip-vit-large-patch14."""
 
     def __init__(self, path: str, device: str | torch.device = "cpu"):
-        try:
-            # The processor that needs no torchvision, so that a node with it and one without score alike.
-            from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
-        except ImportError as error:
-            raise InputError(
-                "quality.clip needs transformers 5: pip install 'flashu[clip]', or leave out quality.clip "
-                f"({str(error).splitlines()[0]})"
-            ) from None
+        import transformers  # takes seconds
+
+        # The processor that needs no torchvision, so that a node with it and one without score alike. In transformers 4
+        # it has the name that in 5 is the other one's.
+        processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
         try:
             # transformers prefers safetensors, and reads other weights without running code (weights_only).
-            self.model = CLIPModel.from_pretrained(path).to(device).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.processor = CLIPImageProcessorPil.from_pretrained(path)
+            self.model = transformers.CLIPModel.from_pretrained(path).to(device).eval()
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            self.processor = processor.from_pretrained(path)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise InputError(f"quality.clip: {path} cannot be read as a CLIP checkpoint: {reason}") from None

@@ -88,7 +88,8 @@ def check_vqa(name: str, s3: S3Options | None = None, on_cluster: bool = False) 
     if name == SELF:
         return
     if name == MPLUG:
-        _require("modelscope", MPLUG, "mplug")
+        if find_spec("modelscope") is None:
+            raise InputError(f"{MPLUG} needs modelscope: pip install 'flashu[mplug]', here and on every node")
         return
     path = name.removeprefix(HF)
     if path == name or not path:
@@ -107,7 +108,6 @@ def check_vqa(name: str, s3: S3Options | None = None, on_cluster: bool = False) 
         pass
     elif not HUB_ID.fullmatch(path) or path.startswith("."):
         raise InputError(f"{name}: there is no such folder, and a hub id is written OWNER/NAME")
-    _require("transformers", name, "vqa")
 
 
 def check_judge(name: str, model: ModelSection, config: RunConfig) -> list[str]:
@@ -115,11 +115,6 @@ def check_judge(name: str, model: ModelSection, config: RunConfig) -> list[str]:
     if name == SELF:
         return check_model(model, config)
     return [] if name == MPLUG else check_transformers(name, name.removeprefix(HF), config)
-
-
-def _require(package: str, name: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise InputError(f"{name} needs {package}: pip install 'flashu[{extra}]', here and on every node")
 
 
 def absolute_name(name: str) -> str:

@@ -153,21 +153,22 @@ def test_a_folder_that_is_not_there_or_holds_no_checkpoint_is_known_before_it_is
             check_vqa(f"hf:{missing}")
 
 
-@pytest.mark.parametrize(
-    ("name", "package", "extra"), [("hf:a/b", "transformers", "vqa"), ("mplug", "modelscope", "mplug")]
-)
-def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(name, package, extra, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)  # which is how Python marks a module that cannot be imported
-    with pytest.raises(InputError, match=rf"{name} needs {package}: pip install 'flashu\[{extra}\]'"):
-        check_vqa(name)
+def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "modelscope", None)  # which is how Python marks a module that cannot be imported
+    with pytest.raises(InputError, match=r"mplug needs modelscope: pip install 'flashu\[mplug\]'"):
+        check_vqa("mplug")
 
 
 def test_a_package_that_only_this_node_lacks_is_named_too(checkpoints, monkeypatch):
+    def load(*_):  # as SmolVLM's processor says it
+        raise ImportError("Package `num2words` is required to run SmolVLM processor. Install it with pip.")
+
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    monkeypatch.setattr("jobs.scoring.hf_judge._load", load)
     for package, name, extra in (
-        ("transformers", f"hf:{checkpoints['vilt']}", "vqa"),
+        ("num2words", f"hf:{checkpoints['vilt']}", "vqa"),
         ("modelscope", "mplug", "mplug"),
     ):
-        monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(InputError, match=rf"needs a package that is not installed: .*{package}.*flashu\[{extra}\]"):
             open_vqa(name, ModelSection(), open_storage("/nowhere"), S3Options(), "cpu")
 
