@@ -9,7 +9,7 @@ Steps are counted from 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from flashu.acceleration import guidance_schedule, head_cache, hybrid, multistep
@@ -61,82 +61,54 @@ class Plan:
 
 
 def make_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_scale: float) -> Plan:
-    """The steps of a run over `num_inference_steps` grid points, one fewer than points.
+    """The steps of a run over `num_inference_steps` grid points, one fewer than points: the release's, without its dead
+    work.
 
     `config=None` is the unaccelerated run. `guidance_scale` holds where the config has no schedule.
     Raises `InputError` when the config does not fit the number of steps.
     """
     (config or FLASHU_PRESETS["off"]).check_steps(num_inference_steps)
-    count = num_inference_steps - 1
+    released = release_plan(config, num_inference_steps, guidance_scale)
     if config is None:
-        alike = (Llm.FULL, False, False, Head.COMPUTE, guidance_scale)
-        return Plan(tuple(PlannedStep(number, *alike) for number in range(1, count + 1)))
-
-    numbers = range(1, count + 1)
-    full = [hybrid.is_full(step, num_inference_steps, config.tau) for step in numbers]
-    guidance = [guidance_schedule.scale_at(step, config.schedule, guidance_scale) for step in numbers]
-    orders = multistep.orders(guidance, config.solver_order)
-    heads = head_cache.actions(full, config.T_cache, list(map(guidance_schedule.is_guided, guidance)))
-    # A step that is due to measure runs every layer, whether or not its measurement turns out to be of use.
-    due = _due(config, full)
-    skips = [config.skips_layers and not full[i] and not due[i] for i in range(count)]
+        return released
+    full = [step.llm is Llm.FULL for step in released.steps]
+    orders = multistep.orders([step.guidance for step in released.steps], config.solver_order)
+    heads = head_cache.actions(full, config.T_cache, [step.guided for step in released.steps])
     runs = [head is not Head.REUSE for head in heads]
-    measures = [due[i] and _is_used(i, due, skips, runs) for i in range(count)]
-
     steps = []
-    for i, number in enumerate(numbers):
-        if not runs[i] and not measures[i]:
-            llm = Llm.NONE
-        else:
-            llm = Llm.PRUNED if config.r_p > 0 and not full[i] else Llm.FULL
-        steps.append(
-            PlannedStep(
-                number=number,
-                llm=llm,
-                skip=skips[i] and llm is not Llm.NONE,
-                measure=measures[i],
-                head=heads[i],
-                guidance=guidance[i],
-                order=orders[i],
-            )
-        )
+    for i, step in enumerate(released.steps):
+        # A step that is due to measure runs every layer, whether or not its measurement turns out to be of use.
+        measure = step.measure and _is_used(i, released.steps, runs)
+        llm = Llm.NONE if not runs[i] and not measure else step.llm if config.r_p > 0 else Llm.FULL
+        skip = step.skip and llm is not Llm.NONE
+        steps.append(replace(step, llm=llm, skip=skip, measure=measure, head=heads[i], order=orders[i]))
     return Plan(tuple(steps))
 
 
 def release_plan(config: FlashUConfig | None, num_inference_steps: int, guidance_scale: float) -> Plan:
     """The steps as the release makes them, dead work and all: the LLM runs on every step, a step that is due measures
-    whether or not that is of use, and unconditional rows are there throughout."""
+    whether or not that is of use, and a step reuses what one with or without unconditional rows stored."""
     count = num_inference_steps - 1
     if config is None:
-        return make_plan(None, num_inference_steps, guidance_scale)
-    full = [hybrid.is_full(step, num_inference_steps, config.tau) for step in range(1, count + 1)]
-    due = _due(config, full)
-    return Plan(
-        tuple(
-            PlannedStep(
-                number=i + 1,
-                llm=Llm.FULL if full[i] else Llm.PRUNED,
-                skip=config.skips_layers and not full[i] and not due[i],
-                measure=due[i],
-                head=head,
-                guidance=guidance_schedule.scale_at(i + 1, config.schedule, guidance_scale),
-            )
-            for i, head in enumerate(head_cache.actions(full, config.T_cache))
-        )
-    )
-
-
-def _due(config: FlashUConfig, full: Sequence[bool]) -> list[bool]:
-    """Which steps are to measure layers, every `T_LS`-th that is not full, whether or not that is of use."""
+        alike = (Llm.FULL, False, False, Head.COMPUTE, guidance_scale)
+        return Plan(tuple(PlannedStep(number, *alike) for number in range(1, count + 1)))
+    full = [hybrid.is_full(number, num_inference_steps, config.tau) for number in range(1, count + 1)]
     every = config.T_LS if config.skips_layers else None
-    return [every is not None and not is_full and i % every == 0 for i, is_full in enumerate(full)]
+    steps = []
+    for i, head in enumerate(head_cache.actions(full, config.T_cache)):
+        may_skip = every is not None and not full[i]
+        due = every is not None and not full[i] and i % every == 0
+        guidance = guidance_schedule.scale_at(i + 1, config.schedule, guidance_scale)
+        llm = Llm.FULL if full[i] else Llm.PRUNED
+        steps.append(PlannedStep(i + 1, llm, may_skip and not due, due, head, guidance))
+    return Plan(tuple(steps))
 
 
-def _is_used(measured: int, due: Sequence[bool], skips: Sequence[bool], runs: Sequence[bool]) -> bool:
+def _is_used(measured: int, steps: Sequence[PlannedStep], runs: Sequence[bool]) -> bool:
     """Whether a step runs on the layers measured at index `measured`, before the next measurement replaces them."""
-    for later in range(measured + 1, len(due)):
-        if due[later]:
+    for later in range(measured + 1, len(steps)):
+        if steps[later].measure:
             return False
-        if skips[later] and runs[later]:
+        if steps[later].skip and runs[later]:
             return True
     return False
