@@ -17,8 +17,7 @@ from manifests.schema import TYPES, row_problem
 from manifests.unique import DuplicateFinder
 
 MOST_PROBLEMS = 20
-LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200)
-"""Where the length histogram's bars begin, in characters."""
+LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200)  # where the length histogram's bars begin, in characters
 
 
 @dataclass(frozen=True)

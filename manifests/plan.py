@@ -18,16 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyarrow import fs
 
-from manifests import schema
+from manifests import PARQUET, schema
 from manifests.errors import ManifestError, quoted
-from manifests.file_errors import plain_errors
-from manifests.files import find, open_filesystem, path_under
+from manifests.files import find, open_filesystem, path_under, plain_errors
 from manifests.footers import Footer, compare_schemas, is_one_build, read_footer, refuse_nulls
 from manifests.unique import DuplicateFinder
 
-SUFFIXES = (".parquet", ".pq")
 THREADS = 32
 
 
@@ -49,8 +46,7 @@ class Manifest:
     _starts: NDArray[np.int64] = field(repr=False)  # (files + 1): the first row of each file, and the end
     _digests: tuple[bytes, ...] = field(repr=False)
     _columns: Mapping[str, str] = field(repr=False)
-    _endpoint_url: str | None = field(repr=False)
-    _region: str | None = field(repr=False)
+    _place: Mapping[str, str | None] = field(repr=False)
 
     @classmethod
     def open(
@@ -60,26 +56,27 @@ class Manifest:
         shard_size: int,
         limit: int | None = None,
         columns: Mapping[str, str] | None = None,
-        endpoint_url: str | None = None,
-        region: str | None = None,
         allow_nulls: bool = False,
+        **place: str | None,
     ) -> Manifest:
-        """Plan the shards of a file, folder or glob of Parquet files. `columns` renames: {our name: their name}."""
+        """Plan the shards of a file, folder or glob of Parquet files. `columns` renames: {our name: their name}.
+
+        `place` is as for `open_filesystem`.
+        """
         if shard_size < 1:
             raise ManifestError(f"the shard size must be at least 1, not {shard_size}")
         if limit is not None and limit < 1:
             raise ManifestError(f"the manifest's limit must be at least 1, not {limit}")
         columns = dict(columns or {})
-        found = find(path, SUFFIXES, endpoint_url=endpoint_url, region=region)
+        found = find(path, PARQUET, **place)
         labels = [found.label + name for name in found.names]
 
-        def footer(index: int) -> Footer:
-            where = found.path(found.names[index])
-            raw = read_footer(found.filesystem, where, found.sizes[index], labels[index])
-            return Footer.of(raw, labels[index], columns)
+        def footer(name: str) -> Footer:
+            raw = read_footer(lambda: found.filesystem.open_input_file(found.path(name)), found.label + name)
+            return Footer.of(raw, found.label + name, columns)
 
         with ThreadPoolExecutor(min(THREADS, len(labels))) as pool:
-            footers = list(pool.map(footer, range(len(labels))))
+            footers = list(pool.map(footer, found.names))
         for label, one in zip(labels[1:], footers[1:], strict=True):
             compare_schemas(labels[0], footers[0].schema, label, one.schema)
         if not allow_nulls:
@@ -108,8 +105,7 @@ class Manifest:
             _starts=starts,
             _digests=tuple(one.digest for one in footers),
             _columns=columns,
-            _endpoint_url=endpoint_url,
-            _region=region,
+            _place=place,
         )
 
     @property
@@ -169,15 +165,14 @@ class Manifest:
                 finder.add(ids)
             found = finder.duplicates()
         if found.count:
+            pairs = [
+                f"{quoted(self.row(row)['prompt_id'])} at {self.where(earlier)} and {self.where(row)}"
+                for earlier, row in found.examples
+            ]
             raise ManifestError(
-                f"{self.path}: {found.count:,} rows have a prompt_id that an earlier row has: "
-                f"{'; '.join(self.describe_pair(*pair) for pair in found.examples)}; "
+                f"{self.path}: {found.count:,} rows have a prompt_id that an earlier row has: {'; '.join(pairs)}; "
                 "`flashu manifest build --duplicates drop` keeps the first of each"
             )
-
-    def describe_pair(self, earlier: int, row: int) -> str:
-        """Two rows with one id, for an error."""
-        return f"{quoted(self.row(row)['prompt_id'])} at {self.where(earlier)} and {self.where(row)}"
 
     def row(self, row: int) -> dict[str, Any]:
         """One row by its number."""
@@ -194,24 +189,19 @@ class Manifest:
         """A file as a user would name it."""
         return self._label + self.files[index]
 
-    def _path_of(self, index: int) -> str:
-        return path_under(self._root, self.files[index])
-
     def _file_of(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def _filesystem(self) -> fs.FileSystem:
-        return open_filesystem(self.path, endpoint_url=self._endpoint_url, region=self._region)[0]
-
     def _open(self, index: int) -> pa.NativeFile:
-        return self._filesystem().open_input_file(self._path_of(index))
+        filesystem, _ = open_filesystem(self.path, **self._place)
+        return filesystem.open_input_file(path_under(self._root, self.files[index]))
 
 
 @lru_cache(maxsize=8)
 def _footer_of(manifest: Manifest, index: int) -> tuple[pq.FileMetaData, NDArray[np.int64]]:
     """A file's footer, which must still be the one that was planned with; and where its row groups start and end."""
     label = manifest.label(index)
-    raw = read_footer(manifest._filesystem(), manifest._path_of(index), -1, label)
+    raw = read_footer(lambda: manifest._open(index), label)
     if sha256(raw).digest()[:16] != manifest._digests[index]:
         raise ManifestError(
             f"{label} has changed since the manifest was opened; start the run again with another output"

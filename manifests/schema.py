@@ -29,29 +29,10 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10_000
 """Images of one prompt. All of a prompt is computed in one shard, so a mistyped count would hold a worker for days."""
 
-RESERVED = frozenset(
-    [
-        "image",
-        "image_index",
-        "width",
-        "height",
-        "file_name",
-        "sha256",
-        "size_bytes",
-        "truncated",
-        "model",
-        "model_fingerprint",
-        "dtype",
-        "num_inference_steps",
-        "time_shift",
-        "flashu",
-        "batch_size",
-        "seconds",
-        "worker",
-        "node",
-        "attempt",
-    ]
-)
+_OF_IMAGE = ("image", "image_index", "width", "height", "file_name", "sha256", "size_bytes", "truncated")
+_OF_MODEL = ("model", "model_fingerprint", "dtype", "num_inference_steps", "time_shift", "flashu")
+_OF_ATTEMPT = ("batch_size", "seconds", "worker", "node", "attempt")
+RESERVED = frozenset((*_OF_IMAGE, *_OF_MODEL, *_OF_ATTEMPT))
 RESERVED_PREFIXES = ("quality_", "__")
 
 

@@ -20,10 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from manifests import schema
+from manifests import PARQUET, schema
 from manifests.errors import ManifestError, named, quoted
-from manifests.file_errors import plain_errors
-from manifests.files import find
+from manifests.files import find, plain_errors
 
 Record: TypeAlias = tuple[int, dict[str, Any]]  # a row under our names, and its position in the file
 
@@ -47,29 +46,24 @@ class Batch:
         return _where(self.label, self.unit, self.positions[index])
 
 
-def read_sources(
-    sources: Sequence[str],
-    columns: Mapping[str, str],
-    *,
-    endpoint_url: str | None = None,
-    region: str | None = None,
-) -> Iterator[Batch]:
-    """All rows of files, folders and globs, in the order given, and of a folder's files in the order of their names."""
+def read_sources(sources: Sequence[str], columns: Mapping[str, str], **place: str | None) -> Iterator[Batch]:
+    """All rows of files, folders and globs, in the order given, and of a folder's files in the order of their names.
+
+    `place` is as for `open_filesystem`.
+    """
     for source in sources:
-        found = find(source, SUFFIXES, endpoint_url=endpoint_url, region=region)
+        found = find(source, SUFFIXES, **place)
         for name in found.names:
             yield from _read_file(found.filesystem, found.path(name), found.label + name, columns)
 
 
 def _read_file(filesystem: fs.FileSystem, path: str, label: str, columns: Mapping[str, str]) -> Iterator[Batch]:
-    bare = path
+    bare, kinds = path, (*READERS, *PARQUET)
     for suffix in COMPRESSED[1:]:
         bare = bare.removesuffix(suffix)
-    kind = next((kind for kind in (*READERS, *PARQUET) if bare.lower().endswith(kind)), None)
+    kind = next((kind for kind in kinds if bare.lower().endswith(kind)), None)
     if kind is None:
-        raise ManifestError(
-            f"{label}: prompts are read from {', '.join((*READERS, *PARQUET))}, and .gz of the text ones"
-        )
+        raise ManifestError(f"{label}: prompts are read from {', '.join(kinds)}, and .gz of the text ones")
     with plain_errors(label):
         if kind in PARQUET:
             with filesystem.open_input_file(path) as file:
@@ -298,7 +292,6 @@ def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-PARQUET = (".parquet", ".pq")
 READERS: dict[str, tuple[str, Callable[[io.BufferedReader, str, Mapping[str, str]], Iterator[Record]]]] = {
     ".txt": ("line", _read_text),
     ".csv": ("line", partial(_read_delimited, delimiter=",")),

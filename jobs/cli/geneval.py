@@ -24,7 +24,7 @@ def export(
 ) -> None:
     """Write a run's images as GenEval's own evaluator reads them. Exits with 1 if some are missing."""
     from jobs.scoring.geneval_folders import export_images
-    from manifests.importers.geneval import IMAGES
+    from manifests.importers import IMAGES
 
     done = export_images(open_run(run, endpoint_url, region, path_style), destination)
     typer.echo(f"{destination}: {done.images:,} images of {done.prompts:,} prompts")

@@ -86,10 +86,10 @@ def dpg(
     region: RegionOption = None,
 ) -> None:
     """Build a manifest of DPG-Bench's prompts; their file names become the ids."""
-    from manifests.importers.dpg import PROMPTS, build_dpg
+    from manifests.importers import DPG_PROMPTS, build_dpg
 
     report = build_dpg(source, output, num_images=num_images, force=force, endpoint_url=endpoint_url, region=region)
-    _print_report(output, report, PROMPTS)
+    _print_report(output, report, DPG_PROMPTS)
 
 
 @app.command()
@@ -102,10 +102,10 @@ def geneval(
     region: RegionOption = None,
 ) -> None:
     """Build a manifest of GenEval's prompts; line numbers become the ids, and each line goes with its images."""
-    from manifests.importers.geneval import PROMPTS, build_geneval
+    from manifests.importers import GENEVAL_PROMPTS, build_geneval
 
     report = build_geneval(source, output, num_images=num_images, force=force, endpoint_url=endpoint_url, region=region)
-    _print_report(output, report, PROMPTS)
+    _print_report(output, report, GENEVAL_PROMPTS)
 
 
 @app.command()

@@ -30,7 +30,7 @@ from jobs.settings.config import BASELINE, FLASHU, FlashUSection, RunConfig, Sam
 from jobs.settings.inputs import check_inputs
 from jobs.statistics.collect import collect_statistics
 from jobs.statistics.summary import summarise
-from manifests.importers.dpg import IMAGES
+from manifests.importers import IMAGES
 from manifests.plan import Manifest
 
 PROMPTS = "prompts.parquet"

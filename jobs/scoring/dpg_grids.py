@@ -15,7 +15,7 @@ from flashu.errors import InputError
 from jobs.dataset.encoding import ImageEncoder
 from jobs.dataset.images import images_by_prompt
 from jobs.dataset.keys import METADATA, require_run, shards_with
-from manifests.importers.dpg import IMAGES
+from manifests.importers import IMAGES
 
 SIDE = 2  # grid cells
 

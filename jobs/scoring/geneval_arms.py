@@ -25,7 +25,7 @@ from jobs.driver.prepare import PreparedRun, prepare
 from jobs.scoring.arms import PROMPTS, ArmsConfig, make_images, open_output, summary_of, write_prompts
 from jobs.scoring.geneval_folders import export_images
 from jobs.settings.config import check_no_credentials
-from manifests.importers.geneval import build_geneval
+from manifests.importers import build_geneval
 from manifests.sources import json_lines
 
 SAMPLES = "samples"

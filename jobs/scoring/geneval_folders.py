@@ -24,7 +24,7 @@ from flashu.errors import InputError
 from jobs.dataset.encoding import ImageEncoder
 from jobs.dataset.images import images_by_prompt
 from jobs.dataset.keys import FAILURES, METADATA, failures_key, metadata_key, require_run, shards_with
-from manifests.importers.geneval import COLUMN, check_line
+from manifests.importers import GENEVAL_COLUMN, check_line
 
 
 @dataclass
@@ -93,15 +93,15 @@ def _read_prompts(storage: Storage, shards: Sequence[int]) -> dict[str, _Prompt]
     for shard in shards:
         with storage.open(metadata_key(shard)) as file:
             metadata = pq.ParquetFile(file)
-            if COLUMN not in metadata.schema_arrow.names:
+            if GENEVAL_COLUMN not in metadata.schema_arrow.names:
                 raise InputError(
-                    f"{storage.url} is not a run of a GenEval manifest: its images have no column {COLUMN}; "
+                    f"{storage.url} is not a run of a GenEval manifest: its images have no column {GENEVAL_COLUMN}; "
                     "make the manifest with flashu manifest geneval"
                 )
-            for row in metadata.read(columns=["prompt_id", "image_index", COLUMN]).to_pylist():
+            for row in metadata.read(columns=["prompt_id", "image_index", GENEVAL_COLUMN]).to_pylist():
                 name = row["prompt_id"]
                 if name not in prompts:
-                    prompts[name] = _Prompt(_line(storage, name, row[COLUMN]))
+                    prompts[name] = _Prompt(_line(storage, name, row[GENEVAL_COLUMN]))
                 prompts[name].images.add(row["image_index"])
     if not prompts:
         raise InputError(f"{storage.url} has no images yet")
@@ -114,7 +114,7 @@ def _line(storage: Storage, prompt_id: str, text: Any) -> str:
             f"{storage.url} is not a run of a GenEval manifest: the prompt id {prompt_id[:80]!r} is no line's number, "
             "as 00042 is; make the manifest with flashu manifest geneval"
         )
-    where = f"{storage.url}, prompt {prompt_id}, column {COLUMN}"
+    where = f"{storage.url}, prompt {prompt_id}, column {GENEVAL_COLUMN}"
     try:
         line = json.loads(text)
     except (ValueError, TypeError):

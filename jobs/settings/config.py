@@ -15,7 +15,8 @@ from typing import Any, Optional, TypeVar
 from cluster.storage import S3Options
 from flashu.config import preset_for
 from flashu.errors import InputError
-from jobs.settings.config_text import MANIFESTS, check_overrides, merge, read_file, read_override
+from jobs.settings.config_text import check_overrides, merge, read_file, read_override
+from manifests import PARQUET
 
 BUILT_IN = Path(__file__).parent / "configs"
 AUTO = "auto"
@@ -181,7 +182,7 @@ def built_in_configs() -> dict[str, Path]:
 
 
 def _find(config: str) -> Path:
-    if config.endswith(MANIFESTS):
+    if config.endswith(PARQUET):
         raise InputError(f"{config} is no config; name one, and the manifest in it: default manifest.path={config}")
     built_in = built_in_configs()
     if Path(config).is_file():

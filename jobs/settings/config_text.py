@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cluster.tracebacks import SECRET_NAME, scrubbed
 from flashu.errors import InputError
+from manifests import PARQUET
 
 SCALARS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 EXAMPLES = {  # of settings that are neither
@@ -31,7 +32,6 @@ COLUMNS = "manifest.columns"
 OFF_OF = ("flashu.preset", "model.compile")  # settings that have a word for off
 OFF = ("off", "no", "false")
 NULLS = ("null", "Null", "NULL", "~")
-MANIFESTS = (".parquet", ".pq")  # how their names end
 LONGEST = 80  # characters of a value that are shown
 
 
@@ -168,7 +168,7 @@ def check_overrides(overrides: Sequence[str], kind: type) -> None:
         if equals or (index + 1 < len(overrides) and overrides[index + 1].startswith("=")):
             raise InputError("a setting is written without spaces around its =, as in sampling.seed=1")
         hint = "write section.key=value, as in sampling.seed=1"
-        if override.endswith(MANIFESTS):
+        if override.endswith(PARQUET):
             hint = f"did you mean manifest.path={override}?"
         if _setting(before.partition("=")[0], settings):  # else its value may be a secret in a wrong place
             words = [before]
