@@ -6,7 +6,6 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
@@ -66,9 +65,7 @@ class Progress:
             self.rich.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live:
             self.rich.stop()
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
@@ -34,6 +34,7 @@ from jobs.statistics.summary import SUMMARY_EVERY_S, write_summary
 WRITERS = 4  # shards that are copied at once
 SHOWN_MISSING = 10
 EXIT_MISSING = 1
+COUNT = {"unit": " shards", "disable": None, "leave": False}  # shown on a terminal; nothing in a log
 WORDS = {
     "where": "by --where",
     "null": "as a column was null",
@@ -68,8 +69,8 @@ def filter_run(source: Storage, destination: Storage, asked: Filter, allow_incom
             os._exit(signals.exit_code)
 
     with StopSignals(tell_of_signal) as signals:
-        with _counting("choosing", len(shards)) as tell:
-            choice = choose(source, shards, rules, tell, lambda: signals.stop is Stop.NO)
+        with tqdm(total=len(shards), desc="choosing", **COUNT) as bar:
+            choice = choose(source, shards, rules, bar.update, lambda: signals.stop is Stop.NO)
         if choice is None:
             written = "nothing is written yet" if earlier is None else "what is written stays"
             note(f"stopped: {written}. Run the same command again to go on.")
@@ -101,7 +102,7 @@ class _Copy:
         going = takewhile(lambda _: signals.stop is Stop.NO, left)
         try:
             with (
-                _counting("copying", len(self.choice.shards), len(committed)) as tell,
+                tqdm(total=len(self.choice.shards), initial=len(committed), desc="copying", **COUNT) as bar,
                 ThreadPoolExecutor(WRITERS, "writer") as pool,
             ):
                 for rewritten in in_order(pool, self.rewriter.rewrite, going, WRITERS):
@@ -109,7 +110,7 @@ class _Copy:
                     self.missing += rewritten.missing[: SHOWN_MISSING - len(self.missing)]
                     self.num_missing += len(rewritten.missing)
                     self._write_summary()
-                    tell()
+                    bar.update()
         except StorageError:
             self.note("What is written stays. Run the same command again to go on.")
             raise
@@ -253,10 +254,3 @@ def _shown(value: Any) -> str:
 def _is_whole(run: dict[str, Any]) -> bool:
     """Whether every shard of the manifest is in the run that was filtered."""
     return run["filter"]["source"]["shards"] == run["manifest"]["num_shards"]
-
-
-@contextmanager
-def _counting(doing: str, total: int, done: int = 0) -> Iterator[Callable[[], object]]:
-    """A count of shards on a terminal; nothing in a log."""
-    with tqdm(total=total, initial=done, desc=doing, unit=" shards", disable=None, leave=False) as bar:
-        yield bar.update

@@ -12,6 +12,7 @@ import ast
 import difflib
 import json
 import keyword
+import operator
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,8 @@ EXACT = 2**53  # so far, float64 holds every whole number
 MAX_SHOWN = 80  # characters of a condition's part
 DEEPEST = 200  # parts of a condition within each other
 LITERALS = {"true": True, "false": False, "null": None}
-ORDERED = {
-    ast.Lt: lambda left, right: left < right,
-    ast.LtE: lambda left, right: left <= right,
-    ast.Gt: lambda left, right: left > right,
-    ast.GtE: lambda left, right: left >= right,
-}
-EQUAL = {ast.Eq: lambda left, right: left == right, ast.NotEq: lambda left, right: left != right}
+ORDERED = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+EQUAL = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
 ARITHMETIC = {ast.Add: pc.add, ast.Sub: pc.subtract, ast.Mult: pc.multiply, ast.Div: pc.divide}
 OTHER_WORDS = {ast.BitAnd: "write and", ast.BitOr: "write or", ast.Invert: "write not"}
 

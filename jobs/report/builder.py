@@ -9,12 +9,10 @@ from cluster.storage import Storage
 from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, SCORES
 from jobs.report import charts
 from jobs.report.dataset_card import dataset_card
-from jobs.report.page import page
-from jobs.report.thumbnails import thumbnails
+from jobs.report.page import page, thumbnails
 from jobs.report.wording import share
-from jobs.statistics.collect import committed_columns
+from jobs.statistics.collect import ShardSet, committed_columns
 from jobs.statistics.run import STAGES, RunStatistics
-from jobs.statistics.shard_set import ShardSet
 from jobs.statistics.summary import write_summary
 
 PAGE, CARD = "report.html", "README.md"

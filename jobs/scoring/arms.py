@@ -3,7 +3,7 @@
     OUT/baseline/    a run
     OUT/flashu/      a run
 
-What a benchmark makes of their images is its own: `jobs.scoring.benchmark`, `jobs.scoring.geneval_arms`.
+What a benchmark makes of their images is its own: `jobs.scoring.benchmark`, `jobs.scoring.geneval`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.storage import Storage
 from flashu.errors import InputError
 from jobs.report.wording import NOTHING, number
-from jobs.scoring.scored import Scored
+from jobs.scoring.rules import Scored
 
 COSTS = {
     "seconds_per_image": "worker seconds per image",

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 
 from cluster.storage import Storage
 from jobs.dataset.keys import METADATA, json_file, metadata_key, shards_with
-from jobs.report.page import page
-from jobs.report.thumbnails import thumbnails
+from jobs.report.page import page, thumbnails
 from jobs.report.wording import NOTHING
 from jobs.scoring.answers import answers_key
 from jobs.scoring.comparison import COSTS, Arm, table_of, verdict

@@ -36,11 +36,9 @@ from jobs.driver.tracebacks import Tracebacks
 from jobs.scoring.answers import IMAGES_KEY, UNANSWERED_KEY, AnsweringWork, answers_key, images_digest
 from jobs.scoring.open_judge import absolute_name, check_judge, check_vqa, scores_folder
 from jobs.scoring.questions import Item, read_questions
-from jobs.scoring.rules import BenchmarkScores
-from jobs.scoring.scored import SHOWN, OddAnswers, Scored, some
+from jobs.scoring.rules import SHOWN, BenchmarkScores, OddAnswers, Scored, some
 from jobs.settings.config import RunConfig
-from jobs.settings.inputs import is_on_cluster
-from jobs.settings.paths import absolute_model
+from jobs.settings.inputs import absolute_model, is_on_cluster
 
 ABOUT, SCORES = "about.json", "scores.json"
 

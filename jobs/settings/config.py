@@ -192,3 +192,16 @@ def _find(config: str) -> Path:
     if "=" in config:
         raise InputError(f"the config comes before the settings, as in: default {shlex.quote(config)}")
     raise InputError(f"there is no config {config}; give a YAML file, or one of: {', '.join(built_in)}")
+
+
+def parse_size(name: str, size: str | int | None) -> int | tuple[int, int] | None:
+    """Pixels per side ("432"), or "WIDTHxHEIGHT" as (height, width). Raises `InputError` beginning with `name`."""
+    if size is None:
+        return None
+    sides = str(size).lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise InputError(f"{name} {size}: give pixels per side (432), or WIDTHxHEIGHT (512x384)")
+    if len(sides) == 1:
+        return int(sides[0])
+    width, height = map(int, sides)
+    return height, width

@@ -15,7 +15,7 @@ from cluster.storage import S3Options
 from flashu import InputError, TextToImagePipeline
 from flashu.calibration import calibrate
 from flashu.config import flashu_preset
-from jobs.scoring.geneval_arms import read_scores
+from jobs.scoring.geneval import read_scores
 from jobs.scoring.published import FIGURES, MODELS, UNLIKE
 from jobs.scoring.understanding import _agree, read_questions
 from jobs.settings.config import FlashUSection, ModelSection, built_in_configs

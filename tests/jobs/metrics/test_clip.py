@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from flashu.errors import InputError
-from jobs.metrics.clip import ClipScorer
+from jobs.metrics.fit import ClipScorer
 
 PICTURES = [Image.new("RGB", (50, 40), "red"), Image.effect_noise((64, 64), 90).convert("RGB")]
 PROMPTS = ["a red square", "noise"]
