@@ -153,11 +153,8 @@ def _tables(batches: Callable[[], Iterable[Batch]], scan: _Scan, on_rows: Callab
     row = 0
     digest = blake2b(digest_size=16)
     for batch in batches():
-        count = len(batch.positions)
-        arrays = []
-        for field in scan.schema:
-            values = batch.known.get(field.name, batch.carried.get(field.name))
-            arrays.append(_array(values, field, batch))
+        count, columns = len(batch.positions), batch.known | batch.carried
+        arrays = [_array(columns.get(field.name), field, batch) for field in scan.schema]
         table = pa.table(arrays, schema=scan.schema)
         if row + count <= scan.rows:
             table = table.filter(pc.invert(pa.array(scan.duplicates.repeats(row, row + count))))

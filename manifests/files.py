@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import methodcaller
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -111,10 +112,7 @@ def find(url: str, suffixes: tuple[str, ...], **place: str | None) -> FileSet:
         pattern = path[len(root) :].lstrip("/")
         label, deep, matches = _fixed_folder(url), "/" in pattern, _glob(pattern)
     elif info.type == fs.FileType.Directory:
-        root, label, deep = path, url.rstrip("/") + "/", True
-
-        def matches(name: str) -> bool:
-            return name.endswith(suffixes)
+        root, label, deep, matches = path, url.rstrip("/") + "/", True, methodcaller("endswith", suffixes)
     else:
         bucket = path.partition("/")[0]
         lost = isinstance(filesystem, fs.S3FileSystem) and filesystem.get_file_info(bucket).type == info.type

@@ -6,17 +6,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from flashu.errors import InputError
 from jobs.cli.options import EndpointOption, OverridesArgument, PathStyleOption, RegionOption, RunArgument, open_run
+from jobs.scoring import published
 from jobs.settings.config import check_no_credentials, flat, read_config
-
-if TYPE_CHECKING:
-    from jobs.settings.released import ReleasedSetting
 
 DEMO_PROMPTS = 5
 SHOWN = 10  # of what is missing
@@ -73,11 +71,10 @@ def compare(
         raise InputError("give a config, or settings such as questions=dpg_bench.csv, or --demo")
     from jobs.scoring.arms import check_arms, describe_arms, resolved
     from jobs.scoring.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
-    from jobs.settings.released import released_settings_of
 
     settings = read_config(config, overrides, BenchmarkConfig)
     settings = a_demo_of(settings, DEMO_PROMPTS) if demo else settings
-    released = released_settings_of(config)
+    released = published.released_settings_of(config)
 
     def announce() -> None:
         if released:
@@ -159,11 +156,9 @@ def export_images(
     sys.exit(1 if done.missing else 0)
 
 
-def print_settings(released: list[ReleasedSetting], settings: Mapping[str, Any], arms: str) -> None:
+def print_settings(released: list[published.ReleasedSetting], settings: Mapping[str, Any], arms: str) -> None:
     """The settings that a release sets, where it does, and what each arm does, where there are arms."""
-    from jobs.settings.released import table
-
-    typer.echo("\n".join(table(released, settings)))
+    typer.echo("\n".join(published.table(released, settings)))
     typer.echo(f"\n{arms}\n" if arms else "")
 
 

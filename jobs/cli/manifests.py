@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -119,7 +119,7 @@ def check(
     """Read every row; say what is in the manifest, and what is wrong with it. Exits with 1 if anything is."""
     from manifests.inspect import check as check_rows
 
-    manifest = _open(path, column, endpoint_url, region, shard_size)
+    manifest = _open(path, column, shard_size=shard_size, endpoint_url=endpoint_url, region=region)
     with _counting("rows", manifest.num_rows) as on_rows:
         found = check_rows(manifest, on_rows)
     _print_check(manifest, found)
@@ -143,7 +143,7 @@ def show(
 
     from manifests.inspect import printable
 
-    manifest = _open(path, column, endpoint_url, region, rows, limit=rows)
+    manifest = _open(path, column, shard_size=rows, limit=rows, endpoint_url=endpoint_url, region=region)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for name in manifest.schema.names:
         table.add_column(Text(printable(name)))
@@ -153,19 +153,11 @@ def show(
     Console().print(table)
 
 
-def _open(
-    path: str,
-    column: list[str] | None,
-    endpoint_url: str | None,
-    region: str | None,
-    shard_size: int,
-    limit: int | None = None,
-) -> Manifest:
+def _open(path: str, column: list[str] | None, **options: Any) -> Manifest:
     """A manifest to be looked at, whatever is wrong with its rows."""
     from manifests.plan import Manifest
 
-    place = {"endpoint_url": endpoint_url, "region": region}
-    return Manifest.open(path, shard_size=shard_size, limit=limit, columns=_columns(column), allow_nulls=True, **place)
+    return Manifest.open(path, columns=_columns(column), allow_nulls=True, **options)
 
 
 def _columns(options: list[str] | None) -> dict[str, str]:

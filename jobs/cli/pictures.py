@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashu.config import (
-    BATCH_SIZE,
-    FLASHU_PRESETS,
-    GUIDANCE_SCALE,
-    MAX_NEW_TOKENS,
-    NUM_INFERENCE_STEPS,
-    FlashUConfig,
-    flashu_preset,
-)
+from flashu.config import BATCH_SIZE, FLASHU_PRESETS, GUIDANCE_SCALE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.errors import InputError
 from jobs.cli import options
 from jobs.settings.config import parse_size
@@ -30,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from flashu.acceleration.wanda import WandaScores
+    from flashu.config import FlashUConfig
     from flashu.pipeline import TextToImagePipeline
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -13,7 +13,7 @@ from flashu.errors import InputError
 from jobs.cli.benchmarks import print_missing, print_settings
 from jobs.cli.options import OverridesArgument
 from jobs.scoring import published
-from jobs.scoring.published import MODELS
+from jobs.scoring.published import DPG, GENEVAL, MODELS, UNDERSTANDING
 from jobs.settings.config import BASELINE, FLASHU, read_config
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ def dpg(
     from jobs.scoring.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
 
     options = {"output.path": ("-o", output), "questions": ("--questions", questions)}
-    config, beside_published = _begin(published.DPG, BenchmarkConfig, model, like, options, overrides, dry_run)
+    config, beside_published = _begin(DPG, BenchmarkConfig, model, like, options, overrides, dry_run)
     if model == EMBEDDED and not config.questions:
         config = a_demo_of(config, 5)
     code, comparison = run_benchmark(config, beside_published.print_settings)
@@ -84,7 +84,7 @@ def geneval(
     from jobs.scoring.geneval import EVALUATE, GenevalConfig, run_geneval
 
     options = {"output.path": ("-o", output), "prompts": ("--prompts", prompts)}
-    config, beside_published = _begin(published.GENEVAL, GenevalConfig, model, like, options, overrides, dry_run)
+    config, beside_published = _begin(GENEVAL, GenevalConfig, model, like, options, overrides, dry_run)
     code, arms = run_geneval(config, beside_published.print_settings)
     if not arms:
         sys.exit(code)
@@ -127,9 +127,7 @@ def understanding(
     from jobs.scoring.understanding import RESULT, UnderstandingConfig, run_understanding
 
     options = {"output": ("-o", output), "questions": ("--questions", questions)}
-    config, beside_published = _begin(
-        published.UNDERSTANDING, UnderstandingConfig, model, like, options, overrides, dry_run
-    )
+    config, beside_published = _begin(UNDERSTANDING, UnderstandingConfig, model, like, options, overrides, dry_run)
     result = run_understanding(config, beside_published.print_settings)
     first, second = (result["arms"][arm] for arm in (BASELINE, FLASHU))
     for arm, figures in result["arms"].items():
@@ -192,10 +190,9 @@ class _SideBySide:
 
     def __init__(self, benchmark: str, model: str, released: str, config: Any):
         from jobs.scoring.arms import ArmsConfig, check_arms, describe_arms, resolved
-        from jobs.settings.released import released_settings
 
         self.benchmark, self.model, self.released = benchmark, model, released
-        self.released_settings = released_settings(published.config_file(benchmark, released))
+        self.released_settings = published.released_settings(published.config_file(benchmark, released))
         has_arms = isinstance(config, ArmsConfig)
         if has_arms:
             check_arms(config)
@@ -211,8 +208,6 @@ class _SideBySide:
 
     def print_figures(self, measured: dict[str, dict[str, str]] | None = None) -> None:
         """What was published, what came out here if it did, and what was not run as published."""
-        from jobs.settings.released import other_than
-
         if measured is not None:
             here = " of the built-in model" if self.model == EMBEDDED else ""
             typer.echo(f"\nPublished of {self.released}, and what came out here{here}:\n")
@@ -220,7 +215,7 @@ class _SideBySide:
                 typer.echo(line)
             typer.echo("")
         typer.echo("Not as published:\n")
-        for line in (*other_than(self.released_settings, self.now), *published.UNLIKE[self.benchmark]):
+        for line in (*published.other_than(self.released_settings, self.now), *published.UNLIKE[self.benchmark]):
             typer.echo(f"- {line}")
 
 

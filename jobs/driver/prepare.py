@@ -41,16 +41,17 @@ def prepare(config: RunConfig) -> PreparedRun:
     """Check settings, manifest, output and what the output holds already; write `run.json`. Raises as `run_job`."""
     check_no_credentials(config)
     settings = check_settings(config)
-    s3 = config.storage.s3
     check_paths(config)
 
     manifest = open_manifest(config)
     if config.manifest.check_ids and not manifest.ids_checked:
         manifest.check_ids()
 
-    storage = open_storage(config.output.path, s3)
+    storage = open_storage(config.output.path, config.storage.s3)
     earlier = read_run(storage)
-    committed = _committed(storage, config.output.retry_failures) if earlier else set()
+    committed = set(shards_with(storage, METADATA)) if earlier else set()  # which are not to be made
+    if config.output.retry_failures:
+        committed -= set(shards_with(storage, FAILURES))
     notes = []
     if len(committed) < manifest.num_shards:  # else nothing is loaded any more
         check_address(config.cluster.address)
@@ -64,12 +65,6 @@ def prepare(config: RunConfig) -> PreparedRun:
         raise InputError(f"{storage.url} holds shards but no run.json; give another output.path")
     write_run(storage, run)
     return PreparedRun(config, settings, manifest, storage, run, sorted(committed), notes)
-
-
-def _committed(storage: Storage, retry_failures: bool) -> set[int]:
-    """The shards that are not to be made."""
-    committed = set(shards_with(storage, METADATA))
-    return committed - set(shards_with(storage, FAILURES)) if retry_failures else committed
 
 
 def describe(config: RunConfig, settings: FlashUConfig | None, manifest: Manifest) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from cluster.stop import Stop
 from cluster.storage import Storage, StorageError
 from flashu.errors import InputError
-from jobs.dataset.keys import FAILURES, METADATA, begin_run, read_metadata, read_run, require_run, shards_with
+from jobs.dataset.keys import FAILURES, METADATA, RUN, json_file, read_metadata, read_run, require_run, shards_with
 from jobs.dataset.reading import in_order
-from jobs.driver.stop_signals import StopSignals
+from jobs.driver.pool import StopSignals
 from jobs.filtering.choice import PHASH, Choice, Filter, Rules, choose
 from jobs.filtering.rewrite import MissingImage, Rewriter
 from jobs.report.builder import write_report
@@ -76,7 +76,7 @@ def filter_run(source: Storage, destination: Storage, asked: Filter, allow_incom
             note(f"stopped: {written}. Run the same command again to go on.")
             return signals.exit_code
         copied = run | {"filter": _entry(source, run, asked, choice)}
-        if earlier is None and not begin_run(destination, copied):  # somebody else did while this one chose
+        if earlier is None and not destination.put_new(RUN, json_file(copied)):  # somebody else was faster
             earlier = read_run(destination)
             _check_destination(destination, earlier, asked, rules)
         if earlier is not None:
@@ -109,18 +109,15 @@ class _Copy:
                     self.statistics.merge(rewritten.statistics)
                     self.missing += rewritten.missing[: SHOWN_MISSING - len(self.missing)]
                     self.num_missing += len(rewritten.missing)
-                    self._write_summary()
+                    if time.monotonic() >= self.next_summary:
+                        self.next_summary = time.monotonic() + SUMMARY_EVERY_S
+                        with suppress(StorageError):  # a later one, or the end, will do
+                            write_summary(self.destination, self.statistics, self.run_json, state="running")
                     bar.update()
         except StorageError:
             self.note("What is written stays. Run the same command again to go on.")
             raise
         return self._end(signals)
-
-    def _write_summary(self) -> None:
-        if time.monotonic() >= self.next_summary:
-            self.next_summary = time.monotonic() + SUMMARY_EVERY_S
-            with suppress(StorageError):  # a later one, or the end, will do
-                write_summary(self.destination, self.statistics, self.run_json, state="running")
 
     def _end(self, signals: StopSignals) -> int:
         statistics, choice, note = self.statistics, self.choice, self.note
@@ -131,7 +128,8 @@ class _Copy:
         if self.missing:
             note("If they can be had again, filter the run into a new folder: what is copied stays as it is.")
         stopped = signals.stop is not Stop.NO and statistics.shards < len(choice.shards)
-        reported = self._report("stopped" if stopped else "complete" if _is_whole(self.run_json) else "incomplete")
+        whole = self.run_json["filter"]["source"]["shards"] == self.run_json["manifest"]["num_shards"]
+        reported = self._report("stopped" if stopped else "complete" if whole else "incomplete")
         if stopped:
             done = f"{statistics.shards:,} of {len(choice.shards):,} shards are in {self.destination.url}"
             note(f"stopped: {done}. Run the same command again to go on.")
@@ -249,8 +247,3 @@ def _asked(asked: Filter, rules: Rules) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     return "not given" if value is None else f"{value!r}"
-
-
-def _is_whole(run: dict[str, Any]) -> bool:
-    """Whether every shard of the manifest is in the run that was filtered."""
-    return run["filter"]["source"]["shards"] == run["manifest"]["num_shards"]

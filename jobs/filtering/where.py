@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashu.errors import InputError
+from manifests.errors import shortened
 
 NUMBER, TEXT, TRUTH, NULL = "a number", "text", "true or false", "null"
 EXACT = 2**53  # so far, float64 holds every whole number
@@ -288,8 +289,8 @@ class _Parser:
 
     def _text(self, node: ast.expr) -> str:
         """As it was written, shortened."""
-        text = " ".join((ast.get_source_segment(self.source, node) or ast.unparse(node)).split())
-        return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+        text = ast.get_source_segment(self.source, node) or ast.unparse(node)
+        return shortened(" ".join(text.split()), MAX_SHOWN)
 
 
 def _as_float(number: pc.Expression) -> pc.Expression:

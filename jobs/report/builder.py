@@ -62,14 +62,9 @@ def render_page(storage: Storage, statistics: RunStatistics, summary: Mapping[st
 
 def _quality(statistics: RunStatistics) -> list[tuple[str, str, charts.Chart]]:
     """Name, meaning and chart of each metric that was measured."""
-    made = []
-    for name, values in statistics.quality.items():
-        chart = charts.histogram(name, values)
-        if chart:
-            made.append((name.replace("_", " "), meaning(name), chart))
-    return made
-
-
-def meaning(metric: str) -> str:
-    known = METRICS | SCORES
-    return known[metric].meaning if metric in known else ""
+    meanings = {name: known.meaning for name, known in (METRICS | SCORES).items()}
+    return [
+        (name.replace("_", " "), meanings.get(name, ""), chart)
+        for name, values in statistics.quality.items()
+        if (chart := charts.histogram(name, values))
+    ]

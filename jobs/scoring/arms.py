@@ -159,12 +159,8 @@ def describe_arms(config: ArmsConfig) -> str:
         settings = flashu_settings(run.flashu, run.sampling)
         steps = settings.total_steps if settings else run.sampling.num_inference_steps or NUM_INFERENCE_STEPS
         guidance = "the model's own" if run.sampling.guidance_scale is None else f"{run.sampling.guidance_scale:g}"
-        if settings and settings.schedule:
-            lines.append(f"{arm}: {steps} points; {settings.describe()}")
-        else:
-            lines.append(
-                f"{arm}: {steps} points, guidance {guidance}" + (f"; {settings.describe()}" if settings else "")
-            )
+        guided = "" if settings and settings.schedule else f", guidance {guidance}"
+        lines.append(f"{arm}: {steps} points{guided}" + (f"; {settings.describe()}" if settings else ""))
     return "\n".join(lines)
 
 

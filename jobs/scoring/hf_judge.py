@@ -99,18 +99,14 @@ class ChatModel(HfVqa):
         self.options = {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
 
     def _answer(self, pictures: list[Image.Image], questions: list[str]) -> list[str]:
-        prompts = self.processor.apply_chat_template(
-            [[_message(question)] for question in questions], add_generation_prompt=True, tokenize=False, **self.options
-        )
+        texts = [{"type": "text", "text": f"{question} {INSTRUCTION}"} for question in questions]
+        messages = [[{"role": "user", "content": [{"type": "image"}, text]}] for text in texts]
+        template = self.processor.apply_chat_template
+        prompts = template(messages, add_generation_prompt=True, tokenize=False, **self.options)
         begin = self.processor.tokenizer.bos_token
         once = {"add_special_tokens": False} if begin and prompts[0].startswith(begin) else {}
         inputs = self._inputs(images=[[picture] for picture in pictures], text=prompts, padding=True, **once)
         return self._decode(self._generate(inputs)[:, inputs["input_ids"].shape[1] :])
-
-
-def _message(question: str) -> dict[str, Any]:
-    text = f"{question} {INSTRUCTION}"
-    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
 
 
 def open_hf(name: str, path: str, device: torch.device) -> HfVqa:

@@ -206,13 +206,13 @@ def read_override(override: str, kind: type) -> SourceSettings:
                 value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
         except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
             example = f", as in {shlex.quote(f'{key}={EXAMPLES[key]}')}" if key in EXAMPLES else ""
+            problem = getattr(error, "problem", None) or first_line(error)
             raise InputError(
-                f"{key} is {scrubbed(shown(text))}, which cannot be read as YAML ({_problem(error)}); "
+                f"{key} is {scrubbed(shown(text))}, which cannot be read as YAML ({problem}); "
                 f"give a complete value{example}"
             ) from None
     values: Any = value
-    head, *rest = key.split(".", 2)
-    for part in reversed([head, *rest]):
+    for part in reversed(key.split(".", 2)):
         values = {part: values}
     return SourceSettings("", values)
 
@@ -292,10 +292,6 @@ def shown(value: Any) -> str:
 
 def first_line(error: Exception) -> str:
     return " ".join(str(error).splitlines()[:1]) or type(error).__name__
-
-
-def _problem(error: Exception) -> str:
-    return getattr(error, "problem", None) or first_line(error)
 
 
 def _setting(name: str, settings: Mapping[str, Setting]) -> Setting | None:

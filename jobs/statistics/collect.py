@@ -22,9 +22,9 @@ def collect_statistics(storage: Storage, shards: Iterable[int] | None = None) ->
     """The statistics of the shards that are committed now, or of `shards`, those of them that are."""
     total = RunStatistics()
     shards = shards_with(storage, METADATA) if shards is None else shards
-    for footer in read_each(lambda shard: _footer(storage, shard), shards):
-        if footer is not None:
-            total.merge(RunStatistics.from_json(footer))
+    for footer in read_each(lambda shard: _metadata(storage, shard), shards):
+        if footer and (statistics := (footer.metadata or {}).get(FOOTER_KEY)):
+            total.merge(RunStatistics.from_json(statistics))
     return total
 
 
@@ -34,11 +34,6 @@ def committed_columns(storage: Storage) -> dict[str, str]:
         if footer := _metadata(storage, shard):
             return {column.name: str(column.type) for column in footer.schema.to_arrow_schema()}
     return {}
-
-
-def _footer(storage: Storage, shard: int) -> bytes | None:
-    metadata = _metadata(storage, shard)
-    return (metadata.metadata or {}).get(FOOTER_KEY) if metadata else None
 
 
 def _metadata(storage: Storage, shard: int) -> pq.FileMetaData | None:

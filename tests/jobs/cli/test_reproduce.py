@@ -16,10 +16,9 @@ from flashu import InputError, TextToImagePipeline
 from flashu.calibration import calibrate
 from flashu.config import flashu_preset
 from jobs.scoring.geneval import read_scores
-from jobs.scoring.published import FIGURES, MODELS, UNLIKE
+from jobs.scoring.published import FIGURES, MODELS, UNLIKE, released_settings
 from jobs.scoring.understanding import _agree, read_questions
 from jobs.settings.config import FlashUSection, ModelSection, built_in_configs
-from jobs.settings.released import released_settings
 from jobs.worker.model import load
 from manifests.errors import ManifestError
 from tests import fakes
