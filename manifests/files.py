@@ -37,19 +37,13 @@ class FileSet:
     """Files under one root: `names` are relative to it, and sorted."""
 
     filesystem: fs.FileSystem
-    root: str
-    label: str  # the root as the user named it, up to where the names begin
+    root: str  # up to where the names begin: before a name, it makes the path
+    label: str  # the root as the user named it
     names: tuple[str, ...]
     is_folder: bool
 
-    def path(self, name: str) -> str:
-        """What the file system calls the file."""
-        return path_under(self.root, name)
 
-
-def open_filesystem(
-    url: str, *, endpoint_url: str | None = None, region: str | None = None
-) -> tuple[fs.FileSystem, str]:
+def open_filesystem(url: str, endpoint_url: str | None = None, region: str | None = None) -> tuple[fs.FileSystem, str]:
     """The file system that a path or URL means, and what the path is called there."""
     if "://" not in url:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url)).rstrip("/") or "/"
@@ -103,35 +97,31 @@ def find(url: str, suffixes: tuple[str, ...], **place: str | None) -> FileSet:
     with plain_errors(url):
         info = look_at(filesystem, path)
     if info.type == fs.FileType.File:
-        root, _, name = path.rpartition("/")
-        label = url.rstrip("/")[: -len(name)] if url.rstrip("/").endswith(name) else root + "/"
+        name = path.rpartition("/")[2]
+        root = path[: -len(name)]
+        label = url.rstrip("/")[: -len(name)] if url.rstrip("/").endswith(name) else root
         return FileSet(filesystem, root, label, (name,), is_folder=False)
     is_glob = info.type == fs.FileType.NotFound and re.search(r"[*?\[]", path)
     if is_glob:
-        root = _fixed_folder(path).rstrip("/")
-        pattern = path[len(root) :].lstrip("/")
-        label, deep, matches = _fixed_folder(url), "/" in pattern, _glob(pattern)
+        root, label = _fixed_folder(path), _fixed_folder(url)
+        deep, matches = "/" in path[len(root) :], _glob(path[len(root) :])
     elif info.type == fs.FileType.Directory:
-        root, label, deep, matches = path, url.rstrip("/") + "/", True, methodcaller("endswith", suffixes)
+        root, label = path.rstrip("/") + "/", url.rstrip("/") + "/"
+        deep, matches = True, methodcaller("endswith", suffixes)
     else:
         bucket = path.partition("/")[0]
         lost = isinstance(filesystem, fs.S3FileSystem) and filesystem.get_file_info(bucket).type == info.type
         raise ManifestError(f"{url} does not exist" + (f": {NO_BUCKET.told()}" if lost else ""))
     with plain_errors(url):
-        listed = filesystem.get_file_info(fs.FileSelector(root, recursive=deep, allow_not_found=True))
-    start = len(root) + 1 if root else 0
-    inside = sorted(item.path[start:] for item in listed if item.type == fs.FileType.File)
+        folder = fs.FileSelector(root.rstrip("/") or root, recursive=deep, allow_not_found=True)
+        listed = filesystem.get_file_info(folder)
+    inside = sorted(item.path[len(root) :] for item in listed if item.type == fs.FileType.File)
     names = tuple(name for name in inside if matches(name) and not re.search(r"(^|/)[._]", name))
     if not names:
         if is_glob:
             raise ManifestError(f"{url} matches no file")
         raise ManifestError(f"{url} holds no file that ends in {' or '.join(suffixes)}; it holds {named(inside)}")
     return FileSet(filesystem, root, label, names, is_folder=not is_glob)
-
-
-def path_under(root: str, name: str) -> str:
-    """What a file system calls a file under a root."""
-    return f"{root}/{name}" if root else name
 
 
 def look_at(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:

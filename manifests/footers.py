@@ -56,7 +56,7 @@ class Footer:
         for name, here in zip(ours, theirs, strict=True):
             if problem := schema.type_problem(name, here.type):
                 raise ManifestError(f"{label}: the column {problem}")
-        schema.refuse_reserved((name for name in ours if name not in schema.TYPES), label)
+        schema.refuse_reserved(ours, label)
         return cls(
             rows=metadata.num_rows,
             row_groups=metadata.num_row_groups,

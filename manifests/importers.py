@@ -57,7 +57,7 @@ def _read_texts(found: FileSet) -> list[tuple[str, str]]:
 
     def read(name: str) -> tuple[str, str]:
         label = found.label + name
-        with plain_errors(label), found.filesystem.open_input_stream(found.path(name)) as file:
+        with plain_errors(label), found.filesystem.open_input_stream(found.root + name) as file:
             try:
                 text = file.read().decode("utf-8-sig").strip()
             except UnicodeDecodeError:
@@ -83,7 +83,7 @@ def build_geneval(
     label = found.label + found.names[0]
 
     def rows() -> Iterator[Record]:
-        with plain_errors(label), found.filesystem.open_input_stream(found.path(found.names[0])) as stream:
+        with plain_errors(label), found.filesystem.open_input_stream(found.root + found.names[0]) as stream:
             for number, line in json_lines(io.BufferedReader(stream, 1 << 20), label):
                 check_line(line, f"{label}:{number}")
                 row = {"prompt_id": f"{number - 1:05d}", "prompt": line["prompt"], "num_images": num_images}

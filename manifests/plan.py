@@ -1,13 +1,14 @@
 """A manifest as a job sees it: numbered rows cut into shards, planned from Parquet footers alone.
 
 A shard is a range of row numbers over all files, so a plan holds nothing for each shard, and a few words for each file.
-It is a small value that can be sent to every worker; each reads its own rows.
+It is a small value that can be sent to every worker; each reads its own rows. `check` reads all of them once, in memory
+that does not grow with their number: what is in the manifest, what is wrong with it and in which row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,16 +17,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from manifests import PARQUET, schema
 from manifests.errors import ManifestError, quoted
-from manifests.files import find, open_filesystem, path_under, plain_errors
+from manifests.files import find, open_filesystem, plain_errors
 from manifests.footers import Footer, compare_schemas, is_one_build, read_footer, refuse_nulls
 from manifests.unique import DuplicateFinder
 
 THREADS = 32
+MOST_PROBLEMS = 20
+LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200)  # where the length histogram's bars begin, in characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +76,7 @@ class Manifest:
         labels = [found.label + name for name in found.names]
 
         def footer(name: str) -> Footer:
-            raw = read_footer(lambda: found.filesystem.open_input_file(found.path(name)), found.label + name)
+            raw = read_footer(lambda: found.filesystem.open_input_file(found.root + name), found.label + name)
             return Footer.of(raw, found.label + name, columns)
 
         with ThreadPoolExecutor(min(THREADS, len(labels))) as pool:
@@ -194,7 +198,7 @@ class Manifest:
 
     def _open(self, index: int) -> pa.NativeFile:
         filesystem, _ = open_filesystem(self.path, **self._place)
-        return filesystem.open_input_file(path_under(self._root, self.files[index]))
+        return filesystem.open_input_file(self._root + self.files[index])
 
 
 @lru_cache(maxsize=8)
@@ -222,3 +226,45 @@ def _normalised(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     """Under our names, in our types."""
     names = schema.renaming(table.column_names, {o: t for o, t in columns.items() if t in table.column_names}, "")
     return schema.normalise(table.rename_columns(list(names.values())))
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found in all rows."""
+
+    lengths: list[int]  # prompts for each bar of LENGTHS
+    longest: int
+    images: int | None  # if every row says how many
+    problems: list[tuple[str, str]]  # the first: (where, what)
+    problem_count: int
+
+
+def check(manifest: Manifest, on_rows: Callable[[int], None] = lambda rows: None) -> Check:
+    """Read every row. A problem is what would keep a job from starting, or from making a row's images."""
+    lengths = np.zeros(len(LENGTHS), np.int64)
+    longest = count = 0
+    images: int | None = 0
+    problems: list[tuple[str, str]] = []
+    known = [name for name in manifest.schema.names if name in schema.TYPES]
+    with DuplicateFinder() as finder:
+        for start, table in manifest.batches(known):
+            characters = pc.utf8_length(table.column("prompt").drop_null()).to_numpy()
+            lengths += np.bincount(np.searchsorted(LENGTHS, characters, side="right") - 1, minlength=len(LENGTHS))
+            longest = max(longest, int(characters.max(initial=0)))
+            if images is not None:
+                counts = table.column("num_images") if "num_images" in known else None
+                images = None if counts is None or counts.null_count else images + (pc.sum(counts).as_py() or 0)
+            for index, row in enumerate(table.to_pylist()):
+                if problem := schema.row_problem(row):
+                    count += 1
+                    if len(problems) < MOST_PROBLEMS:
+                        problems.append((manifest.where(start + index), problem))
+            # Rows without an id are told already; a name that no other row can have keeps the numbering.
+            ids = table.column("prompt_id").to_pylist()
+            finder.add(name or f"\0{start + index}" for index, name in enumerate(ids))
+            on_rows(len(table))
+        found = finder.duplicates()
+    for earlier, row in found.examples[: MOST_PROBLEMS - len(problems)]:
+        name = quoted(manifest.row(row)["prompt_id"])
+        problems.append((manifest.where(row), f"prompt_id {name} is that of {manifest.where(earlier)} too"))
+    return Check(lengths.tolist(), longest, images, problems, count + found.count)

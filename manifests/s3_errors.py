@@ -35,7 +35,6 @@ _FAILED = Meaning("{endpoint} failed; try again later", passing=True)
 _BUSY = Meaning("{endpoint} is too busy or out of service; try again later, or with fewer workers", passing=True)
 _OVERTAKEN = Meaning("another request was writing there at that moment; try again", passing=True)
 _FULL = Meaning("the store is full or over its quota")
-_REPLACED = Meaning("it was replaced while it was read")
 _UNABLE = Meaning("the server cannot do this (NotImplemented); conditional writes need a newer one")
 _FORBIDDEN = Meaning("these credentials may not do that, or none were found; allow it for this bucket, or use others")
 _WRONG_REGION = Meaning("the bucket is in another region; set storage.region to {region} (or --region)")
@@ -56,7 +55,7 @@ _CODES = {
     Meaning("the session token is wrong (InvalidToken); check AWS_SESSION_TOKEN"): ("InvalidToken",),
     Meaning("this machine's clock is wrong (RequestTimeTooSkewed)"): ("RequestTimeTooSkewed",),
     _WRONG_REGION: ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
-    _REPLACED: ("PreconditionFailed", "412"),
+    Meaning("it was replaced while it was read"): ("PreconditionFailed", "412"),
     _UNABLE: ("NotImplemented",),
     _FULL: ("XMinioStorageFull", "QuotaExceeded", "InsufficientStorage"),
     _BUSY: ("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "ServiceUnavailable"),

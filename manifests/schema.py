@@ -42,7 +42,7 @@ def is_reserved(name: str) -> bool:
 
 
 def refuse_reserved(names: Iterable[str], where: str) -> None:
-    """Raise for carried columns whose names the job needs."""
+    """Raise for columns whose names the job needs: none of `TYPES` is among them."""
     taken = sorted(name for name in names if is_reserved(name))
     if taken:
         raise ManifestError(
@@ -84,9 +84,7 @@ def type_problem(name: str, found: pa.DataType) -> str | None:
         fits = pa.types.is_integer(found)
     else:
         fits = pa.types.is_floating(found) or pa.types.is_integer(found)
-    if fits:
-        return None
-    return f"{name} is {found}, and must be {wanted}; `flashu manifest build` converts it"
+    return None if fits else f"{name} is {found}, and must be {wanted}; `flashu manifest build` converts it"
 
 
 def normalise(table: pa.Table) -> pa.Table:

@@ -68,20 +68,16 @@ class Destination:
                 bucket = path.partition("/")[0]
                 if filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
                     raise ManifestError(f"{url} cannot be written: {NO_BUCKET.told()}")
-        for source in sources:
-            target._refuse_source(source)
+        for source in () if target.is_local else sources:
+            # In S3 the old files go before the new ones are written, so no source may be among them.
+            fixed, ours = re.split(r"[*?\[]", source)[0].rstrip("/") + "/", url.rstrip("/") + "/"
+            if fixed.startswith(ours) or ours.startswith(fixed):
+                raise ManifestError(f"{source} and the destination {url} overlap; name another destination")
         return target
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
-
-    def _refuse_source(self, source: str) -> None:
-        """In S3 the old files go before the new ones are written, so no source may be among them."""
-        fixed = re.split(r"[*?\[]", source)[0].rstrip("/") + "/"
-        target = self.url.rstrip("/") + "/"
-        if not self.is_local and (fixed.startswith(target) or target.startswith(fixed)):
-            raise ManifestError(f"{source} and the destination {self.url} overlap; name another destination")
 
     def old_files(self) -> list[str]:
         """What a folder holds, relative to it."""

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manifests.errors import ManifestError, quoted
+from manifests.errors import ManifestError, printable, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from manifests.build import BuildReport
-    from manifests.inspect import Check
-    from manifests.plan import Manifest
+    from manifests.plan import Check, Manifest
 
 app = typer.Typer(no_args_is_help=True, help="Prompts in Parquet: build a manifest, check it, look into it.")
 
@@ -117,7 +116,7 @@ def check(
     region: RegionOption = None,
 ) -> None:
     """Read every row; say what is in the manifest, and what is wrong with it. Exits with 1 if anything is."""
-    from manifests.inspect import check as check_rows
+    from manifests.plan import check as check_rows
 
     manifest = _open(path, column, shard_size=shard_size, endpoint_url=endpoint_url, region=region)
     with _counting("rows", manifest.num_rows) as on_rows:
@@ -140,8 +139,6 @@ def show(
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from manifests.inspect import printable
 
     manifest = _open(path, column, shard_size=rows, limit=rows, endpoint_url=endpoint_url, region=region)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
@@ -188,7 +185,7 @@ def _print_report(output: str, report: BuildReport, official: int | None = None)
 
 
 def _print_check(manifest: Manifest, found: Check) -> None:
-    from manifests.inspect import LENGTHS, printable
+    from manifests.plan import LENGTHS
 
     counts = {"rows": manifest.num_rows, "files": len(manifest.files), "row groups": manifest.num_row_groups}
     counts[f"shards of {manifest.shard_size:,}"] = manifest.num_shards
