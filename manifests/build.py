@@ -45,19 +45,16 @@ def build(
     duplicates: str = "report",
     rows_per_file: int = 1_000_000,
     force: bool = False,
-    endpoint_url: str | None = None,
-    region: str | None = None,
-    on_rows: Callable[[int], None] | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+    **place: str | None,
 ) -> BuildReport:
     """Build a manifest from files, folders and globs, local or `s3://`.
 
     `columns` renames: {our name: their name}. `duplicates`: "report" raises for them, "drop" keeps the first of each.
-    `on_rows` is called with the number of rows just read, in each of the two passes.
+    `on_rows` is called with the number of rows just read, in each of the two passes. `place` is as for
+    `open_filesystem`.
     """
-    place = {"endpoint_url": endpoint_url, "region": region}
-    target = Destination.of(destination, force=force, **place)
-    for source in sources:
-        target.refuse_source(source)
+    target = Destination.of(destination, sources, force=force, **place)
     batches = partial(read_sources, sources, dict(columns or {}), **place)
     return build_from(batches, target, ", ".join(sources), duplicates, rows_per_file, on_rows)
 
@@ -68,14 +65,13 @@ def build_from(
     label: str,
     duplicates: str = "report",
     rows_per_file: int = 1_000_000,
-    on_rows: Callable[[int], None] | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
 ) -> BuildReport:
     """Build a manifest from what `batches()` yields, which must be the same rows each time."""
     if duplicates not in DUPLICATES:
         raise ManifestError(f"duplicates: {quoted(duplicates)}; there are {' and '.join(DUPLICATES)}")
     if rows_per_file < 1:
         raise ManifestError(f"a file must hold at least 1 row, not {rows_per_file}")
-    on_rows = on_rows or (lambda rows: None)
     scan = _scan(batches, on_rows)
     if not scan.rows:
         raise ManifestError(f"{label}: no prompts in there")
@@ -137,7 +133,7 @@ def _widened(carried: pa.Schema, batch: Batch) -> pa.Schema:
         for index in range(len(batch.positions)):
             for name, values in batch.carried.items():
                 try:
-                    kind = values.type if isinstance(values, pa.ChunkedArray) else pa.array(values[: index + 1]).type
+                    kind = _type_of(values[: index + 1])
                     so_far = pa.schema([carried.field(name)] if name in carried.names else [])
                     pa.unify_schemas([so_far, pa.schema([(name, kind)])], promote_options="permissive")
                 except UNFIT as error:
@@ -157,11 +153,8 @@ def _tables(batches: Callable[[], Iterable[Batch]], scan: _Scan, on_rows: Callab
     row = 0
     digest = blake2b(digest_size=16)
     for batch in batches():
-        count = len(batch.positions)
-        arrays = []
-        for field in scan.schema:
-            values = batch.known.get(field.name, batch.carried.get(field.name))
-            arrays.append(_array(values, field, batch))
+        count, columns = len(batch.positions), batch.known | batch.carried
+        arrays = [_array(columns.get(field.name), field, batch) for field in scan.schema]
         table = pa.table(arrays, schema=scan.schema)
         if row + count <= scan.rows:
             table = table.filter(pc.invert(pa.array(scan.duplicates.repeats(row, row + count))))

@@ -26,6 +26,14 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def printable(value: object, length: int = 100) -> str:
+    """A value on one line of a terminal, which it cannot control; shortened."""
+    if value is None:
+        return ""
+    text = shortened(str(value), length)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def named(names: Sequence[str], most: int = 12) -> str:
     """Some names for an error: 'a, b, c and 8 more'."""
     shown = ", ".join(names[:most]) or "none"

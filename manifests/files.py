@@ -6,18 +6,30 @@ instance role), never from a URL.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import methodcaller
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 from pyarrow import fs
 
-from manifests.errors import ManifestError, named
-from manifests.file_errors import plain_errors
-from manifests.s3_errors import NO_BUCKET
+from manifests.errors import ManifestError, UnreachableError, named
+from manifests.s3_errors import BROKEN_OFF, NO_BUCKET, UNREACHABLE, UNTRUSTED, answer_of, meaning_of
+
+# "AWS Error NO_SUCH_KEY during GetObject operation: …" or, with a code that Arrow does not know, "AWS Error UNKNOWN
+# (HTTP status 400) during GetObject operation: Unable to parse ExceptionName: ExpiredToken Message: …"
+_S3_ERROR = re.compile(r"AWS Error (\[code \d+\]|\w+)(?: \(HTTP (?:status|response code) (\d+)\))?(.*)", re.DOTALL)
+_NETWORK = (  # what curl says of a connection that came about
+    (re.compile(r"curlCode: (35|60|77),"), UNTRUSTED),
+    (re.compile(r"curlCode: (18|52|55|56),|Operation (too slow|timed out)"), BROKEN_OFF),
+)
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)  # of a network mount
 
 
 @dataclass(frozen=True)
@@ -25,20 +37,13 @@ class FileSet:
     """Files under one root: `names` are relative to it, and sorted."""
 
     filesystem: fs.FileSystem
-    root: str
-    label: str  # the root as the user named it, up to where the names begin
+    root: str  # up to where the names begin: before a name, it makes the path
+    label: str  # the root as the user named it
     names: tuple[str, ...]
-    sizes: tuple[int, ...]
     is_folder: bool
 
-    def path(self, name: str) -> str:
-        """What the file system calls the file."""
-        return path_under(self.root, name)
 
-
-def open_filesystem(
-    url: str, *, endpoint_url: str | None = None, region: str | None = None
-) -> tuple[fs.FileSystem, str]:
+def open_filesystem(url: str, endpoint_url: str | None = None, region: str | None = None) -> tuple[fs.FileSystem, str]:
     """The file system that a path or URL means, and what the path is called there."""
     if "://" not in url:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url)).rstrip("/") or "/"
@@ -82,50 +87,41 @@ def _s3(bucket: str | None, endpoint: str | None, region: str | None) -> fs.S3Fi
     )
 
 
-def find(url: str, suffixes: tuple[str, ...], *, endpoint_url: str | None = None, region: str | None = None) -> FileSet:
-    """The files that a file, folder or glob means.
+def find(url: str, suffixes: tuple[str, ...], **place: str | None) -> FileSet:
+    """The files that a file, folder or glob means, at the `place` that `open_filesystem` takes.
 
     A folder means the files with these suffixes in it and in its folders; a glob (`*`, `?`, `[ab]`, `**/`) all that
     match. In both, names that begin with '.' or '_' do not count.
     """
-    filesystem, path = open_filesystem(url, endpoint_url=endpoint_url, region=region)
+    filesystem, path = open_filesystem(url, **place)
     with plain_errors(url):
         info = look_at(filesystem, path)
     if info.type == fs.FileType.File:
-        root, _, name = path.rpartition("/")
-        label = url.rstrip("/")[: -len(name)] if url.rstrip("/").endswith(name) else root + "/"
-        return FileSet(filesystem, root, label, (name,), (info.size,), is_folder=False)
+        name = path.rpartition("/")[2]
+        root = path[: -len(name)]
+        label = url.rstrip("/")[: -len(name)] if url.rstrip("/").endswith(name) else root
+        return FileSet(filesystem, root, label, (name,), is_folder=False)
     is_glob = info.type == fs.FileType.NotFound and re.search(r"[*?\[]", path)
     if is_glob:
-        root = _fixed_folder(path).rstrip("/")
-        pattern = path[len(root) :].lstrip("/")
-        label, deep, matches = _fixed_folder(url), "/" in pattern, _glob(pattern)
+        root, label = _fixed_folder(path), _fixed_folder(url)
+        deep, matches = "/" in path[len(root) :], _glob(path[len(root) :])
     elif info.type == fs.FileType.Directory:
-        root, label, deep = path, url.rstrip("/") + "/", True
-
-        def matches(name: str) -> bool:
-            return name.endswith(suffixes)
+        root, label = path.rstrip("/") + "/", url.rstrip("/") + "/"
+        deep, matches = True, methodcaller("endswith", suffixes)
     else:
         bucket = path.partition("/")[0]
         lost = isinstance(filesystem, fs.S3FileSystem) and filesystem.get_file_info(bucket).type == info.type
         raise ManifestError(f"{url} does not exist" + (f": {NO_BUCKET.told()}" if lost else ""))
     with plain_errors(url):
-        listed = filesystem.get_file_info(fs.FileSelector(root, recursive=deep, allow_not_found=True))
-    start = len(root) + 1 if root else 0
-    inside = [(item.path[start:], item.size) for item in listed if item.type == fs.FileType.File]
-    files = sorted((name, size) for name, size in inside if matches(name) and not re.search(r"(^|/)[._]", name))
-    if not files:
+        folder = fs.FileSelector(root.rstrip("/") or root, recursive=deep, allow_not_found=True)
+        listed = filesystem.get_file_info(folder)
+    inside = sorted(item.path[len(root) :] for item in listed if item.type == fs.FileType.File)
+    names = tuple(name for name in inside if matches(name) and not re.search(r"(^|/)[._]", name))
+    if not names:
         if is_glob:
             raise ManifestError(f"{url} matches no file")
-        there = named(sorted(name for name, _ in inside))
-        raise ManifestError(f"{url} holds no file that ends in {' or '.join(suffixes)}; it holds {there}")
-    names, sizes = zip(*files, strict=True)
-    return FileSet(filesystem, root, label, names, sizes, is_folder=not is_glob)
-
-
-def path_under(root: str, name: str) -> str:
-    """What a file system calls a file under a root."""
-    return f"{root}/{name}" if root else name
+        raise ManifestError(f"{url} holds no file that ends in {' or '.join(suffixes)}; it holds {named(inside)}")
+    return FileSet(filesystem, root, label, names, is_folder=not is_glob)
 
 
 def look_at(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
@@ -164,3 +160,34 @@ def _glob(pattern: str) -> Callable[[str], object]:
         return re.compile("".join(expression(part) for part in parts if part)).fullmatch
     except re.error:
         raise ManifestError(f"{pattern} is not a valid glob") from None
+
+
+@contextmanager
+def plain_errors(label: str, doing: str = "read") -> Iterator[None]:
+    """Raise `ManifestError` for what a file system complains of; `UnreachableError` where the same may work later."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason, passing = reason_of(error)
+        raise (UnreachableError if passing else ManifestError)(f"{label} cannot be {doing}: {reason}") from None
+
+
+def reason_of(error: Exception) -> tuple[str, bool]:
+    """What a file system's error comes to for a user, and whether it may pass."""
+    text = str(error)
+    if s3 := _S3_ERROR.search(text):
+        return _s3_reason(*s3.groups(""))
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno), error.errno in _PASSING
+    return text.splitlines()[0][:200] if text else type(error).__name__, False
+
+
+def _s3_reason(code: str, status: str, details: str) -> tuple[str, bool]:
+    if code == "UNKNOWN":
+        name = re.search(r"ExceptionName: (\w+)", details)
+        code = name[1] if name else status or code
+    meaning = meaning_of(code, int(status or 0))
+    if meaning is UNREACHABLE:
+        meaning = next((kind for sign, kind in _NETWORK if sign.search(details)), meaning)
+    region = re.search(r"bucket is located in '([\w-]+)'", details)  # where that is not the region asked
+    return meaning.told(region=region[1] if region else "", answer=answer_of(code, int(status or 0))), meaning.passing

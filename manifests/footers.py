@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from manifests import schema
 from manifests.errors import ManifestError, named
-from manifests.file_errors import plain_errors
+from manifests.files import plain_errors
 
-MARK = b"flashu.manifest"
-"""Where a file's Parquet metadata says which build wrote it."""
-
+MARK = b"flashu.manifest"  # where a file's Parquet metadata says which build wrote it
 TAIL = 64 * 1024
 
 
@@ -59,7 +56,7 @@ class Footer:
         for name, here in zip(ours, theirs, strict=True):
             if problem := schema.type_problem(name, here.type):
                 raise ManifestError(f"{label}: the column {problem}")
-        schema.refuse_reserved((name for name in ours if name not in schema.TYPES), label)
+        schema.refuse_reserved(ours, label)
         return cls(
             rows=metadata.num_rows,
             row_groups=metadata.num_row_groups,
@@ -125,10 +122,10 @@ def is_one_build(path: str, marks: Sequence[Mark | None], whole: bool) -> bool:
     return True
 
 
-def read_footer(filesystem: fs.FileSystem, path: str, size: int, label: str) -> bytes:
+def read_footer(open_file: Callable[[], pa.NativeFile], label: str) -> bytes:
     """A Parquet file's footer, as it is in the file, with the length and magic number that end it."""
-    with plain_errors(label), filesystem.open_input_file(path) as file:
-        size = file.size() if size is None or size < 0 else size
+    with plain_errors(label), open_file() as file:
+        size = file.size()
         tail = file.read_at(min(TAIL, size), max(size - TAIL, 0))
         if size < 12 or tail[-4:] != b"PAR1":
             raise ManifestError(

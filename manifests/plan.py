@@ -1,13 +1,14 @@
 """A manifest as a job sees it: numbered rows cut into shards, planned from Parquet footers alone.
 
 A shard is a range of row numbers over all files, so a plan holds nothing for each shard, and a few words for each file.
-It is a small value that can be sent to every worker; each reads its own rows.
+It is a small value that can be sent to every worker; each reads its own rows. `check` reads all of them once, in memory
+that does not grow with their number: what is in the manifest, what is wrong with it and in which row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,19 +17,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyarrow import fs
 
-from manifests import schema
+from manifests import PARQUET, schema
 from manifests.errors import ManifestError, quoted
-from manifests.file_errors import plain_errors
-from manifests.files import find, open_filesystem, path_under
+from manifests.files import find, open_filesystem, plain_errors
 from manifests.footers import Footer, compare_schemas, is_one_build, read_footer, refuse_nulls
 from manifests.unique import DuplicateFinder
 
-SUFFIXES = (".parquet", ".pq")
 THREADS = 32
+MOST_PROBLEMS = 20
+LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200)  # where the length histogram's bars begin, in characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +50,7 @@ class Manifest:
     _starts: NDArray[np.int64] = field(repr=False)  # (files + 1): the first row of each file, and the end
     _digests: tuple[bytes, ...] = field(repr=False)
     _columns: Mapping[str, str] = field(repr=False)
-    _endpoint_url: str | None = field(repr=False)
-    _region: str | None = field(repr=False)
+    _place: Mapping[str, str | None] = field(repr=False)
 
     @classmethod
     def open(
@@ -60,26 +60,27 @@ class Manifest:
         shard_size: int,
         limit: int | None = None,
         columns: Mapping[str, str] | None = None,
-        endpoint_url: str | None = None,
-        region: str | None = None,
         allow_nulls: bool = False,
+        **place: str | None,
     ) -> Manifest:
-        """Plan the shards of a file, folder or glob of Parquet files. `columns` renames: {our name: their name}."""
+        """Plan the shards of a file, folder or glob of Parquet files. `columns` renames: {our name: their name}.
+
+        `place` is as for `open_filesystem`.
+        """
         if shard_size < 1:
             raise ManifestError(f"the shard size must be at least 1, not {shard_size}")
         if limit is not None and limit < 1:
             raise ManifestError(f"the manifest's limit must be at least 1, not {limit}")
         columns = dict(columns or {})
-        found = find(path, SUFFIXES, endpoint_url=endpoint_url, region=region)
+        found = find(path, PARQUET, **place)
         labels = [found.label + name for name in found.names]
 
-        def footer(index: int) -> Footer:
-            where = found.path(found.names[index])
-            raw = read_footer(found.filesystem, where, found.sizes[index], labels[index])
-            return Footer.of(raw, labels[index], columns)
+        def footer(name: str) -> Footer:
+            raw = read_footer(lambda: found.filesystem.open_input_file(found.root + name), found.label + name)
+            return Footer.of(raw, found.label + name, columns)
 
         with ThreadPoolExecutor(min(THREADS, len(labels))) as pool:
-            footers = list(pool.map(footer, range(len(labels))))
+            footers = list(pool.map(footer, found.names))
         for label, one in zip(labels[1:], footers[1:], strict=True):
             compare_schemas(labels[0], footers[0].schema, label, one.schema)
         if not allow_nulls:
@@ -108,8 +109,7 @@ class Manifest:
             _starts=starts,
             _digests=tuple(one.digest for one in footers),
             _columns=columns,
-            _endpoint_url=endpoint_url,
-            _region=region,
+            _place=place,
         )
 
     @property
@@ -169,15 +169,14 @@ class Manifest:
                 finder.add(ids)
             found = finder.duplicates()
         if found.count:
+            pairs = [
+                f"{quoted(self.row(row)['prompt_id'])} at {self.where(earlier)} and {self.where(row)}"
+                for earlier, row in found.examples
+            ]
             raise ManifestError(
-                f"{self.path}: {found.count:,} rows have a prompt_id that an earlier row has: "
-                f"{'; '.join(self.describe_pair(*pair) for pair in found.examples)}; "
+                f"{self.path}: {found.count:,} rows have a prompt_id that an earlier row has: {'; '.join(pairs)}; "
                 "`flashu manifest build --duplicates drop` keeps the first of each"
             )
-
-    def describe_pair(self, earlier: int, row: int) -> str:
-        """Two rows with one id, for an error."""
-        return f"{quoted(self.row(row)['prompt_id'])} at {self.where(earlier)} and {self.where(row)}"
 
     def row(self, row: int) -> dict[str, Any]:
         """One row by its number."""
@@ -194,24 +193,19 @@ class Manifest:
         """A file as a user would name it."""
         return self._label + self.files[index]
 
-    def _path_of(self, index: int) -> str:
-        return path_under(self._root, self.files[index])
-
     def _file_of(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def _filesystem(self) -> fs.FileSystem:
-        return open_filesystem(self.path, endpoint_url=self._endpoint_url, region=self._region)[0]
-
     def _open(self, index: int) -> pa.NativeFile:
-        return self._filesystem().open_input_file(self._path_of(index))
+        filesystem, _ = open_filesystem(self.path, **self._place)
+        return filesystem.open_input_file(self._root + self.files[index])
 
 
 @lru_cache(maxsize=8)
 def _footer_of(manifest: Manifest, index: int) -> tuple[pq.FileMetaData, NDArray[np.int64]]:
     """A file's footer, which must still be the one that was planned with; and where its row groups start and end."""
     label = manifest.label(index)
-    raw = read_footer(manifest._filesystem(), manifest._path_of(index), -1, label)
+    raw = read_footer(lambda: manifest._open(index), label)
     if sha256(raw).digest()[:16] != manifest._digests[index]:
         raise ManifestError(
             f"{label} has changed since the manifest was opened; start the run again with another output"
@@ -232,3 +226,45 @@ def _normalised(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     """Under our names, in our types."""
     names = schema.renaming(table.column_names, {o: t for o, t in columns.items() if t in table.column_names}, "")
     return schema.normalise(table.rename_columns(list(names.values())))
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found in all rows."""
+
+    lengths: list[int]  # prompts for each bar of LENGTHS
+    longest: int
+    images: int | None  # if every row says how many
+    problems: list[tuple[str, str]]  # the first: (where, what)
+    problem_count: int
+
+
+def check(manifest: Manifest, on_rows: Callable[[int], None] = lambda rows: None) -> Check:
+    """Read every row. A problem is what would keep a job from starting, or from making a row's images."""
+    lengths = np.zeros(len(LENGTHS), np.int64)
+    longest = count = 0
+    images: int | None = 0
+    problems: list[tuple[str, str]] = []
+    known = [name for name in manifest.schema.names if name in schema.TYPES]
+    with DuplicateFinder() as finder:
+        for start, table in manifest.batches(known):
+            characters = pc.utf8_length(table.column("prompt").drop_null()).to_numpy()
+            lengths += np.bincount(np.searchsorted(LENGTHS, characters, side="right") - 1, minlength=len(LENGTHS))
+            longest = max(longest, int(characters.max(initial=0)))
+            if images is not None:
+                counts = table.column("num_images") if "num_images" in known else None
+                images = None if counts is None or counts.null_count else images + (pc.sum(counts).as_py() or 0)
+            for index, row in enumerate(table.to_pylist()):
+                if problem := schema.row_problem(row):
+                    count += 1
+                    if len(problems) < MOST_PROBLEMS:
+                        problems.append((manifest.where(start + index), problem))
+            # Rows without an id are told already; a name that no other row can have keeps the numbering.
+            ids = table.column("prompt_id").to_pylist()
+            finder.add(name or f"\0{start + index}" for index, name in enumerate(ids))
+            on_rows(len(table))
+        found = finder.duplicates()
+    for earlier, row in found.examples[: MOST_PROBLEMS - len(problems)]:
+        name = quoted(manifest.row(row)["prompt_id"])
+        problems.append((manifest.where(row), f"prompt_id {name} is that of {manifest.where(earlier)} too"))
+    return Check(lengths.tolist(), longest, images, problems, count + found.count)

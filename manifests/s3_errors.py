@@ -35,7 +35,6 @@ _FAILED = Meaning("{endpoint} failed; try again later", passing=True)
 _BUSY = Meaning("{endpoint} is too busy or out of service; try again later, or with fewer workers", passing=True)
 _OVERTAKEN = Meaning("another request was writing there at that moment; try again", passing=True)
 _FULL = Meaning("the store is full or over its quota")
-_REPLACED = Meaning("it was replaced while it was read")
 _UNABLE = Meaning("the server cannot do this (NotImplemented); conditional writes need a newer one")
 _FORBIDDEN = Meaning("these credentials may not do that, or none were found; allow it for this bucket, or use others")
 _WRONG_REGION = Meaning("the bucket is in another region; set storage.region to {region} (or --region)")
@@ -44,40 +43,28 @@ _UNKNOWN_KEY = Meaning(
     "and that storage.endpoint_url is the server they are for"
 )
 
-MEANINGS = {
-    "NoSuchKey": MISSING,
-    "ResourceNotFound": MISSING,  # Arrow's name for 404
-    "404": MISSING,
-    "NoSuchBucket": NO_BUCKET,
-    "AccessDenied": _FORBIDDEN,
-    "401": _FORBIDDEN,
-    "403": _FORBIDDEN,
-    "InvalidAccessKeyId": _UNKNOWN_KEY,
-    "InvalidClientTokenId": _UNKNOWN_KEY,
-    "SignatureDoesNotMatch": Meaning("the credentials are wrong (SignatureDoesNotMatch); check AWS_SECRET_ACCESS_KEY"),
-    "ExpiredToken": Meaning("the credentials have expired (ExpiredToken); get new ones"),
-    "InvalidToken": Meaning("the session token is wrong (InvalidToken); check AWS_SESSION_TOKEN"),
-    "RequestTimeTooSkewed": Meaning("this machine's clock is wrong (RequestTimeTooSkewed)"),
-    "PermanentRedirect": _WRONG_REGION,
-    "AuthorizationHeaderMalformed": _WRONG_REGION,
-    "IllegalLocationConstraintException": _WRONG_REGION,
-    "PreconditionFailed": _REPLACED,
-    "412": _REPLACED,
-    "NotImplemented": _UNABLE,
-    "XMinioStorageFull": _FULL,
-    "QuotaExceeded": _FULL,
-    "InsufficientStorage": _FULL,
-    "SlowDown": _BUSY,
-    "Throttling": _BUSY,
-    "ThrottlingException": _BUSY,
-    "TooManyRequests": _BUSY,
-    "ServiceUnavailable": _BUSY,
-    "ConditionalRequestConflict": _OVERTAKEN,
-    "RequestTimeout": BROKEN_OFF,
-    "InternalError": _FAILED,
-    "InternalFailure": _FAILED,  # Arrow's name for InternalError
-    "NetworkConnection": UNREACHABLE,  # Arrow's name for what has no answer
+_CODES = {
+    MISSING: ("NoSuchKey", "ResourceNotFound", "404"),  # the second is Arrow's name for 404
+    NO_BUCKET: ("NoSuchBucket",),
+    _FORBIDDEN: ("AccessDenied", "401", "403"),
+    _UNKNOWN_KEY: ("InvalidAccessKeyId", "InvalidClientTokenId"),
+    Meaning("the credentials are wrong (SignatureDoesNotMatch); check AWS_SECRET_ACCESS_KEY"): (
+        "SignatureDoesNotMatch",
+    ),
+    Meaning("the credentials have expired (ExpiredToken); get new ones"): ("ExpiredToken",),
+    Meaning("the session token is wrong (InvalidToken); check AWS_SESSION_TOKEN"): ("InvalidToken",),
+    Meaning("this machine's clock is wrong (RequestTimeTooSkewed)"): ("RequestTimeTooSkewed",),
+    _WRONG_REGION: ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
+    Meaning("it was replaced while it was read"): ("PreconditionFailed", "412"),
+    _UNABLE: ("NotImplemented",),
+    _FULL: ("XMinioStorageFull", "QuotaExceeded", "InsufficientStorage"),
+    _BUSY: ("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "ServiceUnavailable"),
+    _OVERTAKEN: ("ConditionalRequestConflict",),
+    BROKEN_OFF: ("RequestTimeout",),
+    _FAILED: ("InternalError", "InternalFailure"),  # the second is Arrow's name for it
+    UNREACHABLE: ("NetworkConnection",),  # Arrow's name for what has no answer
 }
+MEANINGS = {code: meaning for meaning, codes in _CODES.items() for code in codes}
 
 _BY_STATUS = {  # for codes that are not above
     301: _WRONG_REGION,

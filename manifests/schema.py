@@ -29,29 +29,10 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10_000
 """Images of one prompt. All of a prompt is computed in one shard, so a mistyped count would hold a worker for days."""
 
-RESERVED = frozenset(
-    [
-        "image",
-        "image_index",
-        "width",
-        "height",
-        "file_name",
-        "sha256",
-        "size_bytes",
-        "truncated",
-        "model",
-        "model_fingerprint",
-        "dtype",
-        "num_inference_steps",
-        "time_shift",
-        "flashu",
-        "batch_size",
-        "seconds",
-        "worker",
-        "node",
-        "attempt",
-    ]
-)
+_OF_IMAGE = ("image", "image_index", "width", "height", "file_name", "sha256", "size_bytes", "truncated")
+_OF_MODEL = ("model", "model_fingerprint", "dtype", "num_inference_steps", "time_shift", "flashu")
+_OF_ATTEMPT = ("batch_size", "seconds", "worker", "node", "attempt")
+RESERVED = frozenset((*_OF_IMAGE, *_OF_MODEL, *_OF_ATTEMPT))
 RESERVED_PREFIXES = ("quality_", "__")
 
 
@@ -61,7 +42,7 @@ def is_reserved(name: str) -> bool:
 
 
 def refuse_reserved(names: Iterable[str], where: str) -> None:
-    """Raise for carried columns whose names the job needs."""
+    """Raise for columns whose names the job needs: none of `TYPES` is among them."""
     taken = sorted(name for name in names if is_reserved(name))
     if taken:
         raise ManifestError(
@@ -103,9 +84,7 @@ def type_problem(name: str, found: pa.DataType) -> str | None:
         fits = pa.types.is_integer(found)
     else:
         fits = pa.types.is_floating(found) or pa.types.is_integer(found)
-    if fits:
-        return None
-    return f"{name} is {found}, and must be {wanted}; `flashu manifest build` converts it"
+    return None if fits else f"{name} is {found}, and must be {wanted}; `flashu manifest build` converts it"
 
 
 def normalise(table: pa.Table) -> pa.Table:

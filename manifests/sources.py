@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from manifests import schema
+from manifests import PARQUET, schema
 from manifests.errors import ManifestError, named, quoted
-from manifests.file_errors import plain_errors
-from manifests.files import find
+from manifests.files import find, plain_errors
 
+Columns: TypeAlias = Mapping[str, str]  # {our name: their name}
 Record: TypeAlias = tuple[int, dict[str, Any]]  # a row under our names, and its position in the file
 
 BATCH = 4096
@@ -47,29 +47,24 @@ class Batch:
         return _where(self.label, self.unit, self.positions[index])
 
 
-def read_sources(
-    sources: Sequence[str],
-    columns: Mapping[str, str],
-    *,
-    endpoint_url: str | None = None,
-    region: str | None = None,
-) -> Iterator[Batch]:
-    """All rows of files, folders and globs, in the order given, and of a folder's files in the order of their names."""
+def read_sources(sources: Sequence[str], columns: Columns, **place: str | None) -> Iterator[Batch]:
+    """All rows of files, folders and globs, in the order given, and of a folder's files in the order of their names.
+
+    `place` is as for `open_filesystem`.
+    """
     for source in sources:
-        found = find(source, SUFFIXES, endpoint_url=endpoint_url, region=region)
+        found = find(source, SUFFIXES, **place)
         for name in found.names:
-            yield from _read_file(found.filesystem, found.path(name), found.label + name, columns)
+            yield from _read_file(found.filesystem, found.root + name, found.label + name, columns)
 
 
-def _read_file(filesystem: fs.FileSystem, path: str, label: str, columns: Mapping[str, str]) -> Iterator[Batch]:
-    bare = path
+def _read_file(filesystem: fs.FileSystem, path: str, label: str, columns: Columns) -> Iterator[Batch]:
+    bare, kinds = path, (*READERS, *PARQUET)
     for suffix in COMPRESSED[1:]:
         bare = bare.removesuffix(suffix)
-    kind = next((kind for kind in (*READERS, *PARQUET) if bare.lower().endswith(kind)), None)
+    kind = next((kind for kind in kinds if bare.lower().endswith(kind)), None)
     if kind is None:
-        raise ManifestError(
-            f"{label}: prompts are read from {', '.join((*READERS, *PARQUET))}, and .gz of the text ones"
-        )
+        raise ManifestError(f"{label}: prompts are read from {', '.join(kinds)}, and .gz of the text ones")
     with plain_errors(label):
         if kind in PARQUET:
             with filesystem.open_input_file(path) as file:
@@ -194,15 +189,13 @@ def _lines(stream: io.BufferedReader, label: str) -> Iterator[tuple[int, str]]:
             raise ManifestError(f"{label}:{number}: not valid UTF-8 at byte {error.start} of the line") from None
 
 
-def _read_text(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[Record]:
+def _read_text(stream: io.BufferedReader, label: str, columns: Columns) -> Iterator[Record]:
     for number, line in _lines(stream, label):
         if prompt := line.strip():
             yield number, {"prompt": prompt}
 
 
-def _read_delimited(
-    stream: io.BufferedReader, label: str, columns: Mapping[str, str], delimiter: str
-) -> Iterator[Record]:
+def _read_delimited(stream: io.BufferedReader, label: str, columns: Columns, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader((line for _, line in _lines(stream, label)), delimiter=delimiter, strict=True)
     start = end = 0  # the lines of a row, whose cells may hold newlines
@@ -232,11 +225,11 @@ def json_lines(stream: io.BufferedReader, label: str) -> Iterator[tuple[int, Any
                 raise ManifestError(f"{label}:{number}: not valid JSON: {error}") from None
 
 
-def _read_json_lines(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[Record]:
+def _read_json_lines(stream: io.BufferedReader, label: str, columns: Columns) -> Iterator[Record]:
     return _objects(json_lines(stream, label), label, "line", columns)
 
 
-def _read_json(stream: io.BufferedReader, label: str, columns: Mapping[str, str]) -> Iterator[Record]:
+def _read_json(stream: io.BufferedReader, label: str, columns: Columns) -> Iterator[Record]:
     try:
         items = json.load(stream)
     except (ValueError, RecursionError) as error:
@@ -246,9 +239,7 @@ def _read_json(stream: io.BufferedReader, label: str, columns: Mapping[str, str]
     return _objects(enumerate(items), label, "item", columns)
 
 
-def _objects(
-    items: Iterable[tuple[int, object]], label: str, unit: str, columns: Mapping[str, str]
-) -> Iterator[Record]:
+def _objects(items: Iterable[tuple[int, object]], label: str, unit: str, columns: Columns) -> Iterator[Record]:
     """JSON values, each an object or a bare prompt, as rows under our names."""
     ours = {theirs: ours for ours, theirs in columns.items()}
     missing = set(ours)
@@ -275,10 +266,10 @@ def _objects(
         raise ManifestError(f"{label}: no column {min(missing)}, named in the column mapping, in any {unit}")
 
 
-def _read_parquet(file: pa.NativeFile, label: str, columns: Mapping[str, str]) -> Iterator[Batch]:
+def _read_parquet(file: pa.NativeFile, label: str, columns: Columns) -> Iterator[Batch]:
     opened = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
     names = list(schema.renaming(opened.schema_arrow.names, columns, label).values())
-    schema.refuse_reserved((name for name in names if name not in schema.TYPES), label)
+    schema.refuse_reserved(names, label)
     row = 0
     for record_batch in opened.iter_batches(BATCH):
         table = pa.Table.from_batches([record_batch]).rename_columns(names)
@@ -298,8 +289,7 @@ def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-PARQUET = (".parquet", ".pq")
-READERS: dict[str, tuple[str, Callable[[io.BufferedReader, str, Mapping[str, str]], Iterator[Record]]]] = {
+READERS: dict[str, tuple[str, Callable[[io.BufferedReader, str, Columns], Iterator[Record]]]] = {
     ".txt": ("line", _read_text),
     ".csv": ("line", partial(_read_delimited, delimiter=",")),
     ".tsv": ("line", partial(_read_delimited, delimiter="\t")),

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,13 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from manifests.errors import ManifestError
-from manifests.file_errors import plain_errors
-from manifests.files import look_at, open_filesystem
+from manifests.files import look_at, open_filesystem, plain_errors
 from manifests.footers import MARK, Mark
 from manifests.s3_errors import NO_BUCKET
 from manifests.schema import REQUIRED
 
 OTHER_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".pq", ".gz")  # of files, where a folder would be made
-ROWS_PER_GROUP = 4096
-"""Small, since a worker that reads a shard decodes whole row groups."""
+ROWS_PER_GROUP = 4096  # small, since a worker that reads a shard decodes whole row groups
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class Destination:
     is_file: bool
 
     @classmethod
-    def of(cls, url: str, *, force: bool, endpoint_url: str | None = None, region: str | None = None) -> Destination:
-        """Raises where something is that must not be overwritten, or where nothing can be written."""
-        filesystem, path = open_filesystem(url, endpoint_url=endpoint_url, region=region)
+    def of(cls, url: str, sources: Sequence[str], *, force: bool, **place: str | None) -> Destination:
+        """Raises where something is that must not be overwritten, or is a source; or where nothing can be written."""
+        filesystem, path = open_filesystem(url, **place)
         with plain_errors(url, "written"):
             found = look_at(filesystem, path).type
             suffix = Path(path).suffix.lower()
@@ -70,18 +68,16 @@ class Destination:
                 bucket = path.partition("/")[0]
                 if filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
                     raise ManifestError(f"{url} cannot be written: {NO_BUCKET.told()}")
+        for source in () if target.is_local else sources:
+            # In S3 the old files go before the new ones are written, so no source may be among them.
+            fixed, ours = re.split(r"[*?\[]", source)[0].rstrip("/") + "/", url.rstrip("/") + "/"
+            if fixed.startswith(ours) or ours.startswith(fixed):
+                raise ManifestError(f"{source} and the destination {url} overlap; name another destination")
         return target
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
-
-    def refuse_source(self, source: str) -> None:
-        """In S3 the old files go before the new ones are written, so no source may be among them."""
-        fixed = re.split(r"[*?\[]", source)[0].rstrip("/") + "/"
-        target = self.url.rstrip("/") + "/"
-        if not self.is_local and (fixed.startswith(target) or target.startswith(fixed)):
-            raise ManifestError(f"{source} and the destination {self.url} overlap; name another destination")
 
     def old_files(self) -> list[str]:
         """What a folder holds, relative to it."""

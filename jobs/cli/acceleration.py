@@ -116,10 +116,9 @@ def calibrate(
     from tqdm import tqdm
 
     from flashu import calibration
-    from flashu.probe import PROMPTS
 
     _check_task(task, pairs)
-    texts = _read_prompts(prompts) or PROMPTS
+    texts = _read_prompts(prompts)
     _make_folder(output.parent)
     if output.is_dir():
         raise InputError(f"-o {output} is a folder; name a file")
@@ -155,10 +154,9 @@ def obd(
 
     from flashu.analysis import figures
     from flashu.analysis import obd as analysis
-    from flashu.probe import PROMPTS
 
     _check_task(task, pairs)
-    texts = _read_prompts(prompts) or PROMPTS
+    texts = _read_prompts(prompts)
     _make_folder(output)
     asked = _read_pairs(pairs) if pairs else None
     network, tokens = _load(model, tokenizer, device)
@@ -209,9 +207,8 @@ def activations(
 
     from flashu.analysis import activations as analysis
     from flashu.analysis import figures
-    from flashu.probe import PROMPTS
 
-    texts = _read_prompts(prompts) or PROMPTS
+    texts = _read_prompts(prompts)
     _make_folder(output)
     network, tokens = _load(model, tokenizer, device)
     with tqdm(total=len(texts), unit="prompt", disable=None, leave=False) as bar:
@@ -245,9 +242,12 @@ def _check_task(task: str, pairs: Path | None) -> None:
         raise InputError("--pairs are for --task understanding; generation is measured on --prompts")
 
 
-def _read_prompts(file: Path | None) -> list[str]:
+def _read_prompts(file: Path | None) -> Sequence[str]:
+    """Those of a file, else the built-in ones."""
+    from flashu.probe import PROMPTS
+
     if file is None:
-        return []
+        return PROMPTS
     prompts = [line.strip() for line in _read(file).split("\n") if line.strip()]
     if not prompts:
         raise InputError(f"{file} holds no prompts")

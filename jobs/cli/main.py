@@ -14,7 +14,7 @@ import typer
 from cluster.session import SessionError
 from cluster.storage import StorageError
 from flashu.errors import InputError, OutOfMemoryError
-from jobs.cli import acceleration, dpg, geneval, manifests, pictures, reproduce, runs
+from jobs.cli import acceleration, benchmarks, manifests, pictures, reproduce, runs
 from manifests.errors import ManifestError
 
 app = typer.Typer(
@@ -42,8 +42,8 @@ app.command()(runs.status)
 app.command()(runs.report)
 app.command("filter")(runs.filter_)
 app.add_typer(manifests.app, name="manifest")
-app.add_typer(dpg.app, name="dpg")
-app.add_typer(geneval.app, name="geneval")
+app.add_typer(benchmarks.dpg, name="dpg")
+app.add_typer(benchmarks.geneval, name="geneval")
 app.add_typer(reproduce.app, name="reproduce")
 app.command()(acceleration.plan)
 app.command()(acceleration.calibrate)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manifests.errors import ManifestError, quoted
+from manifests.errors import ManifestError, printable, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from manifests.build import BuildReport
-    from manifests.inspect import Check
-    from manifests.plan import Manifest
+    from manifests.plan import Check, Manifest
 
 app = typer.Typer(no_args_is_help=True, help="Prompts in Parquet: build a manifest, check it, look into it.")
 
@@ -86,10 +85,10 @@ def dpg(
     region: RegionOption = None,
 ) -> None:
     """Build a manifest of DPG-Bench's prompts; their file names become the ids."""
-    from manifests.importers.dpg import PROMPTS, build_dpg
+    from manifests.importers import DPG_PROMPTS, build_dpg
 
     report = build_dpg(source, output, num_images=num_images, force=force, endpoint_url=endpoint_url, region=region)
-    _print_report(output, report, PROMPTS)
+    _print_report(output, report, DPG_PROMPTS)
 
 
 @app.command()
@@ -102,10 +101,10 @@ def geneval(
     region: RegionOption = None,
 ) -> None:
     """Build a manifest of GenEval's prompts; line numbers become the ids, and each line goes with its images."""
-    from manifests.importers.geneval import PROMPTS, build_geneval
+    from manifests.importers import GENEVAL_PROMPTS, build_geneval
 
     report = build_geneval(source, output, num_images=num_images, force=force, endpoint_url=endpoint_url, region=region)
-    _print_report(output, report, PROMPTS)
+    _print_report(output, report, GENEVAL_PROMPTS)
 
 
 @app.command()
@@ -117,9 +116,9 @@ def check(
     region: RegionOption = None,
 ) -> None:
     """Read every row; say what is in the manifest, and what is wrong with it. Exits with 1 if anything is."""
-    from manifests.inspect import check as check_rows
+    from manifests.plan import check as check_rows
 
-    manifest = _open(path, column, endpoint_url, region, shard_size)
+    manifest = _open(path, column, shard_size=shard_size, endpoint_url=endpoint_url, region=region)
     with _counting("rows", manifest.num_rows) as on_rows:
         found = check_rows(manifest, on_rows)
     _print_check(manifest, found)
@@ -141,9 +140,7 @@ def show(
     from rich.table import Table
     from rich.text import Text
 
-    from manifests.inspect import printable
-
-    manifest = _open(path, column, endpoint_url, region, rows, limit=rows)
+    manifest = _open(path, column, shard_size=rows, limit=rows, endpoint_url=endpoint_url, region=region)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for name in manifest.schema.names:
         table.add_column(Text(printable(name)))
@@ -153,19 +150,11 @@ def show(
     Console().print(table)
 
 
-def _open(
-    path: str,
-    column: list[str] | None,
-    endpoint_url: str | None,
-    region: str | None,
-    shard_size: int,
-    limit: int | None = None,
-) -> Manifest:
+def _open(path: str, column: list[str] | None, **options: Any) -> Manifest:
     """A manifest to be looked at, whatever is wrong with its rows."""
     from manifests.plan import Manifest
 
-    place = {"endpoint_url": endpoint_url, "region": region}
-    return Manifest.open(path, shard_size=shard_size, limit=limit, columns=_columns(column), allow_nulls=True, **place)
+    return Manifest.open(path, columns=_columns(column), allow_nulls=True, **options)
 
 
 def _columns(options: list[str] | None) -> dict[str, str]:
@@ -196,7 +185,7 @@ def _print_report(output: str, report: BuildReport, official: int | None = None)
 
 
 def _print_check(manifest: Manifest, found: Check) -> None:
-    from manifests.inspect import LENGTHS, printable
+    from manifests.plan import LENGTHS
 
     counts = {"rows": manifest.num_rows, "files": len(manifest.files), "row groups": manifest.num_row_groups}
     counts[f"shards of {manifest.shard_size:,}"] = manifest.num_shards

@@ -13,35 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashu.config import (
-    BATCH_SIZE,
-    FLASHU_PRESETS,
-    GUIDANCE_SCALE,
-    MAX_NEW_TOKENS,
-    NUM_INFERENCE_STEPS,
-    FlashUConfig,
-    flashu_preset,
-)
+from flashu.config import BATCH_SIZE, FLASHU_PRESETS, GUIDANCE_SCALE, MAX_NEW_TOKENS, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.errors import InputError
-from jobs.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    SizeOption,
-    TokenizerOption,
-    VaeOption,
-    VariantOption,
-)
-from jobs.settings.image_size import parse_size
+from jobs.cli import options
+from jobs.settings.config import parse_size
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from flashu.acceleration.wanda import WandaScores
+    from flashu.config import FlashUConfig
     from flashu.pipeline import TextToImagePipeline
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
 
 PromptsArgument = Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT…")]
 PicturesOption = Annotated[
@@ -75,21 +59,21 @@ CompileOption = Annotated[
 def generate(
     prompts: PromptsArgument,
     output: PicturesOption = "images",
-    model: ModelOption = "embedded",
-    vae: VaeOption = None,
-    tokenizer: TokenizerOption = None,
-    variant: VariantOption = None,
+    model: options.ModelOption = "embedded",
+    vae: options.VaeOption = None,
+    tokenizer: options.TokenizerOption = None,
+    variant: options.VariantOption = None,
     seed: SeedOption = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     negative: NegativeOption = "",
-    size: SizeOption = None,
+    size: options.SizeOption = None,
     flashu: FlashUOption = None,
     scores: ScoresOption = None,
     batch_size: BatchSizeOption = BATCH_SIZE,
     compile_mode: CompileOption = "off",
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = None,
 ) -> None:
     """Make images from prompts.
 
@@ -141,13 +125,13 @@ def ask(
     letterbox: Annotated[
         bool, typer.Option("--letterbox", help="Show all of the image, on grey, instead of cutting its sides off.")
     ] = False,
-    model: ModelOption = "embedded",
-    vae: VaeOption = None,
-    tokenizer: TokenizerOption = None,
-    variant: VariantOption = None,
-    size: SizeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    model: options.ModelOption = "embedded",
+    vae: options.VaeOption = None,
+    tokenizer: options.TokenizerOption = None,
+    variant: options.VariantOption = None,
+    size: options.SizeOption = None,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = None,
 ) -> None:
     """Answer questions about an image, a line each."""
     pixels = parse_size("--size", size)
@@ -179,9 +163,9 @@ def convert(
     layout: Annotated[
         str, typer.Option(help="safetensors, or release: what the released code's from_pretrained reads.")
     ] = "safetensors",
-    vae: VaeOption = None,
-    tokenizer: TokenizerOption = None,
-    variant: VariantOption = None,
+    vae: options.VaeOption = None,
+    tokenizer: options.TokenizerOption = None,
+    variant: options.VariantOption = None,
 ) -> None:
     """Write model, VAE, tokenizer and config as one folder.
 

@@ -10,19 +10,10 @@ import typer
 
 from flashu.checkpoints.files import EMBEDDED
 from flashu.errors import InputError
+from jobs.cli.benchmarks import print_missing, print_settings
 from jobs.cli.options import OverridesArgument
-from jobs.cli.printing import print_missing, print_settings
-from jobs.scoring.published import (
-    DPG,
-    FIGURES,
-    GENEVAL,
-    MODELS,
-    UNDERSTANDING,
-    UNLIKE,
-    beside,
-    config_file,
-    released_model,
-)
+from jobs.scoring import published
+from jobs.scoring.published import DPG, GENEVAL, MODELS, UNDERSTANDING
 from jobs.settings.config import BASELINE, FLASHU, read_config
 
 app = typer.Typer(
@@ -65,10 +56,7 @@ def dpg(
     from jobs.scoring.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
 
     options = {"output.path": ("-o", output), "questions": ("--questions", questions)}
-    config, beside_published = _begin(DPG, BenchmarkConfig, model, like, options, overrides)
-    if dry_run:
-        beside_published.print_all()
-        return
+    config, beside_published = _begin(DPG, BenchmarkConfig, model, like, options, overrides, dry_run)
     if model == EMBEDDED and not config.questions:
         config = a_demo_of(config, 5)
     code, comparison = run_benchmark(config, beside_published.print_settings)
@@ -93,13 +81,10 @@ def geneval(
     Settings on top are those of `flashu run`. Run the same command again to go on after a stop, and when the evaluator
     has written its results where the command says.
     """
-    from jobs.scoring.geneval_arms import EVALUATE, GenevalConfig, run_geneval
+    from jobs.scoring.geneval import EVALUATE, GenevalConfig, run_geneval
 
     options = {"output.path": ("-o", output), "prompts": ("--prompts", prompts)}
-    config, beside_published = _begin(GENEVAL, GenevalConfig, model, like, options, overrides)
-    if dry_run:
-        beside_published.print_all()
-        return
+    config, beside_published = _begin(GENEVAL, GenevalConfig, model, like, options, overrides, dry_run)
     code, arms = run_geneval(config, beside_published.print_settings)
     if not arms:
         sys.exit(code)
@@ -142,10 +127,7 @@ def understanding(
     from jobs.scoring.understanding import RESULT, UnderstandingConfig, run_understanding
 
     options = {"output": ("-o", output), "questions": ("--questions", questions)}
-    config, beside_published = _begin(UNDERSTANDING, UnderstandingConfig, model, like, options, overrides)
-    if dry_run:
-        beside_published.print_all()
-        return
+    config, beside_published = _begin(UNDERSTANDING, UnderstandingConfig, model, like, options, overrides, dry_run)
     result = run_understanding(config, beside_published.print_settings)
     first, second = (result["arms"][arm] for arm in (BASELINE, FLASHU))
     for arm, figures in result["arms"].items():
@@ -167,8 +149,11 @@ def _begin(
     like: str | None,
     options: dict[str, tuple[str, str]],
     overrides: list[str] | None,
+    dry_run: bool,
 ) -> tuple[Any, _SideBySide]:
     """The config of a benchmark, and what prints it. `options` are settings by their option here, with its value.
+
+    A dry run ends here, after what can be told without running anything.
 
     Raises `InputError` for settings on top that have an option, as more than the config goes by those.
     """
@@ -178,17 +163,23 @@ def _begin(
             raise InputError(f"give {name} as {options[name][0]}")
     released = _released(benchmark, model, like)
     given = [f"{name}={value}" for name, (_, value) in options.items() if value]
-    file = None if model == EMBEDDED else str(config_file(benchmark, released))  # whose settings do not suit that one
+    # The built-in model runs by the defaults, as a released one's settings do not suit it.
+    file = None if model == EMBEDDED else str(published.config_file(benchmark, released))
     config = read_config(file, [*given, *(overrides or ())], kind)
-    return config, _SideBySide(benchmark, model, released, config)
+    beside_published = _SideBySide(benchmark, model, released, config)
+    if dry_run:
+        beside_published.print_settings()
+        beside_published.print_figures()
+        raise typer.Exit
+    return config, beside_published
 
 
 def _released(benchmark: str, model: str, like: str | None) -> str:
     """The released model whose settings and figures go with a checkpoint. Raises `InputError`."""
-    known = [name for of_benchmark, name in FIGURES if of_benchmark == benchmark]
+    known = [name for of_benchmark, name in published.FIGURES if of_benchmark == benchmark]
     if like and like not in known:
         raise InputError(f"--like {like}: there are {', '.join(known)}")
-    released = like or (known[0] if model == EMBEDDED else released_model(model))
+    released = like or (known[0] if model == EMBEDDED else published.released_model(model))
     if released not in known:
         raise InputError(f"nothing is published of {released} on {benchmark}; there are {', '.join(known)}")
     return released
@@ -199,10 +190,9 @@ class _SideBySide:
 
     def __init__(self, benchmark: str, model: str, released: str, config: Any):
         from jobs.scoring.arms import ArmsConfig, check_arms, describe_arms, resolved
-        from jobs.settings.released import released_settings
 
         self.benchmark, self.model, self.released = benchmark, model, released
-        self.released_settings = released_settings(config_file(benchmark, released))
+        self.released_settings = published.released_settings(published.config_file(benchmark, released))
         has_arms = isinstance(config, ArmsConfig)
         if has_arms:
             check_arms(config)
@@ -218,22 +208,15 @@ class _SideBySide:
 
     def print_figures(self, measured: dict[str, dict[str, str]] | None = None) -> None:
         """What was published, what came out here if it did, and what was not run as published."""
-        from jobs.settings.released import other_than
-
         if measured is not None:
             here = " of the built-in model" if self.model == EMBEDDED else ""
             typer.echo(f"\nPublished of {self.released}, and what came out here{here}:\n")
-            for line in beside(FIGURES[self.benchmark, self.released], measured):
+            for line in published.beside(published.FIGURES[self.benchmark, self.released], measured):
                 typer.echo(line)
             typer.echo("")
         typer.echo("Not as published:\n")
-        for line in (*other_than(self.released_settings, self.now), *UNLIKE[self.benchmark]):
+        for line in (*published.other_than(self.released_settings, self.now), *published.UNLIKE[self.benchmark]):
             typer.echo(f"- {line}")
-
-    def print_all(self) -> None:
-        """What can be told without running anything."""
-        self.print_settings()
-        self.print_figures()
 
 
 def _measured(arms: dict[str, Any]) -> dict[str, dict[str, str]]:

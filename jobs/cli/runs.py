@@ -9,19 +9,12 @@ from typing import Annotated
 import typer
 
 from flashu.errors import InputError
-from jobs.cli.options import (
-    ConfigArgument,
-    EndpointOption,
-    OverridesArgument,
-    PathStyleOption,
-    RegionOption,
-    RunArgument,
-    open_run,
-)
+from jobs.cli import options
+from jobs.cli.options import open_run
 from jobs.settings.config import read_config
 
 
-def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+def run(config: options.ConfigArgument, overrides: options.OverridesArgument = None) -> None:
     """Make the images of a manifest, on this machine or the Ray cluster around it.
 
     Run the same command again to go on after a stop. Exits with 0 only if every prompt has its images.
@@ -36,8 +29,8 @@ def run(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 def submit(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
+    config: options.ConfigArgument,
+    overrides: options.OverridesArgument = None,
     address: Annotated[
         str | None, typer.Option(help="The cluster's dashboard, as in http://head:8265.", envvar="RAY_ADDRESS")
     ] = None,
@@ -57,10 +50,10 @@ def submit(
 
 
 def status(
-    run: RunArgument,
-    endpoint_url: EndpointOption = None,
-    region: RegionOption = None,
-    path_style: PathStyleOption = False,
+    run: options.RunArgument,
+    endpoint_url: options.EndpointOption = None,
+    region: options.RegionOption = None,
+    path_style: options.PathStyleOption = False,
 ) -> None:
     """Print where a run stands."""
     from jobs.driver.status import describe_run
@@ -69,10 +62,10 @@ def status(
 
 
 def report(
-    run: RunArgument,
-    endpoint_url: EndpointOption = None,
-    region: RegionOption = None,
-    path_style: PathStyleOption = False,
+    run: options.RunArgument,
+    endpoint_url: options.EndpointOption = None,
+    region: options.RegionOption = None,
+    path_style: options.PathStyleOption = False,
 ) -> None:
     """Write a run's summary, report and dataset card anew from what it has committed, also while it is going."""
     from jobs.driver.status import rebuild_report
@@ -83,7 +76,7 @@ def report(
 
 
 def filter_(
-    run: RunArgument,
+    run: options.RunArgument,
     destination: Annotated[str, typer.Argument(help="The folder of the copy, local or s3://…", metavar="DST")],
     where: Annotated[
         str | None,
@@ -99,9 +92,9 @@ def filter_(
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Take a run's shards that are there, if some are not yet.")
     ] = False,
-    endpoint_url: EndpointOption = None,
-    region: RegionOption = None,
-    path_style: PathStyleOption = False,
+    endpoint_url: options.EndpointOption = None,
+    region: options.RegionOption = None,
+    path_style: options.PathStyleOption = False,
 ) -> None:
     """Copy the images of a run that are worth keeping, as a run folder of its own.
 

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.storage import NotFound, Storage
-from jobs.dataset.keys import shard_name
+from jobs.dataset.keys import json_value, shard_name
 from jobs.dataset.records import EncodedImage
 
 ROW_GROUP = 16  # images; a reader that wants one image reads so many
@@ -108,7 +106,7 @@ class WebDatasetPayload(OneFilePayload):
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for image in images:
                 stem = image.record["file_name"].rpartition(".")[0]
-                record = {name: _json_value(image.record[name]) for name in schema.names}
+                record = json_value({name: image.record[name] for name in schema.names})
                 _add(tar, image.record["file_name"], image.data)
                 _add(tar, f"{stem}.json", json.dumps(record, ensure_ascii=False, allow_nan=False, default=str).encode())
                 _add(tar, f"{stem}.txt", image.record["prompt"].encode())
@@ -148,15 +146,6 @@ FORMATS: dict[str, PayloadFormat] = {
     "webdataset": WebDatasetPayload(),
     "files": FilesPayload(),
 }
-
-
-def _json_value(value: Any) -> Any:
-    """None for the numbers that JSON has no word for; they may stand inside a carried column's lists."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _json_value(part) for name, part in value.items()}
-    return [_json_value(part) for part in value] if isinstance(value, list) else value
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

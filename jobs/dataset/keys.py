@@ -13,6 +13,7 @@ logs/                          tracebacks of workers' errors, one of each kind
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -77,11 +78,15 @@ def write_run(storage: Storage, run: dict[str, Any]) -> None:
     storage.put(RUN, json_file(run))
 
 
-def begin_run(storage: Storage, run: dict[str, Any]) -> bool:
-    """Write `run.json` if there is none. False when there is one."""
-    return storage.put_new(RUN, json_file(run))
-
-
 def json_file(content: Mapping[str, Any]) -> bytes:
     """The bytes of a JSON file that people may read, as all in a run's folder are."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def json_value(value: Any) -> Any:
+    """None for the numbers that JSON has no word for; they may stand inside a carried column's lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: json_value(part) for name, part in value.items()}
+    return [json_value(part) for part in value] if isinstance(value, list) else value

@@ -11,16 +11,8 @@ from cluster.open_storage import open_storage
 from cluster.storage import S3Options, StorageError
 from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import Plan, make_plan
+from flashu.checkpoints import files
 from flashu.checkpoints.configs import read_config
-from flashu.checkpoints.files import (
-    CONFIG,
-    EMBEDDED,
-    EMBEDDED_FOLDER,
-    RELEASED_VAE,
-    TOKENIZER,
-    read_json,
-    tokenizer_beside,
-)
 from flashu.config import NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.flops import FAR, count_image, unusual_cost
@@ -28,8 +20,7 @@ from flashu.models.geometry import Showo2Config, VaeGeometry
 from flashu.models.geometry import parse_size as token_grid
 from flashu.tokenizer import PromptTokenizer
 from jobs.settings.acceleration import flashu_settings
-from jobs.settings.config import RunConfig
-from jobs.settings.image_size import parse_size
+from jobs.settings.config import RunConfig, parse_size
 from jobs.settings.inputs import small_files
 
 MANY_IN_SHARD = 4096  # images: a shard of more is told
@@ -46,9 +37,9 @@ def tflop_per_image(config: RunConfig, prompts: Sequence[str]) -> float | None:
         return None
     with tempfile.TemporaryDirectory() as scratch:
         model = _ModelFiles(config, Path(scratch))
-        given = config.model.tokenizer and config.model.tokenizer.removesuffix(f"/{TOKENIZER}")  # may be the object
+        given = (config.model.tokenizer or "").removesuffix(f"/{files.TOKENIZER}")  # it may be the object
         words = small_files(given, model.s3, Path(scratch) / "tokenizer") if given else None
-        tokenizer = PromptTokenizer.from_pretrained(words or tokenizer_beside(model.folder, model.network))
+        tokenizer = PromptTokenizer.from_pretrained(words or files.tokenizer_beside(model.folder, model.network))
     grid = token_grid(parse_size("sampling.size", config.sampling.size), model.network.native_grid)
     limit = model.network.max_text_tokens(grid[0] * grid[1])
     lengths = [len(tokenizer.encode_prompt(prompt, limit).prefix) for prompt in prompts]
@@ -94,7 +85,7 @@ class _ModelFiles:
     def __init__(self, config: RunConfig, scratch: Path):
         self.s3 = config.storage.s3
         self.folder = small_files(config.model.path, self.s3, scratch / "model")
-        self.network = read_config(self.folder / CONFIG)
+        self.network = read_config(self.folder / files.CONFIG)
         self.vae = _vae_geometry(config.model.vae or str(self.folder / "vae"), self.s3, scratch / "vae")
 
 
@@ -114,15 +105,15 @@ def _plan(config: RunConfig, network: Showo2Config, settings: FlashUConfig | Non
 
 def _vae_geometry(path: str, s3: S3Options, scratch: Path) -> VaeGeometry:
     """As `WanImageVAE.from_pretrained` finds it: in a folder's config, else the release's, which comes without one."""
-    if path == EMBEDDED:
-        folder = EMBEDDED_FOLDER / "vae"
+    if path == files.EMBEDDED:
+        folder = files.EMBEDDED_FOLDER / "vae"
     elif not path.startswith("s3://"):
         folder = Path(path).expanduser()
-    elif open_storage(path, s3).exists(RELEASED_VAE):
+    elif open_storage(path, s3).exists(files.RELEASED_VAE):
         return VaeGeometry()
     else:
         folder = small_files(path, s3, scratch)
-    file = folder / CONFIG
-    if (folder / RELEASED_VAE).exists() or not file.exists():
+    file = folder / files.CONFIG
+    if (folder / files.RELEASED_VAE).exists() or not file.exists():
         return VaeGeometry()
-    return VaeGeometry.from_dict(read_json(file), str(file))
+    return VaeGeometry.from_dict(files.read_json(file), str(file))

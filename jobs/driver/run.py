@@ -17,17 +17,14 @@ from cluster.queue_actor import Snapshot
 from cluster.stop import Stop
 from cluster.storage import StorageError
 from jobs.dataset.keys import FAILURES, write_run
-from jobs.driver.pool import workers_for
+from jobs.driver.pool import StopSignals, workers_for
 from jobs.driver.prepare import PreparedRun, prepare
-from jobs.driver.progress import Progress, ProgressUpdate, duration
-from jobs.driver.stop_signals import StopSignals
-from jobs.driver.tracebacks import Tracebacks
+from jobs.driver.progress import Progress, ProgressUpdate, Tracebacks, duration
 from jobs.report.builder import write_report
 from jobs.settings.config import RunConfig
-from jobs.settings.paths import absolute, absolute_model
-from jobs.statistics.collect import collect_statistics
+from jobs.settings.inputs import absolute, absolute_model
+from jobs.statistics.collect import ShardSet, collect_statistics
 from jobs.statistics.run import RunStatistics
-from jobs.statistics.shard_set import ShardSet
 from jobs.statistics.summary import SUMMARY_EVERY_S, write_summary
 from jobs.worker.shard import GenerationWork
 

@@ -10,8 +10,7 @@ from cluster.storage import Storage
 from jobs.dataset.keys import FAILURES, METADATA, require_run, shards_with
 from jobs.driver.progress import duration
 from jobs.report.builder import write_report
-from jobs.statistics.collect import collect_statistics
-from jobs.statistics.shard_set import ShardSet
+from jobs.statistics.collect import ShardSet, collect_statistics
 from jobs.statistics.summary import SUMMARY_EVERY_S, read_summary
 
 SILENT_S = 4 * SUMMARY_EVERY_S

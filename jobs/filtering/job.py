@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
@@ -22,9 +22,9 @@ from tqdm import tqdm
 from cluster.stop import Stop
 from cluster.storage import Storage, StorageError
 from flashu.errors import InputError
-from jobs.dataset.keys import FAILURES, METADATA, begin_run, read_metadata, read_run, require_run, shards_with
+from jobs.dataset.keys import FAILURES, METADATA, RUN, json_file, read_metadata, read_run, require_run, shards_with
 from jobs.dataset.reading import in_order
-from jobs.driver.stop_signals import StopSignals
+from jobs.driver.pool import StopSignals
 from jobs.filtering.choice import PHASH, Choice, Filter, Rules, choose
 from jobs.filtering.rewrite import MissingImage, Rewriter
 from jobs.report.builder import write_report
@@ -34,6 +34,7 @@ from jobs.statistics.summary import SUMMARY_EVERY_S, write_summary
 WRITERS = 4  # shards that are copied at once
 SHOWN_MISSING = 10
 EXIT_MISSING = 1
+COUNT = {"unit": " shards", "disable": None, "leave": False}  # shown on a terminal; nothing in a log
 WORDS = {
     "where": "by --where",
     "null": "as a column was null",
@@ -68,14 +69,14 @@ def filter_run(source: Storage, destination: Storage, asked: Filter, allow_incom
             os._exit(signals.exit_code)
 
     with StopSignals(tell_of_signal) as signals:
-        with _counting("choosing", len(shards)) as tell:
-            choice = choose(source, shards, rules, tell, lambda: signals.stop is Stop.NO)
+        with tqdm(total=len(shards), desc="choosing", **COUNT) as bar:
+            choice = choose(source, shards, rules, bar.update, lambda: signals.stop is Stop.NO)
         if choice is None:
             written = "nothing is written yet" if earlier is None else "what is written stays"
             note(f"stopped: {written}. Run the same command again to go on.")
             return signals.exit_code
         copied = run | {"filter": _entry(source, run, asked, choice)}
-        if earlier is None and not begin_run(destination, copied):  # somebody else did while this one chose
+        if earlier is None and not destination.put_new(RUN, json_file(copied)):  # somebody else was faster
             earlier = read_run(destination)
             _check_destination(destination, earlier, asked, rules)
         if earlier is not None:
@@ -101,25 +102,22 @@ class _Copy:
         going = takewhile(lambda _: signals.stop is Stop.NO, left)
         try:
             with (
-                _counting("copying", len(self.choice.shards), len(committed)) as tell,
+                tqdm(total=len(self.choice.shards), initial=len(committed), desc="copying", **COUNT) as bar,
                 ThreadPoolExecutor(WRITERS, "writer") as pool,
             ):
                 for rewritten in in_order(pool, self.rewriter.rewrite, going, WRITERS):
                     self.statistics.merge(rewritten.statistics)
                     self.missing += rewritten.missing[: SHOWN_MISSING - len(self.missing)]
                     self.num_missing += len(rewritten.missing)
-                    self._write_summary()
-                    tell()
+                    if time.monotonic() >= self.next_summary:
+                        self.next_summary = time.monotonic() + SUMMARY_EVERY_S
+                        with suppress(StorageError):  # a later one, or the end, will do
+                            write_summary(self.destination, self.statistics, self.run_json, state="running")
+                    bar.update()
         except StorageError:
             self.note("What is written stays. Run the same command again to go on.")
             raise
         return self._end(signals)
-
-    def _write_summary(self) -> None:
-        if time.monotonic() >= self.next_summary:
-            self.next_summary = time.monotonic() + SUMMARY_EVERY_S
-            with suppress(StorageError):  # a later one, or the end, will do
-                write_summary(self.destination, self.statistics, self.run_json, state="running")
 
     def _end(self, signals: StopSignals) -> int:
         statistics, choice, note = self.statistics, self.choice, self.note
@@ -130,7 +128,8 @@ class _Copy:
         if self.missing:
             note("If they can be had again, filter the run into a new folder: what is copied stays as it is.")
         stopped = signals.stop is not Stop.NO and statistics.shards < len(choice.shards)
-        reported = self._report("stopped" if stopped else "complete" if _is_whole(self.run_json) else "incomplete")
+        whole = self.run_json["filter"]["source"]["shards"] == self.run_json["manifest"]["num_shards"]
+        reported = self._report("stopped" if stopped else "complete" if whole else "incomplete")
         if stopped:
             done = f"{statistics.shards:,} of {len(choice.shards):,} shards are in {self.destination.url}"
             note(f"stopped: {done}. Run the same command again to go on.")
@@ -248,15 +247,3 @@ def _asked(asked: Filter, rules: Rules) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     return "not given" if value is None else f"{value!r}"
-
-
-def _is_whole(run: dict[str, Any]) -> bool:
-    """Whether every shard of the manifest is in the run that was filtered."""
-    return run["filter"]["source"]["shards"] == run["manifest"]["num_shards"]
-
-
-@contextmanager
-def _counting(doing: str, total: int, done: int = 0) -> Iterator[Callable[[], object]]:
-    """A count of shards on a terminal; nothing in a log."""
-    with tqdm(total=total, initial=done, desc=doing, unit=" shards", disable=None, leave=False) as bar:
-        yield bar.update

@@ -64,7 +64,8 @@ class Rewriter:
             else:
                 images.append(EncodedImage(stored[row], record))
         schema = table.schema.remove_metadata()
-        self.format.write(self.destination, shard, images, _record_schema(schema))
+        of_files = pa.schema([column for column in schema if column.name not in ATTEMPT.names])
+        self.format.write(self.destination, shard, images, of_files)
         work = _work(shard, pq.read_metadata(pa.BufferReader(metadata)).metadata[FOOTER_KEY])
         records = [image.record for image in images]
         statistics = RunStatistics.of_shard(records, [], work)
@@ -96,11 +97,6 @@ def _why_missing(data: bytes | None, sha256: str | None) -> str:
     if data is None:
         return ABSENT
     return "" if sha256 is None or hashlib.sha256(data).hexdigest() == sha256 else DAMAGED
-
-
-def _record_schema(metadata: pa.Schema) -> pa.Schema:
-    """The columns of the images' own files."""
-    return pa.schema([column for column in metadata if column.name not in ATTEMPT.names])
 
 
 def _work(shard: int, footer: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import ast
 import difflib
 import json
 import keyword
+import operator
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,19 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flashu.errors import InputError
+from manifests.errors import shortened
 
 NUMBER, TEXT, TRUTH, NULL = "a number", "text", "true or false", "null"
 EXACT = 2**53  # so far, float64 holds every whole number
 MAX_SHOWN = 80  # characters of a condition's part
 DEEPEST = 200  # parts of a condition within each other
 LITERALS = {"true": True, "false": False, "null": None}
-ORDERED = {
-    ast.Lt: lambda left, right: left < right,
-    ast.LtE: lambda left, right: left <= right,
-    ast.Gt: lambda left, right: left > right,
-    ast.GtE: lambda left, right: left >= right,
-}
-EQUAL = {ast.Eq: lambda left, right: left == right, ast.NotEq: lambda left, right: left != right}
+ORDERED = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+EQUAL = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
 ARITHMETIC = {ast.Add: pc.add, ast.Sub: pc.subtract, ast.Mult: pc.multiply, ast.Div: pc.divide}
 OTHER_WORDS = {ast.BitAnd: "write and", ast.BitOr: "write or", ast.Invert: "write not"}
 
@@ -292,8 +289,8 @@ class _Parser:
 
     def _text(self, node: ast.expr) -> str:
         """As it was written, shortened."""
-        text = " ".join((ast.get_source_segment(self.source, node) or ast.unparse(node)).split())
-        return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+        text = ast.get_source_segment(self.source, node) or ast.unparse(node)
+        return shortened(" ".join(text.split()), MAX_SHOWN)
 
 
 def _as_float(number: pc.Expression) -> pc.Expression:

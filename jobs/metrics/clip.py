@@ -1,8 +1,4 @@
-"""How well pictures fit their prompts: CLIPScore (Hessel et al. 2021), with a CLIP checkpoint in transformers' layout.
-
-The score is 100 * max(cosine, 0), as torchmetrics and most papers on image generation report it, so that numbers can be
-set beside theirs. (Hessel et al. scale by 2.5 instead.) Scores of different CLIP checkpoints cannot be compared.
-"""
+"""CLIP scores: how well a picture fits its prompt, by a CLIP checkpoint. Scores of different checkpoints differ."""
 
 from __future__ import annotations
 
@@ -15,7 +11,12 @@ from flashu.errors import InputError
 
 
 class ClipScorer:
-    """`path` is a folder or a hub id, such as openai/clip-vit-large-patch14."""
+    """CLIPScore (Hessel et al. 2021). `path` is a folder or a hub id, such as openai/clip-vit-large-patch14, of a CLIP
+    checkpoint in transformers' layout.
+
+    The score is 100 * max(cosine, 0), as torchmetrics and most papers on image generation report it, so that numbers
+    can be set beside theirs. (Hessel et al. scale by 2.5 instead.)
+    """
 
     def __init__(self, path: str, device: str | torch.device = "cpu"):
         import transformers  # takes seconds

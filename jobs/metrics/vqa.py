@@ -1,9 +1,4 @@
-"""How well pictures fit their prompts, by the model that made them: its probability of yes, asked whether a picture
-shows its prompt (as VQAScore, Lin et al. 2024, asks other models).
-
-Scores of different models cannot be compared, and none of them is a judge of itself. A model that FlashU accelerates
-answers by its `und_*` settings, which a run leaves off: unaccelerated.
-"""
+"""VQA scores: the model's own probability that a picture shows its prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +14,12 @@ QUESTION = "Does the image show: {}?"
 
 
 class VqaScorer:
-    """Raises `InputError` for a model that cannot be asked."""
+    """By the model that made the pictures: its probability of yes, asked whether a picture shows its prompt (as
+    VQAScore, Lin et al. 2024, asks other models). None is a judge of itself.
+
+    A model that FlashU accelerates answers by its `und_*` settings, which a run leaves off: unaccelerated. Raises
+    `InputError` for a model that cannot be asked.
+    """
 
     def __init__(self, pipe: TextToImagePipeline):
         self.pipe = pipe

@@ -9,12 +9,10 @@ from cluster.storage import Storage
 from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, SCORES
 from jobs.report import charts
 from jobs.report.dataset_card import dataset_card
-from jobs.report.page import page
-from jobs.report.thumbnails import thumbnails
+from jobs.report.page import page, thumbnails
 from jobs.report.wording import share
-from jobs.statistics.collect import committed_columns
+from jobs.statistics.collect import ShardSet, committed_columns
 from jobs.statistics.run import STAGES, RunStatistics
-from jobs.statistics.shard_set import ShardSet
 from jobs.statistics.summary import write_summary
 
 PAGE, CARD = "report.html", "README.md"
@@ -64,14 +62,9 @@ def render_page(storage: Storage, statistics: RunStatistics, summary: Mapping[st
 
 def _quality(statistics: RunStatistics) -> list[tuple[str, str, charts.Chart]]:
     """Name, meaning and chart of each metric that was measured."""
-    made = []
-    for name, values in statistics.quality.items():
-        chart = charts.histogram(name, values)
-        if chart:
-            made.append((name.replace("_", " "), meaning(name), chart))
-    return made
-
-
-def meaning(metric: str) -> str:
-    known = METRICS | SCORES
-    return known[metric].meaning if metric in known else ""
+    meanings = {name: known.meaning for name, known in (METRICS | SCORES).items()}
+    return [
+        (name.replace("_", " "), meanings.get(name, ""), chart)
+        for name, values in statistics.quality.items()
+        if (chart := charts.histogram(name, values))
+    ]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.dataset.formats import FORMATS
 from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, SCORES
-from jobs.report.wording import FILTERS
+from jobs.report.page import page
 
 COLUMNS = {
     "image": "the picture",
@@ -45,11 +43,8 @@ SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"
 def dataset_card(summary: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """`columns` are the metadata's names and types."""
     payload = (summary["config"].get("output") or {}).get("format") or "parquet"
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= FILTERS | {"code": code}
-    return environment.get_template("card.md").render(
+    return page(
+        "card.md",
         front_matter=_front_matter(summary, payload),
         summary=summary,
         payload=payload,
@@ -57,11 +52,6 @@ def dataset_card(summary: Mapping[str, Any], columns: Mapping[str, str]) -> str:
         near_duplicate_bits=NEAR_DUPLICATE_BITS,
         columns={name: (kind, COLUMNS.get(name, "carried from the manifest")) for name, kind in columns.items()},
     )
-
-
-def code(text: str) -> str:
-    """Text of others as a code span in a table's cell: one line, and nothing in it is markup."""
-    return "`" + " ".join(str(text).replace("`", "'").replace("|", "\\|").split()) + "`"
 
 
 def _filters(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

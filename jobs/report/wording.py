@@ -59,4 +59,9 @@ def setting(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
 
 
-FILTERS = {"number": number, "seconds": seconds, "size": size, "clock": clock, "setting": setting}
+def code(text: str) -> str:
+    """Text of others as a code span in a table's cell: one line, and nothing in it is markup."""
+    return "`" + " ".join(str(text).replace("`", "'").replace("|", "\\|").split()) + "`"
+
+
+FILTERS = {function.__name__: function for function in (number, seconds, size, clock, setting, code)}

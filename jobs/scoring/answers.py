@@ -39,14 +39,7 @@ ANSWER = pa.schema(
 )
 
 Running = Callable[[Sequence[int]], None]  # as `ShardWork.process` gets it
-
-
-@dataclass
-class _ShardAnswers:
-    """A shard's answers, and the images that they are about."""
-
-    answers: list[dict[str, Any]]  # a row each
-    images: str  # `images_digest`
+_ShardAnswers = tuple[list[dict[str, Any]], str]  # a shard's answers, a row each, and the `images_digest` of its images
 
 
 @dataclass
@@ -111,7 +104,7 @@ class AnsweringWork(ShardWork):
                     answers += self._answer_some(waiting, running)
             while waiting:
                 answers += self._answer_some(waiting, running)
-        return _ShardAnswers(answers, images_digest((image.prompt_id, image.index, image.sha256) for image in inputs))
+        return answers, images_digest((image.prompt_id, image.index, image.sha256) for image in inputs)
 
     def _answer_some(self, waiting: list[_ImageQuestion], running: Running) -> list[dict[str, Any]]:
         """The answers to the first of those that wait. None, with fewer to be tried, where memory ran out."""
@@ -139,8 +132,9 @@ class AnsweringWork(ShardWork):
         ]
 
     def encode(self, results: _ShardAnswers) -> bytes:
-        unanswered = sum("error" in answer for answer in results.answers)
-        return parquet_file(results.answers, ANSWER, {IMAGES_KEY: results.images, UNANSWERED_KEY: str(unanswered)})
+        answers, images = results
+        unanswered = sum("error" in answer for answer in answers)
+        return parquet_file(answers, ANSWER, {IMAGES_KEY: images, UNANSWERED_KEY: str(unanswered)})
 
     def write(self, lease: Lease, encoded: bytes, times: Times) -> dict:
         self.storage.put(answers_key(self.folder, lease.shard), encoded)

@@ -3,7 +3,7 @@
     OUT/baseline/    a run
     OUT/flashu/      a run
 
-What a benchmark makes of their images is its own: `jobs.scoring.benchmark`, `jobs.scoring.geneval_arms`.
+What a benchmark makes of their images is its own: `jobs.scoring.benchmark`, `jobs.scoring.geneval`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jobs.settings.config import BASELINE, FLASHU, FlashUSection, RunConfig, Sam
 from jobs.settings.inputs import check_inputs
 from jobs.statistics.collect import collect_statistics
 from jobs.statistics.summary import summarise
-from manifests.importers.dpg import IMAGES
+from manifests.importers import IMAGES
 from manifests.plan import Manifest
 
 PROMPTS = "prompts.parquet"
@@ -159,12 +159,8 @@ def describe_arms(config: ArmsConfig) -> str:
         settings = flashu_settings(run.flashu, run.sampling)
         steps = settings.total_steps if settings else run.sampling.num_inference_steps or NUM_INFERENCE_STEPS
         guidance = "the model's own" if run.sampling.guidance_scale is None else f"{run.sampling.guidance_scale:g}"
-        if settings and settings.schedule:
-            lines.append(f"{arm}: {steps} points; {settings.describe()}")
-        else:
-            lines.append(
-                f"{arm}: {steps} points, guidance {guidance}" + (f"; {settings.describe()}" if settings else "")
-            )
+        guided = "" if settings and settings.schedule else f", guidance {guidance}"
+        lines.append(f"{arm}: {steps} points{guided}" + (f"; {settings.describe()}" if settings else ""))
     return "\n".join(lines)
 
 

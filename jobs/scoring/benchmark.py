@@ -26,15 +26,13 @@ from jobs.driver.image_cost import tflop_per_image
 from jobs.driver.prepare import PreparedRun, prepare
 from jobs.driver.run import EXIT_INCOMPLETE
 from jobs.scoring.arms import ArmsConfig, check_guidance, make_images, open_output, summary_of, write_prompts
-from jobs.scoring.comparison import Arm, compare, format_comparison
+from jobs.scoring.comparison import Arm, compare, format_comparison, write_comparison
 from jobs.scoring.open_judge import SELF, check_judge, check_vqa
-from jobs.scoring.page import write_comparison
 from jobs.scoring.questions import DEMO_QUESTIONS, Item, read_questions
+from jobs.scoring.rules import some
 from jobs.scoring.score import read_about, read_text, score_run
-from jobs.scoring.scored import some
 from jobs.settings.config import check_no_credentials
-from jobs.settings.inputs import is_on_cluster
-from jobs.settings.prompts import open_manifest, prompts_of
+from jobs.settings.inputs import is_on_cluster, open_manifest, prompts_of
 from manifests.plan import Manifest
 
 SIGNALLED = 128  # exit codes from there on are of a signal

@@ -12,10 +12,9 @@ from PIL import Image
 from cluster.local_storage import LocalStorage
 from cluster.storage import Storage
 from flashu.errors import InputError
-from jobs.dataset.encoding import ImageEncoder
-from jobs.dataset.images import images_by_prompt
+from jobs.dataset.images import ImageEncoder, images_by_prompt
 from jobs.dataset.keys import METADATA, require_run, shards_with
-from manifests.importers.dpg import IMAGES
+from manifests.importers import IMAGES
 
 SIDE = 2  # grid cells
 

@@ -99,18 +99,14 @@ class ChatModel(HfVqa):
         self.options = {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
 
     def _answer(self, pictures: list[Image.Image], questions: list[str]) -> list[str]:
-        prompts = self.processor.apply_chat_template(
-            [[_message(question)] for question in questions], add_generation_prompt=True, tokenize=False, **self.options
-        )
+        texts = [{"type": "text", "text": f"{question} {INSTRUCTION}"} for question in questions]
+        messages = [[{"role": "user", "content": [{"type": "image"}, text]}] for text in texts]
+        template = self.processor.apply_chat_template
+        prompts = template(messages, add_generation_prompt=True, tokenize=False, **self.options)
         begin = self.processor.tokenizer.bos_token
         once = {"add_special_tokens": False} if begin and prompts[0].startswith(begin) else {}
         inputs = self._inputs(images=[[picture] for picture in pictures], text=prompts, padding=True, **once)
         return self._decode(self._generate(inputs)[:, inputs["input_ids"].shape[1] :])
-
-
-def _message(question: str) -> dict[str, Any]:
-    text = f"{question} {INSTRUCTION}"
-    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
 
 
 def open_hf(name: str, path: str, device: torch.device) -> HfVqa:
@@ -130,26 +126,19 @@ def open_hf(name: str, path: str, device: torch.device) -> HfVqa:
 
 
 def _load(name: str, folder: Path, device: torch.device) -> HfVqa:
-    from transformers import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING,
-        AutoConfig,
-        AutoModelForImageTextToText,
-        AutoModelForVisualQuestionAnswering,
-        AutoProcessor,
-        logging,
-    )
+    import transformers
     from transformers.models.auto.image_processing_auto import AutoImageProcessor  # elsewhere it wants torchvision
 
-    logging.set_verbosity_error()  # it warns of what is as it should be, and each worker draws progress bars
-    logging.disable_progress_bar()
+    # It warns of what is as it should be, and each worker draws progress bars.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
     safely = {"trust_remote_code": False, "local_files_only": True}
-    config = AutoConfig.from_pretrained(folder, **safely)
-    if type(config) in MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING:
-        auto = AutoModelForVisualQuestionAnswering
-    elif type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        auto = AutoModelForImageTextToText
+    config = transformers.AutoConfig.from_pretrained(folder, **safely)
+    if type(config) in transformers.MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING:
+        auto = transformers.AutoModelForVisualQuestionAnswering
+    elif type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        auto = transformers.AutoModelForImageTextToText
     else:
         raise InputError(
             f"{name} is a model of the kind {config.model_type!r}, which answers no questions about pictures; ViLT, "
@@ -166,14 +155,14 @@ def _load(name: str, folder: Path, device: torch.device) -> HfVqa:
             f"{name} is no checkpoint of {type(model).__name__}: {len(random)} of its weights are missing, or of "
             f"another size ({', '.join(random[:SHOWN])}{', …' if len(random) > SHOWN else ''})"
         )
-    processor = AutoProcessor.from_pretrained(folder, **safely)
+    processor = transformers.AutoProcessor.from_pretrained(folder, **safely)
     # The one that needs no torchvision, so that nodes with and without it answer alike.
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **safely)
     tokens = processor.tokenizer(TRIAL[0], add_special_tokens=False)["input_ids"]
     if set(tokens) <= {processor.tokenizer.unk_token_id}:  # transformers makes an empty one where files are missing
         raise InputError(f"{name}: its tokenizer knows no words; are all of its files there?")
     model = model.to(device).eval()
-    if auto is AutoModelForVisualQuestionAnswering:
+    if auto is transformers.AutoModelForVisualQuestionAnswering:
         return (QuestionReader if hasattr(model, "generate") else Classifier)(model, processor, dtype)
     if not getattr(processor, "chat_template", None):
         raise InputError(f"{name} has no chat template, so it cannot be asked")

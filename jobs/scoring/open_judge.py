@@ -21,8 +21,7 @@ from flashu.fingerprint import fingerprint
 from jobs.scoring.hf_judge import open_hf
 from jobs.scoring.judges import VqaModel, unusable
 from jobs.settings.config import FlashUSection, ModelSection, RunConfig
-from jobs.settings.inputs import check_model, check_transformers
-from jobs.settings.paths import absolute, local
+from jobs.settings.inputs import absolute, check_model, check_transformers, local
 from jobs.worker.model import load
 
 SELF, MPLUG, HF = "self", "mplug", "hf:"

@@ -15,7 +15,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,14 @@ from cluster.storage import NotFound, S3Options, Storage, StorageError
 from flashu.errors import InputError
 from jobs.dataset.keys import METADATA, json_file, metadata_key, require_run, shards_with
 from jobs.dataset.reading import read_each
-from jobs.driver.pool import workers_for
-from jobs.driver.stop_signals import StopSignals
-from jobs.driver.tracebacks import Tracebacks
+from jobs.driver.pool import StopSignals, workers_for
+from jobs.driver.progress import Tracebacks
 from jobs.scoring.answers import IMAGES_KEY, UNANSWERED_KEY, AnsweringWork, answers_key, images_digest
 from jobs.scoring.open_judge import absolute_name, check_judge, check_vqa, scores_folder
 from jobs.scoring.questions import Item, read_questions
-from jobs.scoring.rules import BenchmarkScores
-from jobs.scoring.scored import SHOWN, OddAnswers, Scored, some
+from jobs.scoring.rules import SHOWN, BenchmarkScores, OddAnswers, Scored, some
 from jobs.settings.config import RunConfig
-from jobs.settings.inputs import is_on_cluster
-from jobs.settings.paths import absolute_model
+from jobs.settings.inputs import absolute_model, is_on_cluster
 
 ABOUT, SCORES = "about.json", "scores.json"
 
@@ -63,7 +59,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     made = sorted(shards_with(storage, METADATA))
     folder = scores_folder(vqa)
     about = read_about(storage, vqa, text)
-    images = _read_images(storage, made, items, questions, note)
+    digests, left_out = _read_images(storage, made, items, questions, note)
     if about is None:
         about = {"vqa": vqa, "questions": _digest(text), "identity": None}
         storage.put(folder + ABOUT, json_file(about))
@@ -71,7 +67,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     total = run["manifest"]["num_shards"]
     if len(made) < total:
         note(f"{storage.url}: {len(made)} of {total} shards are committed; the others have no images to score yet")
-    answered = _answered(storage, folder, images.digests)
+    answered = _answered(storage, folder, digests)
     done = {shard for shard, unanswered in answered.items() if not unanswered}
     state, exit_code = "", 0
     if len(done) < len(made):
@@ -82,12 +78,11 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
         not_to_do = done | (set(range(total)) - set(made))
         answering = _Answering(storage, folder, about, len(made) - len(done), note)
         state, exit_code = answering.run(work, total, sorted(not_to_do), config)
-        answered = _answered(storage, folder, images.digests)
+        answered = _answered(storage, folder, digests)
     if state:
         note(f"Not every image is scored: {state}")
     scored = _collect(storage, folder, items, answered, about["identity"])
-    scored.left_out = [item for item in items if item not in images.prompts]
-    scored.complete = len(answered) == len(made) == total
+    scored.left_out, scored.complete = left_out, len(answered) == len(made) == total
     _tell_gaps(scored, f"{storage.url}/{folder}{SCORES}", note)
     storage.put(folder + ABOUT, json_file(about))
     storage.put(folder + SCORES, json_file(scored.to_json()))
@@ -162,24 +157,22 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass
-class _RunImages:
-    """What a run has made, as far as scoring it goes."""
+def _read_images(
+    storage: Storage, made: list[int], items: dict[str, Item], questions: str, note: Note
+) -> tuple[dict[int, str], list[str]]:
+    """`images_digest` of each shard, and the items that the run has no images of.
 
-    prompts: set[str] = field(default_factory=set)
-    digests: dict[int, str] = field(default_factory=dict)  # `images_digest` of each shard
-
-
-def _read_images(storage: Storage, made: list[int], items: dict[str, Item], questions: str, note: Note) -> _RunImages:
-    """Raises `InputError` where no prompt has questions, or metadata cannot be read."""
-    images = _RunImages()
+    Raises `InputError` where no prompt has questions, or metadata cannot be read.
+    """
+    prompts: set[str] = set()
+    digests: dict[int, str] = {}
     columns = ["prompt_id", "image_index", "sha256"]
     for shard, table in zip(made, _tables(storage, [metadata_key(shard) for shard in made], columns), strict=True):
         rows = [tuple(row.values()) for row in table.to_pylist()]
-        images.prompts |= {prompt_id for prompt_id, *_ in rows}
-        images.digests[shard] = images_digest(row for row in rows if row[0] in items)
-    count = len(images.prompts)
-    unasked = sorted(images.prompts - items.keys())
+        prompts |= {prompt_id for prompt_id, *_ in rows}
+        digests[shard] = images_digest(row for row in rows if row[0] in items)
+    count = len(prompts)
+    unasked = sorted(prompts - items.keys())
     if count and len(unasked) == count:
         raise InputError(
             f"{questions} has no questions about any prompt of {storage.url}: its items are called "
@@ -187,10 +180,10 @@ def _read_images(storage: Storage, made: list[int], items: dict[str, Item], ques
         )
     if unasked:
         note(f"{len(unasked):,} of {count:,} prompts have no questions, and are left out: {some(unasked)}")
-    without = [item for item in items if item not in images.prompts]
+    without = [item for item in items if item not in prompts]
     if without:
         note(f"{len(without):,} of {len(items):,} items have no images in this run: {some(without)}")
-    return images
+    return digests, without
 
 
 def read_about(storage: Storage, vqa: str, questions: str) -> dict[str, Any] | None:

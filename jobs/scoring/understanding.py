@@ -98,9 +98,10 @@ def run_understanding(config: UnderstandingConfig, announce: Callable[[], object
     from flashu.acceleration.applied import unpatched
     from flashu.acceleration.wanda import WandaScores
     from flashu.patch import apply_flashu_patch
+    from flashu.pipeline import TextToImagePipeline
 
-    scores = WandaScores.load(config.flashu.scores) if config.flashu.scores else None
-    pipe = _load(config)
+    scores, options = WandaScores.load(config.flashu.scores) if config.flashu.scores else None, asdict(config.model)
+    pipe = TextToImagePipeline.from_pretrained(options.pop("path"), **options)
     apply_flashu_patch(pipe.model, settings, understanding_scores=scores, tokenizer=pipe.tokenizer)
     announce()
     _write(file, result)  # which is known to be possible, then
@@ -187,13 +188,6 @@ def _question(row: Any, folder: Path, where: str) -> Question:
     if not (folder / image).is_file():
         raise InputError(f"{where}: there is no image {folder / image}")
     return Question(str(folder / image), text, answer)
-
-
-def _load(config: UnderstandingConfig) -> TextToImagePipeline:
-    from flashu.pipeline import TextToImagePipeline
-
-    options = {key: value for key, value in asdict(config.model).items() if key != "path"}
-    return TextToImagePipeline.from_pretrained(config.model.path, **options)
 
 
 def _own_questions(pipe: TextToImagePipeline, folder: Path) -> list[Question]:

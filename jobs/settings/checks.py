@@ -19,11 +19,10 @@ from flashu.errors import InputError
 from flashu.models.blocks import check_mode
 from flashu.models.geometry import parse_size as token_grid
 from flashu.sampler import time_grid
-from jobs.dataset.encoding import ImageEncoder
 from jobs.dataset.formats import FORMATS
+from jobs.dataset.images import ImageEncoder
 from jobs.settings.acceleration import flashu_settings
-from jobs.settings.config import AUTO, RunConfig
-from jobs.settings.image_size import parse_size
+from jobs.settings.config import AUTO, RunConfig, parse_size
 
 
 def check_settings(config: RunConfig) -> FlashUConfig | None:

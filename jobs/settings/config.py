@@ -15,7 +15,8 @@ from typing import Any, Optional, TypeVar
 from cluster.storage import S3Options
 from flashu.config import preset_for
 from flashu.errors import InputError
-from jobs.settings.config_text import MANIFESTS, check_overrides, merge, read_file, read_override
+from jobs.settings.config_text import check_overrides, merge, read_file, read_override
+from manifests import PARQUET
 
 BUILT_IN = Path(__file__).parent / "configs"
 AUTO = "auto"
@@ -181,7 +182,7 @@ def built_in_configs() -> dict[str, Path]:
 
 
 def _find(config: str) -> Path:
-    if config.endswith(MANIFESTS):
+    if config.endswith(PARQUET):
         raise InputError(f"{config} is no config; name one, and the manifest in it: default manifest.path={config}")
     built_in = built_in_configs()
     if Path(config).is_file():
@@ -191,3 +192,16 @@ def _find(config: str) -> Path:
     if "=" in config:
         raise InputError(f"the config comes before the settings, as in: default {shlex.quote(config)}")
     raise InputError(f"there is no config {config}; give a YAML file, or one of: {', '.join(built_in)}")
+
+
+def parse_size(name: str, size: str | int | None) -> int | tuple[int, int] | None:
+    """Pixels per side ("432"), or "WIDTHxHEIGHT" as (height, width). Raises `InputError` beginning with `name`."""
+    if size is None:
+        return None
+    sides = str(size).lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise InputError(f"{name} {size}: give pixels per side (432), or WIDTHxHEIGHT (512x384)")
+    if len(sides) == 1:
+        return int(sides[0])
+    width, height = map(int, sides)
+    return height, width

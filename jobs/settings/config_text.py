@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cluster.tracebacks import SECRET_NAME, scrubbed
 from flashu.errors import InputError
+from manifests import PARQUET
 
 SCALARS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 EXAMPLES = {  # of settings that are neither
@@ -31,7 +32,6 @@ COLUMNS = "manifest.columns"
 OFF_OF = ("flashu.preset", "model.compile")  # settings that have a word for off
 OFF = ("off", "no", "false")
 NULLS = ("null", "Null", "NULL", "~")
-MANIFESTS = (".parquet", ".pq")  # how their names end
 LONGEST = 80  # characters of a value that are shown
 
 
@@ -168,7 +168,7 @@ def check_overrides(overrides: Sequence[str], kind: type) -> None:
         if equals or (index + 1 < len(overrides) and overrides[index + 1].startswith("=")):
             raise InputError("a setting is written without spaces around its =, as in sampling.seed=1")
         hint = "write section.key=value, as in sampling.seed=1"
-        if override.endswith(MANIFESTS):
+        if override.endswith(PARQUET):
             hint = f"did you mean manifest.path={override}?"
         if _setting(before.partition("=")[0], settings):  # else its value may be a secret in a wrong place
             words = [before]
@@ -206,13 +206,13 @@ def read_override(override: str, kind: type) -> SourceSettings:
                 value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
         except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
             example = f", as in {shlex.quote(f'{key}={EXAMPLES[key]}')}" if key in EXAMPLES else ""
+            problem = getattr(error, "problem", None) or first_line(error)
             raise InputError(
-                f"{key} is {scrubbed(shown(text))}, which cannot be read as YAML ({_problem(error)}); "
+                f"{key} is {scrubbed(shown(text))}, which cannot be read as YAML ({problem}); "
                 f"give a complete value{example}"
             ) from None
     values: Any = value
-    head, *rest = key.split(".", 2)
-    for part in reversed([head, *rest]):
+    for part in reversed(key.split(".", 2)):
         values = {part: values}
     return SourceSettings("", values)
 
@@ -292,10 +292,6 @@ def shown(value: Any) -> str:
 
 def first_line(error: Exception) -> str:
     return " ".join(str(error).splitlines()[:1]) or type(error).__name__
-
-
-def _problem(error: Exception) -> str:
-    return getattr(error, "problem", None) or first_line(error)
 
 
 def _setting(name: str, settings: Mapping[str, Setting]) -> Setting | None:

@@ -9,31 +9,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
 from cluster.open_storage import open_storage
 from cluster.session import ADDRESS_VARIABLE, LOCAL
 from cluster.storage import NotFound, S3Options, Storage, StorageError
+from flashu.checkpoints import files
 from flashu.checkpoints.configs import read_config
-from flashu.checkpoints.files import (
-    CONFIG,
-    EMBEDDED,
-    RELEASED_VAE,
-    TOKENIZER,
-    TOKENIZER_FILES,
-    TOKENIZER_LAYOUTS,
-    find_tokenizer,
-    tokenizer_beside,
-    vae_beside,
-    vae_files,
-    weight_files,
-)
 from flashu.checkpoints.hub import HUB_ID, resolve_folder
 from flashu.checkpoints.weight_names import STEMS, find_weights
 from flashu.errors import InputError
@@ -41,9 +29,10 @@ from flashu.models.geometry import Showo2Config, unsuited_size
 from flashu.tokenizer import PromptTokenizer
 from jobs.dataset.keys import RUN
 from jobs.settings.config import ModelSection, RunConfig
-from jobs.settings.paths import local
+from manifests import DEMO
+from manifests.plan import Manifest
 
-SMALL_FILES = (CONFIG, f"vae/{CONFIG}", TOKENIZER, f"tokenizer/{TOKENIZER}")
+SMALL_FILES = (files.CONFIG, f"vae/{files.CONFIG}", files.TOKENIZER, f"tokenizer/{files.TOKENIZER}")
 S3 = "s3://"
 MANY, SOME = 10_000, 100  # objects of an s3:// checkpoint that are looked at
 FORMS = "give a folder, a hub id (OWNER/NAME) or an s3:// folder"
@@ -103,11 +92,11 @@ def small_files(path: str, s3: S3Options, scratch: Path) -> Path:
     Where these hold no tokenizer, with the files of one in another layout.
     """
     if not path.startswith(S3):
-        return resolve_folder(path, (*SMALL_FILES, *TOKENIZER_FILES))
+        return resolve_folder(path, (*SMALL_FILES, *files.TOKENIZER_FILES))
     storage = open_storage(path, s3)
     _copy(storage, SMALL_FILES, scratch)
-    if find_tokenizer(scratch) is None:
-        _copy(storage, TOKENIZER_FILES, scratch)
+    if files.find_tokenizer(scratch) is None:
+        _copy(storage, files.TOKENIZER_FILES, scratch)
     return scratch
 
 
@@ -162,14 +151,14 @@ class _InputChecks:
             if vae:
                 self.at("model.vae", vae, self.vae)
             elif found and not self._has_vae_in_s3(model.path):
-                beside = vae_beside(found[0])
+                beside = files.vae_beside(found[0])
                 name = "model.vae is not set, and the model has none beside it"
                 self.at(name if isinstance(beside, str) else "model.path", str(beside), self.vae)
             if tokenizer:
                 self.at("model.tokenizer", tokenizer, self.tokenizer)
             elif found:
                 try:
-                    beside = tokenizer_beside(*found)
+                    beside = files.tokenizer_beside(*found)
                 except InputError:
                     raise InputError(
                         f"{model.path} has no tokenizer, and names none; set model.tokenizer ({FORMS})"
@@ -181,17 +170,17 @@ class _InputChecks:
     def model(self, path: str, scratch: Path, variant: str | None) -> tuple[Path, Showo2Config]:
         """A folder with the checkpoint's small files, and its config."""
         if path.startswith(S3):
-            self._require(path, [CONFIG])
+            self._require(path, [files.CONFIG])
             find_weights(self._names(path), path, variant)
         folder = small_files(path, self.s3, scratch)
-        if not (folder / CONFIG).exists():
-            raise InputError(f"{path} has no {CONFIG}; it is not a Show-o2 checkpoint folder")
+        if not (folder / files.CONFIG).exists():
+            raise InputError(f"{path} has no {files.CONFIG}; it is not a Show-o2 checkpoint folder")
         try:
-            network = read_config(folder / CONFIG)
+            network = read_config(folder / files.CONFIG)
         except InputError as error:
             raise type(error)(str(error).replace(str(scratch), path.rstrip("/"))) from None
         if _is_local(path):
-            weight_files(folder, variant)
+            files.weight_files(folder, variant)
         return folder, network
 
     def scores(self, path: str) -> None:
@@ -208,28 +197,28 @@ class _InputChecks:
 
     def vae(self, path: str) -> None:
         if path.startswith(S3):
-            if not self._exists(path, RELEASED_VAE) and not self._is_object(path):
+            if not self._exists(path, files.RELEASED_VAE) and not self._is_object(path):
                 find_weights(self._names(path), path)
-        elif path != EMBEDDED and not _is_file(path):
-            folder = resolve_folder(path, [CONFIG])
+        elif path != files.EMBEDDED and not _is_file(path):
+            folder = resolve_folder(path, [files.CONFIG])
             if _is_local(path):
-                vae_files(folder)
+                files.vae_files(folder)
 
     def tokenizer(self, path: str) -> None:
         if path.startswith(S3):
-            if not any(all(self._exists(path, name) for name in names) for names in TOKENIZER_LAYOUTS):
-                names = [TOKENIZER, f"tokenizer/{TOKENIZER}"]
-                self._require(path, names, or_itself=path.endswith(f"/{TOKENIZER}"))
+            if not any(all(self._exists(path, name) for name in names) for names in files.TOKENIZER_LAYOUTS):
+                names = [files.TOKENIZER, f"tokenizer/{files.TOKENIZER}"]
+                self._require(path, names, or_itself=path.endswith(f"/{files.TOKENIZER}"))
             return
-        if Path(path).name == TOKENIZER:
+        if Path(path).name == files.TOKENIZER:
             self.file(path)
         PromptTokenizer.from_pretrained(path)
 
     def transformers_folder(self, path: str) -> None:
         if path.startswith(S3):
-            self._require(path, [CONFIG])
-        elif not (resolve_folder(path, [CONFIG]) / CONFIG).exists():
-            raise InputError(f"{path} has no {CONFIG}; it is no checkpoint of transformers")
+            self._require(path, [files.CONFIG])
+        elif not (resolve_folder(path, [files.CONFIG]) / files.CONFIG).exists():
+            raise InputError(f"{path} has no {files.CONFIG}; it is no checkpoint of transformers")
 
     def file(self, path: str) -> None:
         if path.startswith(S3):
@@ -250,7 +239,7 @@ class _InputChecks:
         """Whether there is one beside an s3:// model, of which `small_files` need not have a copy."""
         if not path.startswith(S3):
             return False
-        return self._exists(path, RELEASED_VAE) or bool(self._names(f"{path.rstrip('/')}/vae"))
+        return self._exists(path, files.RELEASED_VAE) or bool(self._names(f"{path.rstrip('/')}/vae"))
 
     def _is_object(self, path: str) -> bool:
         parent, _, name = path.rstrip("/").rpartition("/")
@@ -273,12 +262,49 @@ class _InputChecks:
 
 def _is_local(path: str) -> bool:
     """Whether it is the path of something on this machine."""
-    return path == EMBEDDED or local(path) is not None
+    return path == files.EMBEDDED or local(path) is not None
 
 
 def _is_file(path: str) -> bool:
-    return _is_local(path) and path != EMBEDDED and Path(path).expanduser().is_file()
+    return _is_local(path) and path != files.EMBEDDED and Path(path).expanduser().is_file()
 
 
 def _is_hub_id(path: str) -> bool:
     return HUB_ID.fullmatch(path) is not None and not path.startswith(".")
+
+
+def local(path: str) -> Path | None:
+    """The path, if there is something there on this machine."""
+    try:
+        found = None if "://" in path else Path(path).expanduser()
+        return found if found and found.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a path; no such home; a null character
+        return None
+
+
+def absolute(path: str | None) -> str | None:
+    """A path that means something here, made absolute; anything else as it is."""
+    return os.path.abspath(local(path)) if path and local(path) else path
+
+
+def absolute_model(model: Mapping[str, Any]) -> ModelSection:
+    """The model section of a config, or of a run.json, likewise."""
+    return ModelSection(**model | {name: absolute(model[name]) for name in ("path", "vae", "tokenizer")})
+
+
+def open_manifest(config: RunConfig) -> Manifest:
+    """The run's prompts. Raises `ManifestError`."""
+    return Manifest.open(
+        str(DEMO) if config.manifest.path == "demo" else config.manifest.path,
+        shard_size=config.manifest.shard_size,
+        limit=config.manifest.limit,
+        columns=config.manifest.columns,
+        endpoint_url=config.storage.endpoint_url,
+        region=config.storage.region,
+    )
+
+
+def prompts_of(manifest: Manifest) -> Iterator[str]:
+    """The prompts in order, those that are empty aside."""
+    for _, rows in manifest.batches(["prompt"]):
+        yield from filter(None, rows["prompt"].to_pylist())

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from jobs.dataset.keys import json_value
 from jobs.metrics.bins import Range
 from jobs.metrics.pixels import METRICS, NEAR_DUPLICATE_BITS, SCORES
 from jobs.statistics.mergeable import Distribution, Timeline, first_of, fold
+from manifests.errors import shortened
 
 VERSION = 1
 FOOTER_KEY = b"flashu.statistics"  # in the key-value metadata of a shard's Parquet file
@@ -111,14 +113,12 @@ class RunStatistics:
             timeline=Timeline.of(len(records), work["started_at"], work["finished_at"]),
             seconds=Distribution.of((record["seconds"] for record in records), SECONDS),
             quality=_distributions(qualities),
+            failure_kinds=Counter(error_kind(failure["error"]) for failure in failures),
             failures=[_failure(failure) for failure in failures],
             slowest=[image for image in images if image["seconds"] is not None],
             broken_images=[image for image in images if image["quality"].get("broken")],
             sample=images,
         )
-        for failure in failures:
-            kind = error_kind(failure["error"])
-            statistics.failure_kinds[kind] = statistics.failure_kinds.get(kind, 0) + 1
         seconds = {stage: float(work[key]) for stage, key in STAGES.items()}
         statistics.workers[work["worker"]] = WorkerStatistics(
             work["node"],
@@ -142,8 +142,7 @@ class RunStatistics:
         self.seconds.merge(other.seconds)
         for name, distribution in other.quality.items():
             self.quality.setdefault(name, Distribution(distribution.range)).merge(distribution)
-        for kind, count in other.failure_kinds.items():
-            self.failure_kinds[kind] = self.failure_kinds.get(kind, 0) + count
+        self.failure_kinds = Counter(self.failure_kinds) + Counter(other.failure_kinds)
         for name in ("failures", "slowest", "broken_images", "sample"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self._shorten()
@@ -254,28 +253,19 @@ def _image(shard: int, index: int, record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "shard": shard,
         "row": index,
-        "prompt_id": _shortened(record["prompt_id"]),
-        "prompt": _shortened(record["prompt"]),
+        "prompt_id": shortened(record["prompt_id"], MAX_CARRIED_TEXT),
+        "prompt": shortened(record["prompt"], MAX_CARRIED_TEXT),
         "image_index": record["image_index"],
         "file_name": record["file_name"],
         "seed": record["seed"],
-        "seconds": _finite(record["seconds"]),
-        "quality": {name: _finite(value) for name, value in _qualities([record])[0].items()},
+        "seconds": json_value(record["seconds"]),
+        "quality": json_value(_qualities([record])[0]),
         "lot": blake2b(name, digest_size=8).hexdigest(),
     }
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= MAX_CARRIED_TEXT else text[: MAX_CARRIED_TEXT - 1] + "…"
-
-
-def _finite(value: Any) -> Any:
-    """None for the numbers that JSON has no word for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _failure(failure: Mapping[str, Any]) -> dict[str, Any]:
-    texts = {name: _shortened(failure[name] or "") for name in ("prompt_id", "prompt", "error")}
+    texts = {name: shortened(failure[name] or "", MAX_CARRIED_TEXT) for name in ("prompt_id", "prompt", "error")}
     return {"shard": failure["shard"], "row": failure["row"], **texts}
 
 

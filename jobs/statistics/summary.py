@@ -9,9 +9,9 @@ from typing import Any
 
 from cluster.storage import NotFound, Storage
 from jobs.dataset.keys import json_file
+from jobs.statistics.collect import ShardSet
 from jobs.statistics.mergeable import Distribution
 from jobs.statistics.run import RunStatistics
-from jobs.statistics.shard_set import ShardSet
 
 VERSION = 1
 SUMMARY = "summary.json"

@@ -1,22 +1,33 @@
-"""The model on a worker: fetched, loaded and accelerated as the config says, alike on every worker of a run."""
+"""The model on a worker: fetched, loaded and accelerated as the config says, alike on every worker of a run; and the
+scores that FlashU prunes by on all of them: given, or measured once, into the run's folder.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
 
 from cluster.checkpoint_cache import local_copy
 from cluster.node_cache import cache_folder
 from cluster.storage import S3Options, Storage
 from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.wanda import WandaScores
+from flashu.calibration import calibrate
 from flashu.config import FlashUConfig
 from flashu.fingerprint import fingerprint
 from flashu.patch import apply_flashu_patch
 from flashu.pipeline import TextToImagePipeline
-from jobs.settings.acceleration import OFF
+from flashu.probe import PROMPTS
+from jobs.dataset.keys import SCORES
+from jobs.settings.acceleration import CALIBRATIONS, OFF, RELEASE, TRAJECTORIES
 from jobs.settings.config import FlashUSection, ModelSection
-from jobs.worker.scores import digest, shared_scores
 from jobs.worker.warm_up import keep_compiled_code
 
 
@@ -71,3 +82,31 @@ def load(
             identity += f", scores {digest(scores)[:16]}"
         apply_flashu_patch(pipe.model, settings, scores=scores, tokenizer=pipe.tokenizer)
     return WorkerModel(pipe, own, dtype, identity)
+
+
+def shared_scores(
+    pipe: TextToImagePipeline, run: Storage, calibration: str | None, first_prompt: Callable[[], str] | None
+) -> WandaScores:
+    """Those in the run's folder, measured by the first worker that asks; `calibration` is how, as the setting has it.
+
+    `first_prompt` is the run's, which calibration as the release does it goes by.
+    """
+    key = hashlib.sha256(f"{os.getuid()} {run.url}".encode()).hexdigest()[:20]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"flashu-scores-{key}.lock")  # one worker of a node measures
+    with tempfile.TemporaryDirectory() as scratch, lock:
+        file = Path(scratch) / SCORES
+        if not run.exists(SCORES):
+            method = CALIBRATIONS[calibration or TRAJECTORIES]
+            prompts = [first_prompt()] if calibration == RELEASE else PROMPTS
+            calibrate(pipe.model, prompts, tokenizer=pipe.tokenizer, method=method).save(file)
+            run.put_new(SCORES, file.read_bytes())  # another node may have been faster: its scores count
+        file.write_bytes(run.get(SCORES))
+        return WandaScores.load(file)
+
+
+def digest(scores: WandaScores) -> str:
+    """SHA-256 over what is pruned by."""
+    sha256 = hashlib.sha256()
+    for tensor in (*scores.ffn, *scores.attention):
+        sha256.update(tensor.to(torch.float32).numpy().tobytes())
+    return sha256.hexdigest()

@@ -23,14 +23,13 @@ from cluster.work import Lease, Place, SetupError, ShardWork, Times
 from flashu.config import FlashUConfig
 from flashu.errors import InputError, OutOfMemoryError
 from flashu.pending import PendingPictures
-from jobs.dataset.encoding import ImageEncoder
 from jobs.dataset.formats import FORMATS
+from jobs.dataset.images import ImageEncoder
 from jobs.dataset.keys import RUN, failures_key, metadata_key
 from jobs.dataset.records import FAILURE, EncodedImage, file_name, metadata_schema, parquet_file, record_schema
 from jobs.metrics.pixels import METRICS, measure
 from jobs.settings.acceleration import OFF
-from jobs.settings.config import RunConfig
-from jobs.settings.image_size import parse_size
+from jobs.settings.config import RunConfig, parse_size
 from jobs.statistics.run import FOOTER_KEY, RunStatistics
 from jobs.worker.batches import ImageRequest, batches_of, requests_of
 from jobs.worker.equipment import set_up

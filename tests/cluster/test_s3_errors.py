@@ -9,7 +9,7 @@ from botocore.config import Config
 from pyarrow import fs
 
 from cluster.s3_errors import S3_ERRORS, is_missing, is_passing, reason
-from manifests.file_errors import reason_of
+from manifests.files import reason_of
 from manifests.s3_errors import MEANINGS, MISSING
 from tests.s3_server import DROP, Answer, FaultProxy, set_s3_environment
 

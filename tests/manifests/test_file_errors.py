@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from manifests.errors import ManifestError, UnreachableError
-from manifests.file_errors import plain_errors
+from manifests.files import plain_errors
 
 NETWORK = "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode:"
 

@@ -18,7 +18,7 @@ from shapes.bench import items, to_csv
 
 from flashu import TextToImagePipeline
 from jobs.scoring.benchmark import BenchmarkConfig
-from jobs.scoring.geneval_arms import GenevalConfig
+from jobs.scoring.geneval import GenevalConfig
 from jobs.scoring.understanding import UnderstandingConfig
 from jobs.settings.config import RunConfig
 from jobs.settings.config_text import settings_of

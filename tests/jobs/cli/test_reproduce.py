@@ -15,11 +15,10 @@ from cluster.storage import S3Options
 from flashu import InputError, TextToImagePipeline
 from flashu.calibration import calibrate
 from flashu.config import flashu_preset
-from jobs.scoring.geneval_arms import read_scores
-from jobs.scoring.published import FIGURES, MODELS, UNLIKE
+from jobs.scoring.geneval import read_scores
+from jobs.scoring.published import FIGURES, MODELS, UNLIKE, released_settings
 from jobs.scoring.understanding import _agree, read_questions
 from jobs.settings.config import FlashUSection, ModelSection, built_in_configs
-from jobs.settings.released import released_settings
 from jobs.worker.model import load
 from manifests.errors import ManifestError
 from tests import fakes

@@ -12,8 +12,8 @@ from PIL import Image
 
 from cluster.open_storage import open_storage
 from flashu.errors import InputError
-from jobs.dataset.encoding import ImageEncoder
 from jobs.dataset.formats import FORMATS
+from jobs.dataset.images import ImageEncoder
 from jobs.dataset.records import EncodedImage, file_name, record_schema
 
 CARRIED = [

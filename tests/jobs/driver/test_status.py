@@ -11,9 +11,8 @@ from cluster.local_storage import LocalStorage
 from jobs.dataset.keys import metadata_key
 from jobs.driver.progress import Progress, ProgressUpdate
 from jobs.driver.status import describe_run, rebuild_report
-from jobs.statistics.collect import collect_statistics
+from jobs.statistics.collect import ShardSet, collect_statistics
 from jobs.statistics.run import RunStatistics
-from jobs.statistics.shard_set import ShardSet
 from jobs.statistics.summary import write_summary
 from tests.command import flashu
 from tests.jobs.synthetic_run import make_run

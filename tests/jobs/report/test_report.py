@@ -23,7 +23,7 @@ from jobs.dataset.records import ATTEMPT, RECORD, EncodedImage, file_name, metad
 from jobs.metrics.pixels import METRICS, measure
 from jobs.report.builder import write_report
 from jobs.report.dataset_card import COLUMNS
-from jobs.report.thumbnails import thumbnails
+from jobs.report.page import thumbnails
 from jobs.report.wording import number, seconds, size
 from jobs.statistics.collect import collect_statistics
 from jobs.statistics.run import FOOTER_KEY, RunStatistics

@@ -10,8 +10,7 @@ from cluster.open_storage import open_storage
 from flashu.errors import InputError
 from jobs.scoring.comparison import Arm, compare, format_comparison
 from jobs.scoring.questions import Item, Question
-from jobs.scoring.rules import BenchmarkScores
-from jobs.scoring.scored import OddAnswers, Scored
+from jobs.scoring.rules import BenchmarkScores, OddAnswers, Scored
 
 ITEMS = [
     Item(f"item{number}", "text", (Question(1, "?", (), "entity - whole"), Question(2, "?", (1,), "attribute - color")))

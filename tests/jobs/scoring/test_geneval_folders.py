@@ -17,7 +17,7 @@ from jobs.dataset.formats import FORMATS
 from jobs.driver.prepare import prepare
 from jobs.driver.run import generation_work
 from jobs.settings.config import read_config
-from manifests.importers.geneval import build_geneval
+from manifests.importers import build_geneval
 from tests.command import assert_refused, contents, flashu
 
 LINES = [

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from manifests.errors import ManifestError
-from manifests.importers.dpg import build_dpg
+from manifests.importers import build_dpg
 from manifests.plan import Manifest
 
 PROMPTS = {"whoops3": "A fox, reading.", "countbench27": "Seven bottles.", "partiprompts0": "An owl 🦉"}

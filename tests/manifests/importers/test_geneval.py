@@ -5,7 +5,7 @@ import json
 import pytest
 
 from manifests.errors import ManifestError
-from manifests.importers.geneval import build_geneval
+from manifests.importers import build_geneval
 from manifests.plan import Manifest
 from tests.command import assert_refused, flashu
 

@@ -1,20 +1,25 @@
-"""The commands about DPG-Bench: `flashu dpg CONFIG`, which does all of it, `flashu dpg score`, `flashu dpg export`."""
+"""The commands about DPG-Bench (`flashu dpg CONFIG`, which does all of it, `flashu dpg score`, `flashu dpg export`) and
+about GenEval (`flashu geneval export`), and what commands about benchmarks print."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from flashu.errors import InputError
 from jobs.cli.options import EndpointOption, OverridesArgument, PathStyleOption, RegionOption, RunArgument, open_run
-from jobs.cli.printing import print_settings
+from jobs.scoring import published
 from jobs.settings.config import check_no_credentials, flat, read_config
 
 DEMO_PROMPTS = 5
+SHOWN = 10  # of what is missing
+
+FolderArgument = Annotated[Path, typer.Argument(help="The folder to write.", metavar="DIR")]
 
 
 class _WithDefault(TyperGroup):
@@ -26,7 +31,7 @@ class _WithDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
+dpg = typer.Typer(
     cls=_WithDefault,
     no_args_is_help=True,
     help="""DPG-Bench. `flashu dpg CONFIG`, short for `flashu dpg compare CONFIG`, makes and scores both arms.
@@ -36,9 +41,10 @@ app = typer.Typer(
         flashu dpg --demo
     """,
 )
+geneval = typer.Typer(no_args_is_help=True, help="Hand runs to GenEval's own evaluator.")
 
 
-@app.command()
+@dpg.command()
 def compare(
     config: Annotated[
         str | None, typer.Argument(help="A YAML file, or a built-in config such as show-o2-1.5b.", metavar="CONFIG")
@@ -65,11 +71,10 @@ def compare(
         raise InputError("give a config, or settings such as questions=dpg_bench.csv, or --demo")
     from jobs.scoring.arms import check_arms, describe_arms, resolved
     from jobs.scoring.benchmark import BenchmarkConfig, a_demo_of, run_benchmark
-    from jobs.settings.released import released_settings_of
 
     settings = read_config(config, overrides, BenchmarkConfig)
     settings = a_demo_of(settings, DEMO_PROMPTS) if demo else settings
-    released = released_settings_of(config)
+    released = published.released_settings_of(config)
 
     def announce() -> None:
         if released:
@@ -86,7 +91,7 @@ def compare(
     sys.exit(code)
 
 
-@app.command()
+@dpg.command()
 def score(
     run: RunArgument,
     questions: Annotated[str, typer.Option(help="The question file, in the format of dpg_bench.csv; local or s3://.")],
@@ -106,24 +111,60 @@ def score(
     """
     config = read_config(None, overrides or ())
     check_no_credentials(config)
+    from jobs.scoring.rules import format_scores
     from jobs.scoring.score import score_run
-    from jobs.scoring.scored import format_scores
 
     scored, code = score_run(run, questions, vqa, config, typer.echo)
     typer.echo(f"\n{format_scores(scored)}")
     sys.exit(code)
 
 
-@app.command()
-def export(
+@dpg.command("export")
+def export_grids(
     run: RunArgument,
-    destination: Annotated[Path, typer.Argument(help="The folder to write.", metavar="DIR")],
+    destination: FolderArgument,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     path_style: PathStyleOption = False,
 ) -> None:
     """Write a run's images as the 2x2 grids that DPG-Bench's own script reads."""
-    from jobs.scoring.dpg_grids import export_grids
+    from jobs.scoring import dpg_grids
 
-    written, side = export_grids(open_run(run, endpoint_url, region, path_style), destination)
+    written, side = dpg_grids.export_grids(open_run(run, endpoint_url, region, path_style), destination)
     typer.echo(f"{destination}: {written} grids. Score them with the official script and --resolution {side}")
+
+
+@geneval.command("export")
+def export_images(
+    run: RunArgument,
+    destination: FolderArgument,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    path_style: PathStyleOption = False,
+) -> None:
+    """Write a run's images as GenEval's own evaluator reads them. Exits with 1 if some are missing."""
+    from jobs.scoring import geneval as folders
+    from manifests.importers import IMAGES
+
+    done = folders.export_images(open_run(run, endpoint_url, region, path_style), destination)
+    typer.echo(f"{destination}: {done.images:,} images of {done.prompts:,} prompts")
+    if done.images:
+        typer.echo(f"Score them with GenEval's own script: python evaluation/evaluate_images.py {destination}")
+    if done.each != IMAGES:
+        typer.echo(f"The official benchmark has {IMAGES} images of each prompt, this run {done.each}.")
+    print_missing(done.missing)
+    sys.exit(1 if done.missing else 0)
+
+
+def print_settings(released: list[published.ReleasedSetting], settings: Mapping[str, Any], arms: str) -> None:
+    """The settings that a release sets, where it does, and what each arm does, where there are arms."""
+    typer.echo("\n".join(published.table(released, settings)))
+    typer.echo(f"\n{arms}\n" if arms else "")
+
+
+def print_missing(missing: list[str]) -> None:
+    """The first of what an export left out."""
+    for what in missing[:SHOWN]:
+        typer.echo(f"Missing: {what}", err=True)
+    if len(missing) > SHOWN:
+        typer.echo(f"Missing: {len(missing) - SHOWN:,} more", err=True)

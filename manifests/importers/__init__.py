@@ -1,1 +1,0 @@
-"""Benchmarks' own prompt files as manifests."""
