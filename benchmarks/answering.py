@@ -27,6 +27,7 @@ import torch
 from generate import MODELS
 from hardware import describe
 from quality_measures import QUESTIONS, answers_right
+from random_weights import random_model
 from shapes.captions import yes_no
 from shapes.render import render
 from shapes.scenes import random_scene
@@ -40,7 +41,6 @@ from flashu.devices import resolve_device, resolve_dtype
 from flashu.flops import FRAME_TOKENS, count_answer
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN
-from flashu.models.random_weights import random_model
 from flashu.patch import apply_flashu_patch
 from flashu.pictures import picture_latents
 from flashu.pipeline import TextToImagePipeline

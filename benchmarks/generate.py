@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from hardware import describe
+from random_weights import random_model
 
 from flashu import sampler
 from flashu.acceleration.applied import Acceleration, remove_flashu_patch
@@ -43,7 +44,6 @@ from flashu.models.geometry import (
     parse_size,
 )
 from flashu.models.presets import PRESETS, VAE_PRESETS
-from flashu.models.random_weights import random_model
 from flashu.patch import apply_flashu_patch
 
 # Between the embedded model and 1.5B, in the proportions of the latter, and large enough for arithmetic to dominate.

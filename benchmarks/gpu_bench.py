@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from random_weights import random_model
 from release_vae import ReleaseVae
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -16,7 +17,6 @@ from flashu.acceleration.wanda import WandaScores
 from flashu.config import FlashUConfig
 from flashu.models import PromptTokenizer, Showo2Qwen2_5, WanImageVAE
 from flashu.models.geometry import PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
-from flashu.models.random_weights import random_model
 from flashu.tokenizer import BOI, BOS, EOI, EOS, IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from random_weights import random_model
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import HeadGeometry, LlmGeometry, Showo2Config, VisionGeometry
-from flashu.models.random_weights import random_model
 from flashu.tokenizer import PromptTokenizer
 
 GOLDEN_VAE = Path(__file__).parent / "golden" / "vae_tiny" / "weights.safetensors"

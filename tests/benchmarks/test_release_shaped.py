@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_weights import random_model
 from release_modules import Batch
 from release_shaped import ReleaseShaped, layers_to_skip
 from release_vae import ReleaseVae
@@ -17,7 +18,6 @@ from flashu.flops import count_image
 from flashu.models import WanImageVAE
 from flashu.models.geometry import HeadGeometry, LlmGeometry, Showo2Config, VisionGeometry
 from flashu.models.presets import PRESETS, VAE_PRESETS
-from flashu.models.random_weights import random_model
 from flashu.probe import stock_plan
 from tests.bounds import EVALUATION, TRAJECTORY
 from tests.reference import GoldenModel, load_vae, relative_error

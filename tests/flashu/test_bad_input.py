@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from random_weights import random_model
 
 from flashu import InputError, OutOfMemoryError, Showo2Qwen2_5, TextToImagePipeline
 from flashu.models import WanImageVAE
-from flashu.models.random_weights import random_model
 from flashu.tokenizer import PromptTokenizer
 from tests import fakes
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import save_torch_state_dict
+from random_weights import random_model
 
 from flashu import CheckpointError, InputError, Showo2Qwen2_5, TextToImagePipeline
 from flashu.checkpoints import configs, weights
 from flashu.models import WanImageVAE
 from flashu.models.geometry import LlmGeometry
 from flashu.models.presets import PRESETS
-from flashu.models.random_weights import random_model
 from tests import fakes
 
 EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"

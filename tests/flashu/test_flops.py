@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from random_weights import random_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,7 +14,6 @@ from flashu.acceleration.plan import make_plan
 from flashu.fingerprint import fingerprint
 from flashu.flops import count_image
 from flashu.models.presets import PRESETS, VAE_PRESETS
-from flashu.models.random_weights import random_model
 
 EIGHT = replace(FLASHU_PRESETS["off"], num_inference_steps=8)
 SETTINGS = FlashUConfig(r_p=0.3, r_LS=0.3, T_LS=3, T_cache=2, tau=2, schedule=[(2, 3.0), (2, 1.0), (4, 6.0)])

@@ -5,13 +5,13 @@ from functools import partial
 
 import pytest
 import torch
+from random_weights import random_model
 
 from flashu import FlashUConfig, apply_flashu_patch, remove_flashu_patch
 from flashu.models import Showo2Qwen2_5
 from flashu.models.blocks import Blocks
 from flashu.models.joined import Joined
 from flashu.models.presets import PRESETS
-from flashu.models.random_weights import random_model
 from flashu.pipeline import TextToImagePipeline
 from tests.bounds import EVALUATION, SUM, TRAJECTORY
 from tests.reference import relative_error

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from random_weights import random_model
 
 from flashu import (
     FLASHU_PRESETS,
@@ -24,7 +25,6 @@ from flashu.fingerprint import fingerprint
 from flashu.models.blocks import Blocks
 from flashu.models.presets import PRESETS
 from flashu.models.qwen2 import Subnetwork
-from flashu.models.random_weights import random_model
 from tests.bounds import EVALUATION, LEVEL, TRAJECTORY
 from tests.reference import relative_error
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from random_weights import random_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashu.models import WanImageVAE
 from flashu.models.presets import VAE_PRESETS
-from flashu.models.random_weights import random_model
 from tests.bounds import EVALUATION
 from tests.reference import relative_error
 

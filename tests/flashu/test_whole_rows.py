@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from random_weights import random_model
 
 from flashu.acceleration.layer_skipping import importance
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import HeadGeometry, LlmGeometry, Showo2Config, VisionGeometry
-from flashu.models.random_weights import random_model
 from tests.bounds import EVALUATION
 from tests.reference import relative_error
 

@@ -1,4 +1,4 @@
-"""Seeded random weights: for the embedded default, for benchmarks and for tests, at any geometry."""
+"""Seeded random weights, for benchmarks and for tests, at any geometry."""
 
 from __future__ import annotations
 
