@@ -1,4 +1,5 @@
 """Whether what a run loads is there: model, VAE, tokenizer, scores, CLIP checkpoint. Looked at before Ray is started.
+And how workers take such paths, which run in another folder; and the manifest that the settings name.
 
 With Ray on this machine, what is not here is an error. A cluster's nodes may have what this machine has not (a disk of
 their own, a way to the hub), so there it is a warning, and the first worker finds out. Torch is not imported, and no

@@ -1,4 +1,5 @@
-"""A shard's rows to batches of images: what to make of each row, and what is made together.
+"""A shard's rows to batches of images: what to make of each row, and what is made together; and batches begun on the
+device, looked at by what scores them, and waited for.
 
 The batches of a shard follow from its rows and the batch size alone, so that every attempt makes the same ones: images
 of one prompt in two different batches are alike to rounding only.
