@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --preset show-o2-7b --batch-size 1 4 16 --json 7b.json
     python benchmarks/gpu.py --device cpu --preset embedded --budget-s 60     # tries the script out
 
-Weights are random. It needs torch, transformers, pillow and what these bring, no download and no cluster; say
+Weights are random. It needs torch, transformers, einops, pillow and what these bring, no download and no cluster; say
 `PYTHONPATH=.` where `flashu` is not installed. Measured are, in this order and as far as `--budget-s` goes:
 
     cold      building the model, calibrating on a few prompts, patching, compiling from nothing, the first image

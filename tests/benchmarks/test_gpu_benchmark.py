@@ -13,7 +13,7 @@ from gpu_arms import ARMS, BASELINES, MAIN
 ON_CPU = [name for name, arm in ARMS.items() if "cpu" in arm.by_default]
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TRY_OUT = ("--device", "cpu", "--preset", "embedded")
-# What a machine has that has torch and transformers, and no more.
+# What a machine has that has torch, transformers and einops, and no more.
 WITHOUT = """
 import runpy, sys
 for name in ("boto3", "diffusers", "jinja2", "omegaconf", "pyarrow", "ray", "rich", "typer"):
