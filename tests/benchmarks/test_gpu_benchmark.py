@@ -34,7 +34,7 @@ def run(*arguments):
 def measured(tmp_path_factory):
     """One image at a time; how the best number is searched for is in test_gpu_series.py."""
     file = tmp_path_factory.mktemp("gpu") / "result.json"
-    done = run(*TRY_OUT, "--budget-s", 150, "--repeats", 1, "--batch-size", 1, "--natural-prompts", 4, "--json", file)
+    done = run(*TRY_OUT, "--budget-s", 150, "--repeats", 1, "--batch-size", 1, "--natural-prompts", 2, "--json", file)
     assert done.returncode == 0, done.stderr
     return json.loads(file.read_text()), done.stdout
 
@@ -44,7 +44,7 @@ def test_every_arm_is_measured(measured):
     runs = {run["arm"]: run for run in result["runs"]}
     assert list(runs) == ON_CPU
     assert {run["batch_size"] for run in result["runs"]} == {1}
-    assert len(runs["ours-flashu-natural"]["seconds_of_runs"]) == 4, "every one of the four prompts once"
+    assert len(runs["ours-flashu-natural"]["seconds_of_runs"]) == 2, "either of the two prompts once"
     assert result["left_out"] == []
 
 

@@ -18,6 +18,7 @@ import pytest
 from cluster.open_storage import open_storage
 from cluster.storage import S3Options
 from jobs.dataset.keys import FAILURES, METADATA, shards_with
+from tests.command import flashu
 from tests.conftest import LIGHT
 from tests.s3_server import (  # noqa: F401 - fixtures
     DROP,
@@ -77,9 +78,13 @@ def ray_cluster():
         cluster.shutdown()
 
 
+def settings(manifest, output, *more):
+    return [*SETTINGS, f"manifest.path={manifest}", f"output.path={output}", *more]
+
+
 def start(manifest, output, log, *more):
-    arguments = [*SETTINGS, f"manifest.path={manifest}", f"output.path={output}", *more]
-    command = [sys.executable, "-m", "tests.jobs.driver.chaos_run", *arguments]
+    """In a process of its own, which may be killed."""
+    command = [sys.executable, "-m", "tests.jobs.driver.chaos_run", *settings(manifest, output, *more)]
     return subprocess.Popen(command, cwd=ROOT, stdout=log.open("a"), stderr=subprocess.STDOUT)
 
 
@@ -135,12 +140,16 @@ def test_a_run_that_loses_everything_ends_with_the_images_of_a_quiet_one(
     chaos.mkdir()
     monkeypatch.setenv("CHAOS", str(chaos))
     events, hung = chaos / "starts", chaos / "hung"
+    from tests.jobs.driver.chaos_run import ChaosWork  # which wants to know its folder
+
+    monkeypatch.setattr("jobs.driver.run.GenerationWork", ChaosWork)
     with ray_cluster() as cluster:
         # A quiet run, to this machine's disk. No prompt hangs in it; the one that raises does.
         (chaos / "seconds").write_text("0")
         hung.touch()
         place, quiet = f"cluster.address={cluster.address}", open_storage(str(tmp_path / "quiet"))
-        assert start(manifest, quiet.url, tmp_path / "quiet.log", place, "cluster.workers=1").wait(300) == 1
+        done = flashu("run", *settings(manifest, quiet.url, place, "cluster.workers=1"))
+        assert done.code == 1, done
         expected = images_of(quiet)
         assert len(expected) == PROMPTS + PROMPTS // 10 - 1
         assert set(starts(events).values()) == {1}
@@ -163,7 +172,8 @@ def test_a_run_that_loses_everything_ends_with_the_images_of_a_quiet_one(
         before, killed_at = committed(storage), time.time()
         assert 2 <= len(before) < PROMPTS // SHARD
 
-        assert start(manifest, storage.url, log, *more).wait(300) == 1, log.read_text()
+        again = flashu("run", *settings(manifest, storage.url, *more))
+        assert again.code == 1, again
 
     assert images_of(storage) == expected, "every good prompt has its images, byte for byte"
     failures = [
@@ -175,10 +185,11 @@ def test_a_run_that_loses_everything_ends_with_the_images_of_a_quiet_one(
         (f"p{RAISES:03d}", "ArithmeticError: this prompt cannot be drawn")
     ]
     assert not before & starts(events, since=killed_at).keys(), "what was committed was not made again"
-    again = sum(starts(events).values()) - PROMPTS // SHARD
-    assert again <= 2 * lost, "each loss costs the leases in flight: one running and one being written"
-    assert f"Failed: row {RAISES}" in log.read_text()
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in log.read_text()
+    extra = sum(starts(events).values()) - PROMPTS // SHARD
+    assert extra <= 2 * lost, "each loss costs the leases in flight: one running and one being written"
+    told = log.read_text() + again.out + again.err
+    assert f"Failed: row {RAISES}" in told
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in told
 
 
 def disturb(cluster, storage, proxy):

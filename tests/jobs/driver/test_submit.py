@@ -99,7 +99,7 @@ def test_a_run_submitted_to_a_cluster_writes_the_same_images_to_s3_and_to_disk(d
     s3 = (f"storage.endpoint_url={bucket.endpoint_url}", "storage.path_style=true")
     text = call(
         BIN / "flashu", "submit", "default", *QUICK, *s3, f"manifest.path={manifest}", f"output.path={output}",
-        "--address", dashboard, without=[MODE],
+        "cluster.workers=1", "--address", dashboard, without=[MODE],
     )  # fmt: skip
     assert "complete: 13 images, 0 failed prompts" in text, "the job's log is followed to its end"
     assert "Ray cluster of 2 nodes" in text
