@@ -1,19 +1,14 @@
-"""Workers for a job's shards, as its config asks for them, on the Ray that is joined or started for it; and what asks
-them to stop.
-"""
+"""Workers for a job's shards, as its config asks for them, on the Ray that is joined or started for it."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 
 from cluster.pool import WorkerPool, capacity
 from cluster.pool_options import PoolOptions
 from cluster.session import Session, session
-from cluster.stop import Stop
 from cluster.work import ShardWork
 from flashu.errors import InputError
 from jobs.settings.config import AUTO, RunConfig
@@ -70,31 +65,3 @@ def _check_capacity(options: PoolOptions, where: Session, shards: int, note: Cal
     if not room and not where.joined:
         raise InputError(f"{text}; lower cluster.gpus_per_worker, or name a cluster with cluster.address")
     note(f"Warning: {text}; the others wait until nodes join")
-
-
-class StopSignals:
-    """While entered: the first Ctrl-C asks for a stop soon, a second one, or SIGTERM, for a stop now."""
-
-    def __init__(self, tell: Callable[[str], None]):
-        self.tell = tell
-        self.stop = Stop.NO
-        self.exit_code = 0  # 128 + the signal's number, by custom
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.exit_code = 128 + number
-        if number == signal.SIGINT and self.stop is Stop.NO:
-            self.stop = Stop.SOON
-            self.tell("Finishing the shards in flight. Ctrl-C again stops at once.")
-        elif self.stop is not Stop.NOW:
-            self.stop = Stop.NOW
-            self.tell("Stopping. What is committed stays; the same command goes on from there.")

@@ -17,9 +17,11 @@ from cluster.queue_actor import Snapshot
 from cluster.stop import Stop
 from cluster.storage import StorageError
 from jobs.dataset.keys import FAILURES, write_run
-from jobs.driver.pool import StopSignals, workers_for
+from jobs.driver.pool import workers_for
 from jobs.driver.prepare import PreparedRun, prepare
-from jobs.driver.progress import Progress, ProgressUpdate, Tracebacks, duration
+from jobs.driver.progress import Progress, ProgressUpdate, duration
+from jobs.driver.stop_signals import StopSignals
+from jobs.driver.tracebacks import Tracebacks
 from jobs.report.builder import write_report
 from jobs.settings.config import RunConfig
 from jobs.settings.inputs import absolute, absolute_model

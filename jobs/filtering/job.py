@@ -24,7 +24,7 @@ from cluster.storage import Storage, StorageError
 from flashu.errors import InputError
 from jobs.dataset.keys import FAILURES, METADATA, RUN, json_file, read_metadata, read_run, require_run, shards_with
 from jobs.dataset.reading import in_order
-from jobs.driver.pool import StopSignals
+from jobs.driver.stop_signals import StopSignals
 from jobs.filtering.choice import PHASH, Choice, Filter, Rules, choose
 from jobs.filtering.rewrite import MissingImage, Rewriter
 from jobs.report.builder import write_report

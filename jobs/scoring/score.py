@@ -29,8 +29,9 @@ from cluster.storage import NotFound, S3Options, Storage, StorageError
 from flashu.errors import InputError
 from jobs.dataset.keys import METADATA, json_file, metadata_key, require_run, shards_with
 from jobs.dataset.reading import read_each
-from jobs.driver.pool import StopSignals, workers_for
-from jobs.driver.progress import Tracebacks
+from jobs.driver.pool import workers_for
+from jobs.driver.stop_signals import StopSignals
+from jobs.driver.tracebacks import Tracebacks
 from jobs.scoring.answers import IMAGES_KEY, UNANSWERED_KEY, AnsweringWork, answers_key, images_digest
 from jobs.scoring.open_judge import absolute_name, check_judge, check_vqa, scores_folder
 from jobs.scoring.questions import Item, read_questions

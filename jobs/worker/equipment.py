@@ -25,8 +25,9 @@ from jobs.metrics.vqa import VqaScorer
 from jobs.settings.config import AUTO, RunConfig
 from jobs.settings.inputs import prompts_of
 from jobs.worker import warm_up
+from jobs.worker.batch_maker import BatchMaker, Scorer
 from jobs.worker.batch_size import choose_batch_size
-from jobs.worker.batches import BatchMaker, Defaults, Scorer
+from jobs.worker.batches import Defaults
 from jobs.worker.model import WorkerModel, load
 from manifests.plan import Manifest
 

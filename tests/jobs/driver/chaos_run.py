@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.cli.main import main
 from jobs.driver import run
-from jobs.worker.batches import BatchMaker
+from jobs.worker.batch_maker import BatchMaker
 from jobs.worker.shard import GenerationWork
 
 CHAOS = Path(os.environ["CHAOS"])

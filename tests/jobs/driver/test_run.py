@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from jobs.dataset.records import ATTEMPT
-from jobs.worker.batches import BatchMaker
+from jobs.worker.batch_maker import BatchMaker
 from jobs.worker.shard import GenerationWork
 from tests.command import Outcome, assert_refused, contents, flashu, names
 
