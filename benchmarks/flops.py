@@ -30,7 +30,7 @@ from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.plan import Plan, make_plan
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, flashu_preset
 from flashu.flops import ONCE, FlopCount, count_image, count_release, format_plan
-from flashu.models.geometry import parse_size
+from flashu.models.geometry import token_grid
 from flashu.models.presets import PRESETS, preset
 from flashu.tokenizer import PromptTokenizer
 
@@ -93,7 +93,7 @@ def count(
         if settings
         else make_plan(None, steps, options.guidance)
     )
-    grid = parse_size(options.size, config.native_grid)
+    grid = token_grid(options.size, config.native_grid)
     limit = config.max_text_tokens(math.prod(grid))
     prefixes, prompts = Counter([options.prefix]), {}
     if lengths:

@@ -41,7 +41,7 @@ from flashu.models.geometry import (
     Showo2Config,
     VaeGeometry,
     VisionGeometry,
-    parse_size,
+    token_grid,
 )
 from flashu.models.presets import PRESETS, VAE_PRESETS
 from flashu.patch import apply_flashu_patch
@@ -149,7 +149,7 @@ def main() -> None:
     try:
         device = resolve_device(options.device)
         config = MODELS[options.preset]
-        grid = parse_size(options.size, config.native_grid)
+        grid = token_grid(options.size, config.native_grid)
         arms = {"stock": None} | ({"joined": None} if options.joined else {})
         arms |= {options.flashu: flashu_preset(options.flashu)} if options.flashu else {}
         plans = {arm: plan_of(settings, config, options) for arm, settings in arms.items()}

@@ -51,7 +51,7 @@ from hardware import describe
 from flashu.acceleration.applied import Acceleration
 from flashu.config import FLASHU_PRESETS, flashu_preset
 from flashu.devices import DTYPES, resolve_device, resolve_dtype
-from flashu.models.geometry import parse_size
+from flashu.models.geometry import token_grid
 
 PARTS = ("cold", "ceilings", "speed", "split", "load")
 BATCH_SIZES = {"cuda": [1, 4, 8, 16, 32, 64], "cpu": [1, 2]}
@@ -197,7 +197,7 @@ def parse_options() -> argparse.Namespace:
         if options.device.type != "cuda" and (options.device.type, options.preset) != ("cpu", "embedded"):
             parser.exit(2, f"{parser.prog}: {options.preset} is measured on a CUDA device; {try_out}\n")
         options.dtype = resolve_dtype(options.dtype, options.device)
-        options.grid = parse_size(options.size, MODELS[options.preset].native_grid)
+        options.grid = token_grid(options.size, MODELS[options.preset].native_grid)
         Acceleration.of(flashu_preset(options.flashu), MODELS[options.preset].llm)
     except ValueError as error:
         parser.error(str(error))

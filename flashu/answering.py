@@ -155,7 +155,7 @@ class ImageAnswerer:
     ) -> list[list[Any]]:
         """Read so many images at once, and have the questions about them answered, some at a time."""
         arguments.whole("batch_size", batch_size, least=1)
-        grid = geometry.parse_size(view.size, self.model.config.native_grid)
+        grid = geometry.token_grid(view.size, self.model.config.native_grid)
         encoded = self._encode(asked, grid)
         found: list[list[Any]] = [[] for _ in encoded]
         for start in range(0, len(encoded), batch_size):

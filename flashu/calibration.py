@@ -49,7 +49,7 @@ def calibrate(
         raise InputError("calibration needs at least one prompt")
     probe.require_unpatched(model)
     tokenizer = tokenizer or _tokenizer_of(model)
-    grid = geometry.parse_size(size, model.config.native_grid)
+    grid = geometry.token_grid(size, model.config.native_grid)
     norms = ActivationNorms(model.showo.model)
     plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
     for seed, prompt in enumerate(prompts):

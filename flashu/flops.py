@@ -205,7 +205,9 @@ def count_release(
     latents = torch.empty(2, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
     x = torch.empty(2, length, config.llm.hidden_size, dtype=model.dtype, device="meta")
     positions = torch.arange(length, device="meta")[None]
-    llm_rotary = rotary_table(rotary_frequencies(config.llm.head_dim, 1e6, model.device), positions, x.dtype)
+    llm_rotary = rotary_table(
+        rotary_frequencies(config.llm.head_dim, config.llm.rope_theta, model.device), positions, x.dtype
+    )
     head_rotary = rotary_table(model.diffusion_head_a.rotary_frequencies(model.device), positions, x.dtype)
     acceleration = Acceleration.of(flashu or FLASHU_PRESETS["off"], config.llm)
     none = torch.empty(0, dtype=torch.long, device="meta")

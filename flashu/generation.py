@@ -165,7 +165,7 @@ class ImageGenerator:
             plan = acceleration.plan(num_inference_steps, guidance_scale)
         else:
             plan = make_plan(None, num_inference_steps, guidance_scale)
-        token_grid = geometry.parse_size(size, self.model.config.native_grid)
+        token_grid = geometry.token_grid(size, self.model.config.native_grid)
         if size is None and (unsuited := geometry.unsuited_size(self.model.source, token_grid)):
             warnings.warn(unsuited, stacklevel=3)
         max_tokens = self.model.config.max_text_tokens(token_grid[0] * token_grid[1])

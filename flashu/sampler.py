@@ -1,8 +1,8 @@
-"""Flow matching, as plain functions over tensors: the time grid, the noise, guidance, and the loop over the steps.
+"""Flow matching: the time grid, the noise, guidance, and the loop over the steps with the prefixes that they run on.
 
 Time runs from 0 (noise) to 1 (image). "n inference steps" are n grid points, so n - 1 evaluations (Show-o2, §3 and
 its released sampler). What each step runs stands in a plan (`flashu.acceleration.plan`); the loop executes it and knows
-of no settings. Nothing here knows of prompts or of pictures.
+of no settings. Nothing here knows of words or of pictures.
 """
 
 from __future__ import annotations
@@ -145,6 +145,8 @@ class _Prefixes:
 
     def __init__(self, model: Showo2, text: PromptTokens | Prefix, images: int, plan: Plan, blocks: Blocks):
         self.model, self.text, self.images, self.plan, self.blocks = model, text, images, plan, blocks
+        if isinstance(text, Prefix) and len({_kind_of(step) for step in plan.steps}) > 1:
+            raise ValueError("one prefix serves a plan whose steps all run alike; give the text's tokens")
         self.skipped: SkipSets | None = None
         self.made: dict[_Kind, Prefix] = {}
         self.measures_left = sum(step.measure for step in plan.steps)

@@ -27,6 +27,11 @@ FLOORS = [
     ("jobs.__main__",),
 ]
 DOORS = ("flashu", "flashu.models")  # which offer names to who stands outside; nothing inside imports from them
+NEVER = {
+    "flashu": ("ray", "boto3", "pyarrow", "omegaconf"),
+    "manifests": ("ray", "torch", "boto3", "flashu", "cluster", "jobs"),
+    "cluster": ("torch", "transformers", "pyarrow", "flashu", "jobs"),
+}
 OURS = ("flashu", "manifests", "cluster", "jobs")
 
 
@@ -77,6 +82,18 @@ def upward_imports(root: Path) -> list[str]:
     return found
 
 
+def strangers(root: Path) -> list[str]:
+    """The imports of packages that a folder is to do without, in words."""
+    found = []
+    for package, without in NEVER.items():
+        for file in sorted((root / package).glob("**/*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) else []
+                found += [f"{file.relative_to(root)} imports {name}" for name in names if name.split(".")[0] in without]
+    return found
+
+
 def circles(root: Path) -> list[str]:
     """The modules that come back to themselves by their imports, each with a way around."""
     known = modules(root)
@@ -99,6 +116,17 @@ def circles(root: Path) -> list[str]:
 
 def test_imports_run_down():
     assert upward_imports(ROOT) == []
+
+
+def test_every_module_has_a_room_and_every_room_is_there():
+    known = modules(ROOT)
+    outside = {module for module in known if floor_of(module) is None}
+    assert outside == {"jobs"}, "whose __init__ says what the package is"
+    assert [room for rooms in FLOORS for room in rooms if room not in known] == []
+
+
+def test_packages_do_without_what_is_not_theirs():
+    assert strangers(ROOT) == []
 
 
 def test_no_file_comes_back_to_itself():

@@ -16,8 +16,6 @@ from flashu.acceleration import guidance_schedule, head_cache, hybrid, multistep
 from flashu.acceleration.head_cache import Head
 from flashu.config import FLASHU_PRESETS, FlashUConfig
 
-__all__ = ["Head", "Llm", "Plan", "PlannedStep", "make_plan"]
-
 
 class Llm(str, Enum):
     """Which LLM a step runs."""

@@ -1,6 +1,6 @@
 """The shapes of every network: what a checkpoint's `config.json` says.
 
-Numbers and (de)serialisation only; no tensors, no files. The sizes that are known by name are in `presets`.
+Numbers and (de)serialisation only; no tensors, no files. The models that are known by name are in `presets`.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def unsuited_size(name: object, native_grid: tuple[int, int]) -> str | None:
     )
 
 
-def parse_size(size: int | tuple[int, int] | None, native_grid: tuple[int, int]) -> tuple[int, int]:
+def token_grid(size: int | tuple[int, int] | None, native_grid: tuple[int, int]) -> tuple[int, int]:
     """Pixels to a token grid (height, width).
 
     `size` is pixels per side, or (height, width) in pixels, or None for the native size.

@@ -46,7 +46,7 @@ class Showo2(nn.Module):
         super().__init__()
         self.config = config
         self.source: Path | None = None  # the folder that its weights are from
-        self.acceleration: Any = None  # the `acceleration.Acceleration` that is on; no step here asks for it
+        self.acceleration: Any = None  # the `acceleration.applied.Acceleration` that is on; no step here asks for it
         self.original_fingerprint: str | None = None  # of the weights that `to_float8` was given
         llm, vision, head = config.llm.hidden_size, config.vision.hidden_size, config.head.hidden_size
 

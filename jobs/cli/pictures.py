@@ -271,7 +271,7 @@ def _warn_of_cost(
     """Say what an image takes, before it is made, where that is far from the usual."""
     from flashu.acceleration.plan import make_plan
     from flashu.flops import unusual_cost
-    from flashu.models.geometry import parse_size as token_grid
+    from flashu.models.geometry import token_grid
 
     config, acceleration = pipe.model.config, pipe.model.acceleration
     scale = config.guidance_scale if guidance is None else guidance

@@ -16,8 +16,7 @@ from flashu.checkpoints.configs import read_config
 from flashu.config import NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.flops import FAR, count_image, unusual_cost
-from flashu.models.geometry import Showo2Config, VaeGeometry
-from flashu.models.geometry import parse_size as token_grid
+from flashu.models.geometry import Showo2Config, VaeGeometry, token_grid
 from flashu.tokenizer import PromptTokenizer
 from jobs.settings.acceleration import flashu_settings
 from jobs.settings.config import RunConfig, parse_size

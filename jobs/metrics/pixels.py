@@ -1,6 +1,6 @@
 """What can be told of a picture from its pixels alone. A new metric is one function under `@metric`.
 
-How well a picture fits its prompt needs a network (`fit`); what such scores mean is here.
+How well a picture fits its prompt needs a network (`clip`, `vqa`); what such scores mean is here.
 """
 
 from __future__ import annotations

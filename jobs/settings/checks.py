@@ -17,7 +17,7 @@ from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.devices import resolve_dtype
 from flashu.errors import InputError
 from flashu.models.blocks import check_mode
-from flashu.models.geometry import parse_size as token_grid
+from flashu.models.geometry import token_grid
 from flashu.sampler import time_grid
 from jobs.dataset.formats import FORMATS
 from jobs.dataset.images import ImageEncoder

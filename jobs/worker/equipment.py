@@ -62,7 +62,7 @@ def set_up(
     guidance = network.config.guidance_scale if sampling.guidance_scale is None else sampling.guidance_scale
     defaults = Defaults(sampling.seed, sampling.num_images, guidance, sampling.negative_prompt)
     maker = BatchMaker(model.pipe, sampling, size, defaults, _scorers(config, model, network.device))
-    height, width = geometry.parse_size(size, network.config.native_grid)
+    height, width = geometry.token_grid(size, network.config.native_grid)
     max_tokens = network.config.max_text_tokens(height * width)
     _warm_up(config, settings, model, maker, manifest)
     setting = _batch_setting(config, settings, model, maker)

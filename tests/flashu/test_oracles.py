@@ -7,7 +7,7 @@ warpers, on random logits.
 import pytest
 import torch
 
-from flashu.answering import Sampler
+from flashu.conversation import Sampler
 from flashu.models import WanImageVAE
 from flashu.models.diffusion_head import ROPE_THETA, DiffusionHead
 from flashu.models.geometry import HeadGeometry, LlmGeometry, VaeGeometry, VisionGeometry
