@@ -26,7 +26,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from flashu.acceleration import ffn_pruning, layer_skipping
-from flashu.acceleration.plan import Head, Llm, PlannedStep
+from flashu.acceleration.head_cache import Head
+from flashu.acceleration.plan import Llm, PlannedStep
 from flashu.config import FlashUConfig
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import PATCH_SIZE, Showo2Config

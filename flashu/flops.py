@@ -20,16 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flashu import conversation, sampler
 from flashu.acceleration.applied import Acceleration
-from flashu.acceleration.plan import Head, Llm, Plan, make_plan, release_plan
+from flashu.acceleration.head_cache import Head
+from flashu.acceleration.plan import Llm, Plan, make_plan, release_plan
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
-from flashu.models.layers import KeyValueCache, rotary_frequencies, rotary_table
+from flashu.models.layers import KeyValueCache, rotary_table
 from flashu.models.qwen2 import WHOLE, DecoderLayer, Subnetwork
 from flashu.models.showo2 import Showo2
 from flashu.models.siglip import EncoderLayer
 from flashu.models.wan_vae import WanVae
+from flashu.question_rows import rotary_at
 from flashu.tokenizer import EncodedQuestion
 
 FAR = 4.0  # times the usual, from where a size or a number of steps is told to be unusual
@@ -205,9 +207,7 @@ def count_release(
     latents = torch.empty(2, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
     x = torch.empty(2, length, config.llm.hidden_size, dtype=model.dtype, device="meta")
     positions = torch.arange(length, device="meta")[None]
-    llm_rotary = rotary_table(
-        rotary_frequencies(config.llm.head_dim, config.llm.rope_theta, model.device), positions, x.dtype
-    )
+    llm_rotary = rotary_at(model, positions)
     head_rotary = rotary_table(model.diffusion_head_a.rotary_frequencies(model.device), positions, x.dtype)
     acceleration = Acceleration.of(flashu or FLASHU_PRESETS["off"], config.llm)
     none = torch.empty(0, dtype=torch.long, device="meta")

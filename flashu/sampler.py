@@ -17,8 +17,9 @@ from torch import Tensor
 from flashu import arguments
 from flashu.acceleration import layer_skipping, multistep
 from flashu.acceleration.guidance_schedule import is_guided
+from flashu.acceleration.head_cache import Head
 from flashu.acceleration.layer_skipping import SkipSets
-from flashu.acceleration.plan import Head, Llm, Plan, PlannedStep
+from flashu.acceleration.plan import Llm, Plan, PlannedStep
 from flashu.errors import InputError
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.prefix import Prefix

@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from flashu import FLASHU_PRESETS, FlashUConfig, InputError
-from flashu.acceleration.plan import Head, Llm, make_plan
+from flashu.acceleration.head_cache import Head
+from flashu.acceleration.plan import Llm, make_plan
 
 PAPER = FlashUConfig()
 ALONE = {"r_p": 0, "r_LS": 0, "T_LS": None, "T_cache": None, "tau": 0, "schedule": None, "num_inference_steps": 12}
