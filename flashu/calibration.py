@@ -14,7 +14,6 @@ import torch
 from flashu import probe, question_rows, sampler
 from flashu.acceleration.plan import Plan
 from flashu.acceleration.wanda import UNDERSTANDING, ActivationNorms, WandaScores
-from flashu.checkpoints.files import tokenizer_beside
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import geometry
@@ -48,7 +47,7 @@ def calibrate(
     if not prompts:
         raise InputError("calibration needs at least one prompt")
     probe.require_unpatched(model)
-    tokenizer = tokenizer or _tokenizer_of(model)
+    tokenizer = tokenizer or PromptTokenizer.beside(model.source, model.config)
     grid = geometry.token_grid(size, model.config.native_grid)
     norms = ActivationNorms(model.showo.model)
     plan = probe.stock_plan(model, num_inference_steps, guidance_scale)
@@ -80,7 +79,7 @@ def calibrate_understanding(
     """
     probe.require_unpatched(model)
     if pairs is None:
-        pairs = list(probe.own_pairs(model, tokenizer or _tokenizer_of(model)))
+        pairs = list(probe.own_pairs(model, tokenizer or PromptTokenizer.beside(model.source, model.config)))
     if not pairs:
         raise InputError("calibration needs at least one pair of an image and a question")
     norms, positions = ActivationNorms(model.showo.model), 0
@@ -96,10 +95,6 @@ def calibrate_understanding(
     ffn, attention = norms.scores()
     importances = 1 - similarities / positions
     return WandaScores(ffn, attention, fingerprint(model), UNDERSTANDING, "whole rows", importances)
-
-
-def _tokenizer_of(model: Showo2) -> PromptTokenizer:
-    return PromptTokenizer.from_pretrained(tokenizer_beside(model.source, model.config))
 
 
 def watch_trajectory(model: Showo2, text: sampler.PromptTokens, seed: int, plan: Plan, norms: ActivationNorms) -> None:

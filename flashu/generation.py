@@ -26,7 +26,7 @@ from flashu.models.wan_vae import WanVae
 from flashu.pending import Moment, PendingPictures, decode_beside
 from flashu.tokenizer import EncodedPrompt, PromptTokenizer
 
-Generator = TypeVar("Generator", bound="ImageGenerator")
+Own = TypeVar("Own", bound="ImageGenerator")  # the class itself, or one made of it
 
 
 @dataclass
@@ -67,7 +67,7 @@ class ImageGenerator:
         self.model, self.vae, self.tokenizer = model, vae, tokenizer
         self.blocks = blocks.AS_THEY_ARE
 
-    def compile(self: Generator, mode: str = "auto") -> Generator:
+    def compile(self: Own, mode: str = "auto") -> Own:
         """From now on, generate with compiled blocks, which the first batches compile; returns itself.
 
         mode: "auto" compiles on CUDA and does nothing elsewhere; "max" compiles on any device, and on CUDA tries more

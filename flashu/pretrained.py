@@ -21,7 +21,6 @@ from flashu.checkpoints.files import (
     EMBEDDED_FOLDER,
     RELEASED_VAE,
     read_json,
-    tokenizer_beside,
     vae_beside,
     vae_files,
     weight_files,
@@ -196,8 +195,10 @@ def companions(
 ) -> tuple[WanVae, PromptTokenizer]:
     """The VAE and tokenizer that go with a model: as given, or where they are, or beside it, or where the release has
     them. Raises `CheckpointError`, `InputError`."""
-    if not isinstance(tokenizer, PromptTokenizer):
-        tokenizer = PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(model.source, model.config))
+    if not tokenizer:
+        tokenizer = PromptTokenizer.beside(model.source, model.config)
+    elif not isinstance(tokenizer, PromptTokenizer):
+        tokenizer = PromptTokenizer.from_pretrained(tokenizer)
     if not isinstance(vae, WanVae):
         vae = WanImageVAE.from_pretrained(vae or vae_beside(model.source), dtype=model.dtype, device=model.device)
     return vae, tokenizer

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from flashu.checkpoints.files import TOKENIZER, TOKENIZER_FILES, find_tokenizer
+from flashu.checkpoints.files import TOKENIZER, TOKENIZER_FILES, find_tokenizer, tokenizer_beside
 from flashu.checkpoints.hub import resolve_folder
 from flashu.errors import CheckpointError
+from flashu.models.geometry import Showo2Config
 
 ADDED_TOKENS = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # the order fixes their ids
 
@@ -123,6 +124,11 @@ class PromptTokenizer:
         except Exception as error:  # the Rust side raises bare Exception, and transformers many kinds
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{file} cannot be read as a tokenizer: {reason}") from None
+
+    @classmethod
+    def beside(cls, folder: Path | None, config: Showo2Config) -> PromptTokenizer:
+        """The tokenizer of a checkpoint, wherever `tokenizer_beside` has it."""
+        return cls.from_pretrained(tokenizer_beside(folder, config))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `tokenizer.json`, and a `tokenizer_config.json` with which transformers' AutoTokenizer reads it."""

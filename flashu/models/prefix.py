@@ -55,6 +55,15 @@ class Prefix:
 
 
 @dataclass
+class TextLayout:
+    """Rows of text, padded to one length."""
+
+    lengths: Sequence[int]  # without padding
+    starts: Tensor  # (rows, 1): the position at which each row's span begins, which is its length
+    valid: Tensor  # (rows, prefix): false on padding
+
+
+@dataclass
 class Suffix:
     """What a measuring step runs beside the span: the positions after it, which no velocity depends on.
 

@@ -33,7 +33,7 @@ from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
 from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.patches import PatchEmbed, unpatchify
-from flashu.models.prefix import Prefix, Suffix, cut_halves, prefix_mask, suffix_mask
+from flashu.models.prefix import Prefix, Suffix, TextLayout, cut_halves, prefix_mask, suffix_mask
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
 from flashu.models.siglip import SiglipEncoder
 from flashu.models.times import Times, TimestepEmbedder
@@ -125,7 +125,7 @@ class Showo2(nn.Module):
         padded_length = max(lengths) + (room if len(set(lengths)) > 1 else 0)
         text_positions = torch.arange(padded_length, device=self.device)[None]
         starts = torch.tensor(lengths, device=self.device)[:, None]
-        valid = text_positions < starts
+        text = TextLayout(lengths, starts, text_positions < starts)
 
         config = self.config.llm
         llm_frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
@@ -135,8 +135,8 @@ class Showo2(nn.Module):
         llm, head, similarity = self._run_text(rows, text_rotaries, subnetwork, bool(suffixes), blocks)
         suffix = None
         if suffixes:
-            suffix = self._lay_out_suffix(suffixes, llm, similarity, lengths, valid, len(span), blocks)
-        seen_llm, seen_head, mask = _as_seen_by_span(llm, head, lengths, valid, len(span), guided, blocks.compiled)
+            suffix = self._lay_out_suffix(suffixes, llm, similarity, text, len(span), llm_frequencies, blocks)
+        seen_llm, seen_head, mask = _as_seen_by_span(llm, head, text, len(span), guided, blocks.compiled)
         prefix = Prefix(
             rows=len(rows),
             grid=grid,
@@ -159,27 +159,26 @@ class Showo2(nn.Module):
         suffixes: Sequence[Sequence[int]],
         llm: Sequence[KeyValue | None],
         similarity: Tensor | None,
-        lengths: Sequence[int],
-        valid: Tensor,
+        text: TextLayout,
         span: int,
+        frequencies: Tensor,
         blocks: Blocks,
     ) -> Suffix:
-        """What measuring steps run after a span of so many positions. `valid` (rows, prefix) is false on padding, of
-        prefixes of those `lengths`; the other arguments are what `_run_text` made of these."""
-        config, starts = self.config.llm, torch.tensor(lengths, device=self.device)[:, None]
+        """What measuring steps run after `text` and a span of so many positions; `llm` and `similarity` are what
+        `_run_text` made of it, `frequencies` the LLM's."""
         suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
         longest = max(map(len, suffixes))
-        longest += -(valid.shape[1] + span + longest) % blocks.key_multiple  # of the tail's mask, always there
-        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
+        longest += -(text.valid.shape[1] + span + longest) % blocks.key_multiple  # of the tail's mask, always there
+        positions = text.starts + torch.arange(span + longest, device=self.device)
         in_suffix = torch.arange(longest, device=self.device) < suffix_lengths
         return Suffix(
             embeds=self._embed_padded(suffixes, longest),
             llm=cast("list[KeyValue]", llm),  # steps that measure run every layer
-            prefix_mask=prefix_mask(lengths, valid, span),
-            rotary=rotary_table(frequencies, starts + torch.arange(span + longest, device=self.device), self.dtype),
-            mask=suffix_mask(valid, span, longest),
+            prefix_mask=prefix_mask(text.lengths, text.valid, span),
+            rotary=rotary_table(frequencies, positions, self.dtype),
+            mask=suffix_mask(text.valid, span, longest),
             valid=torch.cat((in_suffix.new_ones(len(in_suffix), span), in_suffix), dim=1),
-            row_length=lengths[0] + span + len(suffixes[0]),
+            row_length=text.lengths[0] + span + len(suffixes[0]),
             prefix_similarity=cast("Tensor", similarity),
         )
 
@@ -315,14 +314,14 @@ class Showo2(nn.Module):
 def _as_seen_by_span(
     llm: Sequence[KeyValue | None],
     head: Sequence[KeyValue],
-    lengths: Sequence[int],
-    valid: Tensor,
+    text: TextLayout,
     span: int,
     guided: bool,
     compiled: bool,
 ) -> tuple[Sequence[KeyValue | Halves | None], Sequence[KeyValue | Halves], Tensor | None]:
-    """Keys and values of prefixes of those `lengths`, `valid` (rows, prefix) but for padding, and the mask of a span of
-    so many positions: in halves without padding, where a `guided` batch's second half are of one length."""
+    """The text's keys and values, and the mask of a span of so many positions: in halves without padding, where a
+    `guided` batch's second half are of one length."""
+    lengths, valid = text.lengths, text.valid
     half, padded = len(lengths) // 2, valid.shape[1]
     if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
         end = padded if len(set(lengths[:half])) > 1 else lengths[0]

@@ -225,12 +225,13 @@ def activations(
 
 def _load(model: str, tokenizer: str | None, device: str | None) -> tuple[Showo2Qwen2_5, PromptTokenizer]:
     """In float32, whatever the device: what is measured here are small differences."""
-    from flashu.checkpoints.files import tokenizer_beside
     from flashu.devices import resolve_device
     from flashu.models import PromptTokenizer, Showo2Qwen2_5
 
     network = Showo2Qwen2_5.from_pretrained(model, dtype="float32", device=resolve_device(device))
-    return network, PromptTokenizer.from_pretrained(tokenizer or tokenizer_beside(network.source, network.config))
+    if tokenizer:
+        return network, PromptTokenizer.from_pretrained(tokenizer)
+    return network, PromptTokenizer.beside(network.source, network.config)
 
 
 def _check_task(task: str, pairs: Path | None) -> None:
