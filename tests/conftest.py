@@ -11,20 +11,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Over a hundred processes that tests start import the same modules.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-ON_RAY = {  # they wait a good deal, for processes that start; and some share one cluster
+LONGEST = (
     "test_chaos.py",
     "test_benchmark.py",
     "test_run.py",
     "test_pool.py",
-    "test_ray_tokens.py",
+    "test_submit.py",
+    "test_warm_up.py",
     "test_from_the_release.py",
     "test_scheduler.py",
-    "test_submit.py",
-    "test_reproduce.py",
-    "test_alphabets.py",
-    "test_score.py",
-}
-LONGEST = {*ON_RAY, "test_gpu_benchmark.py", "test_benchmarks.py", "test_warm_up.py", "test_train_shapes.py"}
+    "test_gpu_benchmark.py",
+)
 GOLDEN = Path(__file__).parent / "golden"
 
 LIGHT = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
@@ -52,22 +49,12 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Over several processes (`pytest -n 2`), the tests of a file stay together, as what they share is made once.
-
-    Those on Ray go to one process while there are any, and the others to the others: so some wait while others compute.
-    """
+    """Over several processes (`pytest -n 2`), the tests of a file stay together, as what they share is made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             return nodeid.split("::")[0]
-
-        def _assign_work_unit(self, node):
-            for file in self.workqueue:
-                if (Path(file).name in ON_RAY) == (node is self.nodes[0]):
-                    self.workqueue.move_to_end(file, last=False)
-                    break
-            super()._assign_work_unit(node)
 
     return ByFile(config, log)
 
