@@ -33,6 +33,7 @@ from botocore.exceptions import ClientError
 from cluster.disk_errors import disk_error
 from cluster.s3_errors import S3_ERRORS, error_code, is_missing, is_passing, reason
 from cluster.storage import CREDENTIALS_BELONG, NotFound, S3Options, Storage, StorageError, check_key
+from manifests.urls import holds_credentials
 
 MULTIPART_SIZE = 64 * 2**20  # larger objects are written in parts, so that a broken connection costs one part
 READ_AHEAD = 2**20  # a request takes about as long as transferring this much
@@ -56,7 +57,7 @@ class S3Storage(Storage):
 
     def __init__(self, url: str, options: S3Options):
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        if "@" in bucket or ":" in bucket:  # a secret key may hold a slash, so all of the URL is kept from the text
+        if holds_credentials(url):
             raise StorageError(f"an s3:// URL holds credentials. {CREDENTIALS_BELONG}")
         if not re.fullmatch(r"[a-zA-Z0-9._-]{3,255}", bucket):
             raise StorageError(f"{url!r} names no bucket; write s3://bucket/prefix")

@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from manifests.errors import ManifestError, UnreachableError, named
 from manifests.s3_errors import BROKEN_OFF, NO_BUCKET, UNREACHABLE, UNTRUSTED, answer_of, meaning_of
+from manifests.urls import holds_credentials
 
 # "AWS Error NO_SUCH_KEY during GetObject operation: …" or, with a code that Arrow does not know, "AWS Error UNKNOWN
 # (HTTP status 400) during GetObject operation: Unable to parse ExceptionName: ExpiredToken Message: …"
@@ -48,8 +49,7 @@ def open_filesystem(url: str, endpoint_url: str | None = None, region: str | Non
     if "://" not in url:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url)).rstrip("/") or "/"
     scheme, _, rest = url.partition("://")
-    authority = rest.partition("/")[0]
-    if "@" in authority or (scheme == "s3" and ":" in authority):  # a secret key may hold a slash
+    if holds_credentials(url):
         raise ManifestError(
             f"a {scheme}:// URL must not hold credentials; give them in the environment "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A room is a module or a package. What is in it imports from its own room and from lower floors,
 # never from its own floor's other rooms, nor from a floor above.
 FLOORS = [
-    ("flashu.errors", "flashu.embedded", "manifests.s3_errors"),
+    ("flashu.errors", "flashu.embedded", "manifests.s3_errors", "manifests.urls"),
     ("flashu.config", "flashu.arguments", "flashu.devices", "flashu.fingerprint", "manifests", "cluster"),
     ("flashu.models",),
     ("flashu.checkpoints", "flashu.acceleration", "flashu.pictures", "flashu.pending"),

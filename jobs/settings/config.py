@@ -17,6 +17,7 @@ from flashu.config import preset_for
 from flashu.errors import InputError
 from jobs.settings.config_text import check_overrides, merge, read_file, read_override
 from manifests import PARQUET
+from manifests.urls import holds_credentials
 
 BUILT_IN = Path(__file__).parent / "configs"
 AUTO = "auto"
@@ -157,10 +158,7 @@ def check_no_credentials(config: RunConfig) -> None:
     """Raises `InputError` for a URL that holds a password or key, without repeating it. For where settings get known:
     a run's `run.json`, a cluster's dashboard."""
     for name, value in flat(config.to_dict()):
-        if not isinstance(value, str) or "://" not in value or name == "sampling.negative_prompt":
-            continue
-        scheme, _, rest = value.partition("://")
-        if "@" in rest or (scheme == "s3" and ":" in rest.partition("/")[0]):  # a secret key may hold a slash
+        if isinstance(value, str) and name != "sampling.negative_prompt" and holds_credentials(value):
             raise InputError(
                 f"{name} holds credentials. Remove them there, and set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY in the environment, or name a profile in AWS_PROFILE"
