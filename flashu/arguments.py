@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Any
-
-import torch
+from typing import Any, TypeGuard
 
 from flashu.errors import InputError
 
@@ -28,33 +26,38 @@ def texts(name: str, values: Any, count: int | None = None) -> list[str]:
 def seeds(values: Any, count: int, of: str = "prompts") -> list[int]:
     """A seed for each: given, counted up from one number, or, for None, from torch's global generator."""
     if values is None:
+        import torch  # takes seconds, and settings are checked without it
+
         return torch.randint(2**63 - 1, (count,)).tolist()
-    if _is_whole(values):
+    if is_whole(values):
         values = range(int(values), int(values) + count)
     result = as_list("seeds", values)
     for value in result:
-        if not _is_whole(value) or not 0 <= value <= MAX_SEED:
+        if not is_whole(value) or not 0 <= value <= MAX_SEED:
             raise InputError(f"seeds holds {value!r}; a seed is a whole number from 0 to 2**64 - 1")
     return [int(value) for value in _one_each("seeds", result, count, of)]
 
 
 def whole(name: str, value: Any, least: int) -> int:
     """A whole number. Raises `InputError` for another kind, or one below `least`."""
-    if not _is_whole(value) or value < least:
+    if not is_whole(value) or value < least:
         raise InputError(f"{name} is {value!r}; it must be a whole number, at least {least}")
     return int(value)
 
 
 def finite(name: str, value: Any, *, zero: bool) -> float:
     """A finite number above zero, or, with `zero`, from zero on. Raises `InputError` for anything else."""
-    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (value == 0 and not zero):
+    if not is_finite(value) or value < 0 or (value == 0 and not zero):
         raise InputError(f"{name} is {value!r}; it must be a finite number, {'0 or more' if zero else 'above 0'}")
     return float(value)
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def as_list(name: str, values: Any) -> list[Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
+from flashu.arguments import is_whole
 from flashu.errors import InputError
 
 NUM_INFERENCE_STEPS = 50
@@ -97,9 +97,9 @@ class FlashUConfig:
             "und_r_tok": _ratio("und_r_tok", und_r_tok),
             "und_tok_layer": und_tok_layer,
         }
-        if not _is_whole(solver_order) or solver_order not in SOLVER_ORDERS:
+        if not is_whole(solver_order) or solver_order not in SOLVER_ORDERS:
             raise InputError(f"solver_order is {solver_order}; it is 1 (Euler) or 2 (Adams-Bashforth)")
-        if not _is_whole(und_tok_layer) or und_tok_layer < 0:
+        if not is_whole(und_tok_layer) or und_tok_layer < 0:
             raise InputError(f"und_tok_layer is {und_tok_layer}; it is the number of a layer, counted from 0")
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -139,9 +139,9 @@ class FlashUConfig:
 
     def check_steps(self, num_inference_steps: int) -> None:
         """Raises `InputError` unless these settings fit a grid of that many points."""
-        if not _is_whole(num_inference_steps) or num_inference_steps < 2:
+        if not is_whole(num_inference_steps) or num_inference_steps < 2:
             raise InputError(f"num_inference_steps is {num_inference_steps}; it must be a whole number, at least 2")
-        if not _is_whole(self.tau) or not 0 <= self.tau <= num_inference_steps:
+        if not is_whole(self.tau) or not 0 <= self.tau <= num_inference_steps:
             raise InputError(
                 f"tau is {self.tau}; it counts full steps, so it must be a whole number "
                 f"from 0 to num_inference_steps ({num_inference_steps})"
@@ -182,10 +182,6 @@ class FlashUConfig:
         return "; ".join(parts) or "off"
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def _ratio(name: str, value: float) -> float:
     if not (isinstance(value, (int, float)) and 0 <= value < 1):
         raise InputError(f"{name} is {value}; it is the share left out, so it must be at least 0 and below 1")
@@ -195,7 +191,7 @@ def _ratio(name: str, value: float) -> float:
 def _interval(name: str, value: int | None) -> int | None:
     if value is None or value == -1:
         return None
-    if not _is_whole(value) or value < 1:
+    if not is_whole(value) or value < 1:
         raise InputError(f"{name} is {value}; it is a number of steps, so it must be at least 1, or None for off")
     return value
 
@@ -208,7 +204,7 @@ def _phases(schedule: Schedule | None) -> tuple[tuple[int, float], ...] | None:
     except (TypeError, ValueError):
         raise InputError(f"schedule is {schedule!r}; it must be a list of (steps, guidance scale) pairs") from None
     for steps, scale in phases:
-        if not _is_whole(steps) or steps < 1:
+        if not is_whole(steps) or steps < 1:
             raise InputError(f"schedule has a phase of {steps} steps; each must be a whole number, at least 1")
         if not (math.isfinite(scale) and scale >= 0):
             raise InputError(f"schedule has guidance scale {scale}; each must be 0 or more")

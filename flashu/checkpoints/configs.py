@@ -5,11 +5,11 @@ The config of an LLM or a SigLIP that is not known by name is read by transforme
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from flashu.arguments import is_finite
 from flashu.checkpoints.files import CONFIG, read_json
 from flashu.checkpoints.hub import resolve_folder
 from flashu.errors import CheckpointError
@@ -139,6 +139,6 @@ def _rope_theta(config: Any, config_file: Path) -> float:
     """A Qwen2Config's, which versions of transformers keep in two places."""
     rope = getattr(config, "rope_parameters", None) or {}
     theta = rope.get("rope_theta", getattr(config, "rope_theta", None))
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
+    if not is_finite(theta) or theta <= 0:
         raise CheckpointError(f"{config_file}: rope_theta is {theta!r}; it must be a positive number")
     return theta

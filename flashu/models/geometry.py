@@ -5,12 +5,12 @@ Numbers and (de)serialisation only; no tensors, no files. The models that are kn
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from flashu.arguments import is_finite, is_whole
 from flashu.config import GUIDANCE_SCALE
 from flashu.errors import CheckpointError, InputError
 
@@ -220,7 +220,7 @@ class Showo2Config:
         if data.get("guidance_scale") is not None:
             known.add("guidance_scale")
             scale = data["guidance_scale"]
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
+            if not is_finite(scale) or scale < 0:
                 raise CheckpointError(f"{where}: guidance_scale is {scale!r}; it must be a finite number, 0 or more")
         return cls(
             llm=llm,
@@ -261,7 +261,7 @@ def check_told_sizes(cls: type, data: dict[str, Any], where: str) -> None:
 def check_sizes(sizes: dict[str, Any], where: str) -> None:
     """Raises `CheckpointError` naming the first size that is no positive whole number."""
     for key, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_whole(value) or value < 1:
             raise CheckpointError(f"{where}: {key} is {value!r}; it must be a positive whole number")
 
 
