@@ -5,7 +5,7 @@ data/shard-00042.parquet       the images (or .tar, or a folder data/00042/)
 metadata/shard-00042.parquet   a row per image, no pixels; written last: it is the commit
 failures/shard-00042.parquet   prompts given up on, with the error
 scores.safetensors             what FlashU prunes by, if the run measured it itself
-scores/self/                   what `flashu dpg score` found, by the VQA model of that name
+scores/self/                   what `flashu dpg score` found, by the judge of that name
 summary.json, report.html      the run in figures; README.md is a dataset card
 logs/                          tracebacks of workers' errors, one of each kind
 """

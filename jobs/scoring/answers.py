@@ -22,7 +22,7 @@ from jobs.dataset.images import StoredImage, images_by_prompt
 from jobs.dataset.keys import shard_name
 from jobs.dataset.records import parquet_file
 from jobs.scoring.judges import verdict
-from jobs.scoring.open_judge import open_vqa
+from jobs.scoring.open_judge import open_judge
 from jobs.scoring.questions import Item, Question
 from jobs.settings.config import ModelSection
 
@@ -61,26 +61,26 @@ class AnsweringWork(ShardWork):
         s3: S3Options,
         run: Mapping[str, Any],
         model: ModelSection,
-        vqa: str,
+        judge: str,
         items: Mapping[str, Item],
         folder: str,
     ):
         self.url, self.s3, self.run, self.model = url, s3, run, model
-        self.vqa_name, self.items, self.folder = vqa, items, folder
+        self.judge_name, self.items, self.folder = judge, items, folder
 
     def setup(self, place: Place) -> str:
         self.storage = open_storage(self.url, self.s3)
         try:
             device = None if place.gpus else "cpu"  # Ray hides no GPU from workers that asked for none
-            self.vqa = open_vqa(self.vqa_name, self.model, self.storage, self.s3, device)
+            self.judge = open_judge(self.judge_name, self.model, self.storage, self.s3, device)
         except (InputError, StorageError) as error:
             raise SetupError(f"{error} (on node {place.node})") from None
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise SetupError(describe(error)) from None
-        self.at_once = self.vqa.at_once
-        return self.vqa.identity
+        self.at_once = self.judge.at_once
+        return self.judge.identity
 
     def read(self, lease: Lease) -> list[StoredImage]:
         images = images_by_prompt(self.storage, self.run, lease.shard, self.items)
@@ -112,7 +112,7 @@ class AnsweringWork(ShardWork):
         running(sorted({asked.number for asked in batch}))
         error = None
         try:
-            said = self.vqa.answer([asked.picture for asked in batch], [asked.question.text for asked in batch])
+            said = self.judge.answer([asked.picture for asked in batch], [asked.question.text for asked in batch])
         except Exception as raised:
             if is_device_error(raised):
                 raise WorkerBrokenError(describe(raised)) from raised

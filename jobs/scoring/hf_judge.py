@@ -1,4 +1,4 @@
-"""VQA models in transformers' layout: classifiers (ViLT), readers of a question (BLIP, BLIP-2), chat models that see.
+"""Judges in transformers' layout: classifiers (ViLT), readers of a question (BLIP, BLIP-2), chat models that see.
 
 Nothing here runs code that comes with a checkpoint. Answers are greedy, and do not depend on what shares their batch
 but by rounding.
@@ -20,7 +20,7 @@ from flashu.checkpoints.hub import resolve_folder
 from flashu.devices import resolve_dtype
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
-from jobs.scoring.judges import VqaModel, unusable
+from jobs.scoring.judges import Judge, unusable
 
 PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin")
 MAX_NEW_TOKENS = 16
@@ -30,7 +30,7 @@ TRIAL = ("Is it red?", "Is there anything blue in this picture?")
 SHOWN = 3  # names of weights
 
 
-class HfVqa(VqaModel):
+class HfJudge(Judge):
     """A loaded model and its processor."""
 
     at_once = 32
@@ -58,7 +58,7 @@ class HfVqa(VqaModel):
         return [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
-class Classifier(HfVqa):
+class Classifier(HfJudge):
     """Chooses one of its labels, as ViLT does. Reads as much of a question as it has room for."""
 
     def _answer(self, pictures: list[Image.Image], questions: list[str]) -> list[str]:
@@ -67,7 +67,7 @@ class Classifier(HfVqa):
         return [self.model.config.id2label[label] for label in logits.argmax(dim=-1).tolist()]
 
 
-class QuestionReader(HfVqa):
+class QuestionReader(HfJudge):
     """Writes an answer to a bare question, as BLIP and BLIP-2 do."""
 
     def _answer(self, pictures: list[Image.Image], questions: list[str]) -> list[str]:
@@ -87,7 +87,7 @@ class QuestionReader(HfVqa):
         return answers
 
 
-class ChatModel(HfVqa):
+class ChatModel(HfJudge):
     """Answers a user's message of a picture, the question and `INSTRUCTION`, by its own chat template."""
 
     def __init__(self, model: Any, processor: Any, dtype: torch.dtype):
@@ -109,23 +109,23 @@ class ChatModel(HfVqa):
         return self._decode(self._generate(inputs)[:, inputs["input_ids"].shape[1] :])
 
 
-def open_hf(name: str, path: str, device: torch.device) -> HfVqa:
+def open_hf(name: str, path: str, device: torch.device) -> HfJudge:
     """Load the model of a folder or a hub id, in bfloat16 on CUDA and in float32 elsewhere, and ask it something.
 
     `name` is for errors. Raises `InputError` for a checkpoint that is not there, is damaged, needs a package or its own
     code, or is of a model that does not answer questions about pictures.
     """
     try:
-        vqa = _load(name, resolve_folder(path, PATTERNS), device)
-        vqa.answer([Image.new("RGB", (width, 64), "red") for width in (64, 96)], TRIAL)
+        judge = _load(name, resolve_folder(path, PATTERNS), device)
+        judge.answer([Image.new("RGB", (width, 64), "red") for width in (64, 96)], TRIAL)
     except UnpicklingError:
         raise InputError(f"{name}: its weights hold code, which is not run; only tensors are read") from None
     except Exception as error:  # whatever transformers can raise over a checkpoint
         raise unusable(name, "vqa", error) from None
-    return vqa
+    return judge
 
 
-def _load(name: str, folder: Path, device: torch.device) -> HfVqa:
+def _load(name: str, folder: Path, device: torch.device) -> HfJudge:
     import transformers
     from transformers.models.auto.image_processing_auto import AutoImageProcessor  # elsewhere it wants torchvision
 

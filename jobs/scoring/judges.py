@@ -16,7 +16,7 @@ from flashu.devices import is_device_error, is_out_of_memory
 from flashu.errors import InputError
 
 
-class VqaModel(ABC):
+class Judge(ABC):
     """Answers yes-or-no questions about pictures."""
 
     identity: str  # tells it from others: what answers, by which weights
@@ -40,7 +40,7 @@ def verdict(answer: str) -> bool | None:
 
 
 def unusable(name: str, extra: str, error: Exception) -> Exception:
-    """What to raise where another library raised `error` over a VQA model: `InputError`, with the reason in a sentence.
+    """What to raise where another library raised `error` over a judge: `InputError`, with the reason in a sentence.
 
     An error that is the device's, or an `InputError`, is returned as it is.
     """
@@ -50,4 +50,4 @@ def unusable(name: str, extra: str, error: Exception) -> Exception:
     reason = re.split(r"(?<=[.!])\s", text)[0][:300]
     if isinstance(error, ImportError) or "Missing optional dependencies" in text or "No module named" in text:
         return InputError(f"{name} needs a package that is not installed: {reason} (pip install 'flashu[{extra}]')")
-    return InputError(f"{name} cannot be used as a VQA model: {reason}")
+    return InputError(f"{name} cannot be used as a judge: {reason}")

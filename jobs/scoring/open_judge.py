@@ -19,7 +19,7 @@ from flashu.devices import resolve_device
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from jobs.scoring.hf_judge import open_hf
-from jobs.scoring.judges import VqaModel, unusable
+from jobs.scoring.judges import Judge, unusable
 from jobs.settings.config import FlashUSection, ModelSection, RunConfig
 from jobs.settings.inputs import absolute, check_model, check_transformers, local
 from jobs.worker.model import load
@@ -34,7 +34,7 @@ LIKELY = 0.5  # a probability of yes above this is a yes
 IMAGES_AT_ONCE = 16  # read by the model that made them
 
 
-class SelfVqa(VqaModel):
+class OwnJudge(Judge):
     """The model that made the pictures, unaccelerated: "yes" where that is likelier than "no". All of a picture is
     shown."""
 
@@ -53,7 +53,7 @@ class SelfVqa(VqaModel):
         return ["yes" if likely > LIKELY else "no" for of_picture in probabilities for likely in of_picture]
 
 
-class MplugVqa(VqaModel):
+class MplugJudge(Judge):
     """mPLUG-large, loaded and asked as DPG-Bench's official script does it, one question at a time.
 
     The official weights could not be fetched where this was written: it has run on random ones of their layout only.
@@ -79,8 +79,8 @@ class MplugVqa(VqaModel):
         return [self.pipeline({"image": picture, "question": question})["text"] for picture, question in pairs]
 
 
-def check_vqa(name: str, s3: S3Options | None = None, on_cluster: bool = False) -> None:
-    """Raises `InputError`, `StorageError` for a VQA model that cannot be had, as far as can be told without loading it.
+def check_judge(name: str, s3: S3Options | None = None, on_cluster: bool = False) -> None:
+    """Raises `InputError`, `StorageError` for a judge that cannot be had, as far as can be told without loading it.
 
     Without `s3`, what is in S3 is not looked at. On a cluster, the nodes may have a folder that is not here.
     """
@@ -93,10 +93,10 @@ def check_vqa(name: str, s3: S3Options | None = None, on_cluster: bool = False) 
     path = name.removeprefix(HF)
     if path == name or not path:
         kind = name.partition("://")[0]  # without the rest of a URL, which may hold a password
-        raise InputError(f"there is no VQA model {kind!r}; there are: {FORMS}")
+        raise InputError(f"there is no judge {kind!r}; there are: {FORMS}")
     if "://" in path:
         if not path.startswith("s3://"):
-            raise InputError(f"a VQA model cannot be read from {path.partition('://')[0]}://; there are: {FORMS}")
+            raise InputError(f"a judge cannot be read from {path.partition('://')[0]}://; there are: {FORMS}")
         folder = open_storage(path, s3)
         if s3 is not None and not folder.exists("config.json"):
             raise InputError(f"{name} is no checkpoint: there is no {folder.url}/config.json")
@@ -109,8 +109,8 @@ def check_vqa(name: str, s3: S3Options | None = None, on_cluster: bool = False) 
         raise InputError(f"{name}: there is no such folder, and a hub id is written OWNER/NAME")
 
 
-def check_judge(name: str, model: ModelSection, config: RunConfig) -> list[str]:
-    """As `check_vqa`, with a look at the hub too; `model` is that of the pictures. Returns warnings."""
+def inspect_judge(name: str, model: ModelSection, config: RunConfig) -> list[str]:
+    """As `check_judge`, with a look at the hub too; `model` is that of the pictures. Returns warnings."""
     if name == SELF:
         return check_model(model, config)
     return [] if name == MPLUG else check_transformers(name, name.removeprefix(HF), config)
@@ -123,17 +123,17 @@ def absolute_name(name: str) -> str:
 
 
 def scores_folder(name: str) -> str:
-    """Where a run keeps the answers of a VQA model, by its absolute name: another folder for another name."""
+    """Where a run keeps the answers of a judge, by its absolute name: another folder for another name."""
     if re.fullmatch("[a-z]+", name):
         return f"scores/{name}/"
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(name.rstrip("/").removeprefix(HF).split("/")[-2:]))
     return f"scores/hf-{readable[-60:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}/"
 
 
-def open_vqa(name: str, model: ModelSection, run: Storage, s3: S3Options, device: str | None) -> VqaModel:
-    """Load the VQA model of that name. `model` is the run's own. Raises `InputError`, `StorageError`."""
+def open_judge(name: str, model: ModelSection, run: Storage, s3: S3Options, device: str | None) -> Judge:
+    """Load the judge of that name. `model` is the run's own. Raises `InputError`, `StorageError`."""
     if name == SELF:
-        return SelfVqa(model, run, s3, device)
+        return OwnJudge(model, run, s3, device)
     if name == MPLUG:
-        return MplugVqa(device)
+        return MplugJudge(device)
     return open_hf(name, local_copy(name.removeprefix(HF), s3, model.cache_dir), resolve_device(device))

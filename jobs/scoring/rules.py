@@ -122,7 +122,7 @@ class Scored:
     complete: bool  # every shard of the run was made, and every one answered
     folder: str  # of the answers, in the run's
     odd: OddAnswers
-    answered_by: str | None  # the identity of the VQA model; None before it has answered
+    answered_by: str | None  # the identity of the judge; None before it has answered
 
     def to_json(self) -> dict[str, Any]:
         scores = self.scores

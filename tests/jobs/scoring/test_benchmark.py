@@ -237,7 +237,7 @@ def test_what_cannot_work_is_refused_before_anything_is_made(demo, tmp_path):
     assert_refused(flashu("dpg", asked, *here, "flashu.preset=typo"), "typo")
     assert_refused(flashu("dpg", asked, *here, "flashu.r_p=7"), "r_p")
     assert_refused(flashu("dpg", asked, *here, "sampling.batch_size=0"), "sampling.batch_size is 0")
-    assert_refused(flashu("dpg", asked, *here, "vqa=oracle"), "there is no VQA model 'oracle'")
+    assert_refused(flashu("dpg", asked, *here, "vqa=oracle"), "there is no judge 'oracle'")
     assert_refused(flashu("dpg", asked, *here, "arm=flashu"), "there is no setting arm; did you mean arms?")
     assert_refused(flashu("dpg", "questions=nowhere.csv", *here), "nowhere.csv cannot be read")
     assert_refused(flashu("dpg", f"questions=file://{tmp_path}/", *here), "cannot be read")

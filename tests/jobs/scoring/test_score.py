@@ -138,7 +138,7 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_written(own_run, be
     assert_refused(score(tmp_path / "nowhere"), "holds no run")
     assert_refused(score(own_run, tmp_path / "missing.csv"), "missing.csv cannot be read: No such file")
     assert_refused(score(own_run, own_run.parent / "run" / "run.json"), "lacks the columns item_id")
-    assert_refused(score(own_run, vqa="oracle"), "there is no VQA model 'oracle'; there are: self")
+    assert_refused(score(own_run, vqa="oracle"), "there is no judge 'oracle'; there are: self")
     assert_refused(
         score(own_run, vqa=f"hf:{tmp_path}"), f"hf:{tmp_path} is no checkpoint of a model: it has no config.json"
     )
