@@ -19,8 +19,8 @@ import pytest
 
 from cluster import authentication
 from cluster.session import SessionError, check_address
-from cluster.work import SetupError
 from tests.command import assert_refused, flashu
+from tests.jobs.driver.failing_work import NoModel
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -203,16 +203,6 @@ def test_slurms_script_starts_nodes_and_a_run_that_share_a_token_of_their_own(us
     assert "complete" in done.stdout
     assert said.read_text().splitlines() == ["token 64"] * 2
     assert not list(tmp_path.rglob("auth_token")), "it is in no file"
-
-
-class NoModel:
-    """What ends a run at the first worker's set-up, which does without PyTorch."""
-
-    def __init__(self, *_):
-        pass
-
-    def setup(self, place):
-        raise SetupError("there is no model here")
 
 
 @pytest.mark.slow
