@@ -294,35 +294,10 @@ def test_a_folder_without_a_run_is_told(command, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-# ------------------------------------------------------------------------------------------------- other formats
-
-
-def test_two_workers_with_flashu_write_a_webdataset(cluster, tmp_path):
-    """They prune by the same scores, which one of them measured."""
-    run = tmp_path / "run"
-    outcome = flashu(
-        "run", "demo", "flashu.preset=fast", "flashu.tau=1", "sampling.num_inference_steps=4", "sampling.size=64",
-        "manifest.limit=8", "manifest.shard_size=2", "output.format=webdataset", "output.image_format=jpeg",
-        cluster, f"output.path={run}",
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.out
-    assert names(run / "data") == [f"shard-0000{shard}.tar" for shard in range(4)]
-    rows = rows_of(run)
-    assert len(rows) == 8
-    assert all('"r_p": 0.3' in row["flashu"] for row in rows)
-    assert (run / "scores.safetensors").is_file()
-
-    import datasets
-
-    dataset = datasets.load_dataset(str(run), split="train", cache_dir=str(tmp_path / "cache"))
-    assert [row["json"]["seed"] for row in dataset] == [row["seed"] for row in rows]
-    assert dataset[0]["jpg"].size == (64, 64)
-
-
 # ---------------------------------------------------------------------------------------------------- interrupted
 
 LONG = (
-    "run", "demo", "flashu.preset=fast", "flashu.r_p=0", "flashu.tau=1", "sampling.num_inference_steps=12",
+    "run", "demo", "flashu.preset=fast", "flashu.tau=1", "sampling.num_inference_steps=12",
     "sampling.size=64", "manifest.limit=24", "manifest.shard_size=2", "output.format=files",
     "output.image_format=webp",
 )  # fmt: skip
@@ -332,7 +307,7 @@ LONG = (
 def quiet(cluster, tmp_path_factory):
     """A run that nothing happens to, with more workers than there is room for."""
     folder = tmp_path_factory.mktemp("quiet") / "run"
-    run = Run(folder, (*LONG, cluster, "cluster.workers=5", "cluster.cpus_per_worker=2", f"output.path={folder}"))
+    run = Run(folder, (*LONG, cluster, "cluster.workers=5", f"output.path={folder}"))
     run.outcome = run.start()
     return run
 
@@ -340,10 +315,16 @@ def quiet(cluster, tmp_path_factory):
 def test_more_workers_than_there_is_room_for_is_a_warning_and_the_run_finishes(quiet):
     assert quiet.outcome.code == 0, quiet.outcome.out
     assert (
-        "Warning: 5 workers of 2 CPUs each are asked for, and there is room for 1 "
+        "Warning: 5 workers of 1 CPUs each are asked for, and there is room for 2 "
         "(Ray cluster of 1 node: 2 CPUs, 0 GPUs); the others wait until nodes join"
     ) in quiet.outcome.out
-    assert {row["worker"] for row in rows_of(quiet.output)} == {"worker-0000"}
+    assert len({row["worker"] for row in rows_of(quiet.output)}) <= 2
+
+
+def test_workers_prune_by_the_same_scores_which_one_of_them_measured(quiet):
+    """That the images are those of a run of one worker is shown below."""
+    assert all('"r_p": 0.3' in row["flashu"] for row in rows_of(quiet.output))
+    assert (quiet.output / "scores.safetensors").is_file()
 
 
 def test_files_land_in_a_folder_for_each_shard(quiet):
