@@ -21,7 +21,7 @@ from cluster.pool_options import PoolOptions
 from cluster.session import session
 from cluster.stop import Stop
 from cluster.storage import StorageError
-from cluster.work import SetupError, ShardWork, WorkerBrokenError
+from cluster.work import ShardWork, WorkerBrokenError
 from tests.conftest import LIGHT
 
 ITEMS = 4  # in each shard
@@ -227,16 +227,6 @@ def test_a_shard_that_always_raises_is_abandoned_and_one_that_could_not_be_read_
 
 
 # ---------------------------------------------------------------------------------------------- workers never set up
-
-
-class NoModel(Numbers):
-    def setup(self, place):
-        raise SetupError("there is no model at /nowhere")
-
-
-def test_a_setup_that_is_hopeless_ends_the_run_at_once_in_its_own_words(folder):
-    with pytest.raises(PoolError, match=r"^there is no model at /nowhere$"):
-        run(NoModel(folder), 1)
 
 
 class SetupRaises(Numbers):

@@ -125,13 +125,14 @@ def test_a_token_is_found_where_ray_would_find_it(cluster, token, user, tmp_path
 
 
 def test_a_run_joins_with_the_token_and_shows_it_nowhere(cluster, token, user, tmp_path):
-    """The jobs of `flashu submit` and `ray job submit` are in test_submit.py."""
+    """One that goes on to its end is in the test of Slurm's script, and jobs that are submitted in test_submit.py."""
+    user.setattr("jobs.driver.run.GenerationWork", NoModel)
     user.setenv("RAY_AUTH_TOKEN", token)
     before = dict(os.environ)
     run = tmp_path / "run"
     outcome = flashu("run", "demo", *QUICK, f"cluster.address={cluster.address}", f"output.path={run}")
-    assert outcome.code == 0, outcome
     assert "Ray cluster of" in outcome.out
+    assert "The run cannot go on: there is no model here" in outcome.out, "a worker said so"
     assert token not in outcome.out + outcome.err
     assert holds(run, token) == []
     assert {name: os.environ.get(name) for name in before} == before
@@ -206,9 +207,9 @@ def test_slurms_script_starts_nodes_and_a_run_that_share_a_token_of_their_own(us
 
 
 @pytest.mark.slow
-def test_of_a_cluster_that_was_killed_it_is_said_and_ray_is_started_here(cluster, user, monkeypatch, tmp_path):
+def test_of_a_cluster_that_was_killed_it_is_said_and_ray_is_started_here(cluster, user, tmp_path):
     """This is the last test of the cluster."""
-    monkeypatch.setattr("jobs.driver.run.GenerationWork", NoModel)
+    user.setattr("jobs.driver.run.GenerationWork", NoModel)
     user.setenv("RAY_TMPDIR", str(cluster.folder))
     cluster.kill()
     file = cluster.folder / "ray" / "ray_current_cluster"

@@ -24,7 +24,7 @@ from jobs.dataset.records import ATTEMPT
 from jobs.worker.batch_maker import BatchMaker
 from jobs.worker.shard import GenerationWork
 from tests.command import Outcome, assert_refused, contents, flashu, names
-from tests.jobs.driver.failing_work import CannotSetUp
+from tests.jobs.driver.failing_work import CannotSetUp, NoModel
 
 QUICK = ("flashu.preset=off", "sampling.num_inference_steps=2", "sampling.size=64")
 SECRETS = {
@@ -219,8 +219,12 @@ def test_what_is_missing_is_made_again_alike_and_failures_are_tried_again_when_a
     assert after[again] != before[again]
 
 
-def test_what_the_driver_does_not_see_is_told_and_the_first_worker_decides(cluster, tmp_path):
-    """So is a size that takes far more than the model's own, before any worker starts."""
+def test_what_the_driver_does_not_see_is_told_and_the_first_worker_decides(cluster, tmp_path, monkeypatch):
+    """So is a size that takes far more than the model's own, before any worker starts.
+
+    That a worker's set-up ends so where a folder is missing is in test_shard.py.
+    """
+    monkeypatch.setattr("jobs.driver.run.GenerationWork", NoModel)
     missing = "model.tokenizer: no such checkpoint folder: /no/words"
     settings = (*QUICK, "sampling.size=512", "model.tokenizer=/no/words", "cluster.workers=1", cluster)
     outcome = flashu("run", "demo", *settings, f"output.path={tmp_path}")
@@ -229,7 +233,7 @@ def test_what_the_driver_does_not_see_is_told_and_the_first_worker_decides(clust
     [large] = [line for line in lines if line.startswith("Warning: an image of 512x512 has 64 times the pixels")]
     started = next(index for index, line in enumerate(lines) if line.startswith("Ray cluster"))
     assert max(lines.index(unseen), lines.index(large)) < started
-    assert any("The run cannot go on: no such checkpoint folder: /no/words" in line for line in lines)
+    assert any(line == "The run cannot go on: there is no model here" for line in lines), "at once, in its own words"
     assert outcome.code == 1
 
 
