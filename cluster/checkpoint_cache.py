@@ -18,13 +18,16 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from cluster.disk_errors import plain_errors
 from cluster.node_cache import CACHE_VARIABLE, cache_folder
-from cluster.s3_storage import Entry, S3Storage
 from cluster.storage import S3Options, StorageError, check_key
+
+if TYPE_CHECKING:
+    from cluster.s3_storage import Entry, S3Storage
 
 FILES_AT_ONCE = 4  # each in up to ten parts
 
@@ -54,6 +57,8 @@ def local_copy(url: str, s3: S3Options | None = None, cache_dir: str | os.PathLi
 
 def _find(url: str, s3: S3Options) -> tuple[S3Storage, Sequence[Entry], str | None]:
     """The storage, its objects to fetch, and the object's name if `url` is one object rather than a folder."""
+    from cluster.s3_storage import S3Storage  # boto3 takes long to import, and most models are not there
+
     storage = S3Storage(url, s3)
     entries = list(storage.entries())
     if entries:

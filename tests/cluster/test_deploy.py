@@ -145,12 +145,16 @@ def test_no_file_holds_a_credential():
 # Slurm
 
 
+LOG = """
+log() { echo "$*" >> "$LOG"; }
+log_mode() { log mode "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}"; }
+"""
 COMMANDS = {
     "scontrol": 'log scontrol "$@"; if [ "$1" = show ]; then printf "node1\\nnode2\\nnode3\\n"; fi',
-    "srun": 'log srun "$@"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "srun": 'log_mode; log srun "$@"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "hostname": 'echo "10.0.0.7 172.17.0.1 "',
     "ray": 'log ray "$@"; if [ "$1" = status ]; then [ ! -e "$DOWN" ]; else [ ! -e "$DOWN" ] && exec sleep 60; fi',
-    "flashu": f'log flashu "$@"; exec {sys.executable} -c "$FLASHU"',
+    "flashu": f'log_mode; log flashu "$@"; exec {sys.executable} -c "$FLASHU"',
 }
 # In Python, as `flashu` is: Bash cannot catch the SIGINT that it was started to ignore.
 FLASHU = """
@@ -172,11 +176,12 @@ class Slurm:
         commands = folder / "bin"
         commands.mkdir()
         for name, body in COMMANDS.items():
-            (commands / name).write_text(f'#!/bin/bash\nlog() {{ echo "$*" >> "{self.log}"; }}\n{body}\n')
+            (commands / name).write_text(f"#!/bin/bash\n{LOG}\n{body}\n")
             (commands / name).chmod(0o755)
         self.environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")},
             "PATH": f"{commands}:{os.environ['PATH']}",
+            "LOG": str(self.log),
             "DONE": str(self.done),
             "DOWN": str(self.down),
             "READY": str(self.ready),
@@ -227,7 +232,18 @@ def test_slurm_starts_ray_on_every_node_and_the_run_on_all_their_gpus(slurm):
     assert slurm.calls("flashu") == [
         f"flashu run config.yaml cluster.address={address} cluster.gpus_per_worker=1 cluster.workers=12 sampling.seed=1"
     ]
+    assert slurm.calls("mode") == ["mode token 64"] * 4
     assert not slurm.calls("scontrol requeue")
+
+
+def test_slurms_script_makes_no_token_where_none_is_wanted(slurm):
+    slurm.environment["RAY_AUTH_MODE"] = "disabled"
+    script = slurm.start("config.yaml")
+    slurm.wait_until_the_run_is_going()
+    slurm.done.touch()
+    output, _ = script.communicate(timeout=20)
+    assert script.returncode == 0, output
+    assert slurm.calls("mode") == ["mode disabled 0"] * 4
 
 
 def test_slurms_time_limit_stops_the_run_softly_and_requeues_it(slurm):

@@ -21,7 +21,7 @@ from cluster.pool_options import PoolOptions
 from cluster.session import session
 from cluster.stop import Stop
 from cluster.storage import StorageError
-from cluster.work import SetupError, ShardWork, WorkerBrokenError
+from cluster.work import ShardWork, WorkerBrokenError
 from tests.conftest import LIGHT
 
 ITEMS = 4  # in each shard
@@ -30,10 +30,10 @@ OPTIONS = PoolOptions(workers=2, lease_timeout_s=60, storage_patience_s=60)
 
 @pytest.fixture(scope="module")
 def ray_cluster():
-    """A Ray of one node with four CPUs, which this process has joined."""
+    """A Ray of one node with two CPUs, which this process has joined."""
     # A lost node is known to be lost after three seconds: sooner than by default, and later than its workers.
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    head = {"num_cpus": 4, "_system_config": health} | LIGHT
+    head = {"num_cpus": 2, "_system_config": health} | LIGHT
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         with session(cluster.address):
@@ -95,16 +95,11 @@ class Numbers(ShardWork):
             "given_up": dict(lease.given_up),
             "process_s": times.process_s,
             "started_at": times.started_at,
-            "finished_at": time.time(),
         }
 
     def first_time(self, what):
         """Whether no worker was here before."""
         return self.storage.put_new(f"once/{what}", b"")
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Outcome:
@@ -142,115 +137,96 @@ def run(work, num_shards, options=OPTIONS, *, stop=None, outcome=None, **setting
     return outcome
 
 
-def assert_whole(outcome, num_shards, without=()):
-    """Every shard was reported once, and holds all its items but those given up."""
-    assert sorted(report["shard"] for report in outcome.reports) == list(range(num_shards))
-    assert outcome.squares == {item: item**2 for item in range(num_shards * ITEMS) if item not in without}
+def assert_whole(outcome, num_shards, without=(), abandoned=()):
+    """Every shard but those abandoned was reported once, and holds all its items but those given up."""
+    done = [shard for shard in range(num_shards) if shard not in abandoned]
+    assert sorted(report["shard"] for report in outcome.reports) == done
+    items = {item for shard in done for item in range(shard * ITEMS, (shard + 1) * ITEMS)}
+    assert outcome.squares == {item: item**2 for item in items - set(without)}
     assert outcome.given_up.keys() == set(without)
-    assert (outcome.last.remaining, outcome.last.abandoned) == (0, {})
+    assert (outcome.last.remaining, outcome.last.abandoned.keys()) == (0, set(abandoned))
 
 
-# --------------------------------------------------------------------------------------------------- workers that die
+# ------------------------------------------------------------------------- workers that die, and shards that fail
 
 
-class KilledOnce(Numbers):
-    def meet(self, item):
-        if item in (5, 17) and self.first_time(item):
-            die()
+class Troubled(Numbers):
+    """Each trouble has a shard of its own, and the one before it none: that may still be written when a worker dies."""
 
+    RAISES, KILLS_ALWAYS, UNREAD, KILLS, HANGS, BREAKS = range(1, 13, 2)  # shards
 
-def test_workers_killed_in_the_middle_of_a_shard_cost_nothing_but_time(folder):
-    outcome = run(KilledOnce(folder), 8)
-    assert_whole(outcome, 8)
-    assert len(outcome.lost) == 2
-    for lost in outcome.lost:  # which can tell nothing itself
-        host, path = re.search(r"\(its log: ([^:]+):(/.*)\)$", lost).groups()
-        assert host == socket.gethostname()
-        assert Path(path).exists()
-    assert outcome.times_processed[1] == outcome.times_processed[4] == 2
-
-
-class KilledAlways(Numbers):
-    def meet(self, item):
-        if item == 6:
-            die()
-
-
-def test_an_item_that_always_kills_its_worker_is_given_up_and_everything_else_is_kept(folder):
-    outcome = run(KilledAlways(folder), 6, replace(OPTIONS, workers=1, max_attempts=1))
-    assert_whole(outcome, 6, without=[6])
-    assert "died" in outcome.given_up[6]
-    assert len(outcome.lost) == 3  # once with its neighbour, twice alone
-
-
-class Hangs(Numbers):
-    def meet(self, item):
-        if item == 9 and self.first_time(item):
-            time.sleep(3600)
-
-
-def test_a_hung_worker_is_replaced_and_its_shard_done_by_another(folder):
-    outcome = run(Hangs(folder), 6, replace(OPTIONS, workers=1, lease_timeout_s=3))
-    assert_whole(outcome, 6)
-    assert len(outcome.lost) == 1
-    assert "no sign of life for" in outcome.lost[0]
-    assert "at shard 2" in outcome.lost[0]
-
-
-class Breaks(Numbers):
-    def meet(self, item):
-        if item == 23 and self.first_time(item):
-            raise WorkerBrokenError("CUDA error: an illegal memory access was encountered")
-
-
-def test_a_broken_worker_is_replaced_at_once_even_at_the_last_shard(folder):
-    start = time.monotonic()
-    outcome = run(Breaks(folder), 6, replace(OPTIONS, workers=1))
-    assert_whole(outcome, 6)
-    assert outcome.lost == ["worker-0000: CUDA error: an illegal memory access was encountered"]
-    assert time.monotonic() - start < 30
-
-
-# -------------------------------------------------------------------------------------------------- shards that fail
-
-
-class Fails(Numbers):
     def read(self, lease):
-        if lease.shard == 3 and (self.first_time("first read") or self.first_time("second read")):
+        if lease.shard == self.UNREAD and self.first_time("read"):
             raise OSError("connection reset")
         return super().read(lease)
 
     def process(self, lease, inputs, running):
-        if lease.shard == 1:
+        if lease.shard == self.RAISES:
             raise ValueError("these inputs make no sense")
         return super().process(lease, inputs, running)
 
+    def meet(self, item):
+        shard, place = divmod(item, ITEMS)
+        if place != 1:
+            return
+        if shard == self.KILLS_ALWAYS or (shard == self.KILLS and self.first_time("killed")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if shard == self.HANGS and self.first_time("hung"):
+            time.sleep(3600)
+        if shard == self.BREAKS and self.first_time("broken"):
+            raise WorkerBrokenError("CUDA error: an illegal memory access was encountered")
 
-def test_a_shard_that_always_raises_is_abandoned_and_one_that_could_not_be_read_at_first_is_done(folder):
-    outcome = run(Fails(folder), 5, replace(OPTIONS, workers=1, max_attempts=2))
-    assert sorted(report["shard"] for report in outcome.reports) == [0, 2, 3, 4]
-    assert outcome.last.abandoned.keys() == {1}
-    assert "these inputs make no sense" in outcome.last.abandoned[1]
-    assert outcome.lost == []
-    kinds = {told.kind: told for told in outcome.tracebacks}
-    assert sorted(kind.rpartition("-")[0] for kind in kinds) == ["shard-OSError", "shard-ValueError"]
-    told = next(told for told in kinds.values() if "ValueError" in told.kind)
-    assert told.line == outcome.last.abandoned[1]
+
+GIVEN_UP = Troubled.KILLS_ALWAYS * ITEMS + 1  # an item
+
+
+@pytest.fixture(scope="module")
+def troubled(ray_cluster, tmp_path_factory):
+    """A run of one worker at a time that meets all of it. The last shard's worker breaks."""
+    work = Troubled(str(tmp_path_factory.mktemp("troubled")))
+    return run(work, 12, replace(OPTIONS, workers=1, max_attempts=1, lease_timeout_s=4))
+
+
+def test_whatever_happens_to_workers_every_shard_is_committed_once_or_told_about(troubled):
+    assert_whole(troubled, 12, without=[GIVEN_UP], abandoned=[Troubled.RAISES])
+    assert len(troubled.lost) == 6, "what raises costs no worker"
+
+
+def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing_but_time(troubled):
+    for lost in troubled.lost[:4]:  # which can tell nothing itself
+        host, path = re.search(r"\(its log: ([^:]+):(/.*)\)$", lost).groups()
+        assert host == socket.gethostname()
+        assert Path(path).exists()
+    assert troubled.times_processed[Troubled.KILLS] == 2
+
+
+def test_an_item_that_always_kills_its_worker_is_given_up_and_everything_else_is_kept(troubled):
+    assert "died" in troubled.given_up[GIVEN_UP]
+    assert troubled.times_processed[Troubled.KILLS_ALWAYS] == 4, "once with its neighbour, twice alone, once without"
+
+
+def test_a_hung_worker_is_replaced_and_its_shard_done_by_another(troubled):
+    assert "no sign of life for" in troubled.lost[4]
+    assert f"at shard {Troubled.HANGS}" in troubled.lost[4]
+    assert troubled.times_processed[Troubled.HANGS] == 2
+
+
+def test_a_broken_worker_is_replaced_even_at_the_last_shard(troubled):
+    assert troubled.lost[5] == "worker-0005: CUDA error: an illegal memory access was encountered"
+
+
+def test_a_shard_that_always_raises_is_abandoned_and_one_that_could_not_be_read_at_first_is_done(troubled):
+    line = troubled.last.abandoned[Troubled.RAISES]
+    assert "these inputs make no sense" in line
+    kinds = {told.kind.rpartition("-")[0]: told for told in troubled.tracebacks}
+    assert kinds.keys() == {"shard-OSError", "shard-ValueError", "shard-WorkerBrokenError"}
+    told = kinds["shard-ValueError"]
+    assert told.line == line
     assert 'raise ValueError("these inputs make no sense")' in told.text
-    assert "  worker-0000  shard 1\n" in told.text
+    assert f"  worker-0000  shard {Troubled.RAISES}\n" in told.text
 
 
 # ---------------------------------------------------------------------------------------------- workers never set up
-
-
-class NoModel(Numbers):
-    def setup(self, place):
-        raise SetupError("there is no model at /nowhere")
-
-
-def test_a_setup_that_is_hopeless_ends_the_run_at_once_in_its_own_words(folder):
-    with pytest.raises(PoolError, match=r"^there is no model at /nowhere$"):
-        run(NoModel(folder), 1)
 
 
 class SetupRaises(Numbers):
@@ -269,16 +245,26 @@ def test_a_setup_that_keeps_failing_ends_the_run_after_some_tries(folder, monkey
 
 
 class Differs(Numbers):
-    process_s = 0.4
+    """They work no longer than it takes for one to be refused."""
 
     def setup(self, place):
         super().setup(place)
         return f"model of {place.worker}"
 
+    def process(self, lease, inputs, running):
+        while not self.storage.exists("refused"):
+            time.sleep(0.05)
+        return super().process(lease, inputs, running)
+
 
 def test_workers_that_are_not_alike_do_not_work_together(folder):
-    outcome = run(Differs(folder), 16)
-    assert_whole(outcome, 16)
+    def refused(outcome):
+        if outcome.lost:
+            outcome.storage.put("refused", b"")
+        return Stop.NO
+
+    outcome = run(Differs(folder), 4, stop=refused)
+    assert_whole(outcome, 4)
     assert len({report["worker"] for report in outcome.reports}) == 1
     assert any("while this run was begun with model of" in lost for lost in outcome.lost)
 
@@ -292,67 +278,60 @@ def test_a_run_goes_on_only_with_what_it_was_begun_with(folder):
 
 
 class StorageFails(Numbers):
-    """Reading and writing of shards from the third on fail for `outage_s`."""
+    """Writing of shards from the third on, and reading from the fifth on, fail for `outage_s`."""
 
     def __init__(self, folder, outage_s):
         super().__init__(folder)
         self.outage_s = outage_s
 
-    def answer(self, lease):
-        if lease.shard >= 2:
-            self.storage.put_new("began", str(time.time()).encode())
-            if time.time() < float(self.storage.get("began")) + self.outage_s:
-                raise StorageError("the bucket does not answer")
+    def answer(self, what):
+        self.storage.put_new("began", str(time.time()).encode())
+        if time.time() < float(self.storage.get("began")) + self.outage_s:
+            self.storage.put(f"failed/{what}", b"")
+            raise StorageError("the bucket does not answer")
 
     def read(self, lease):
-        self.answer(lease)
+        if lease.shard >= 4:
+            self.answer("reading")
         return super().read(lease)
 
     def write(self, lease, encoded, times):
-        self.answer(lease)
+        if lease.shard >= 2:
+            self.answer("writing")
         return super().write(lease, encoded, times)
-
-
-class WritingFails(StorageFails):
-    def read(self, lease):
-        return Numbers.read(self, lease)
 
 
 def test_an_outage_of_storage_is_sat_out_and_nothing_is_computed_twice(folder):
     # It lasts longer than a lease may be silent, with one shard's results waiting behind another's.
-    outcome = run(WritingFails(folder, 5), 6, replace(OPTIONS, workers=1, lease_timeout_s=3))
+    outcome = run(StorageFails(folder, 5), 6, replace(OPTIONS, workers=1, lease_timeout_s=3, max_attempts=1))
     assert_whole(outcome, 6)
+    assert list(outcome.storage.list("failed/")) == ["failed/reading", "failed/writing"]
     assert outcome.lost == []
     assert set(outcome.times_processed.values()) == {1}
-
-
-def test_storage_that_cannot_be_read_for_a_while_costs_no_shard(folder):
-    outcome = run(StorageFails(folder, 2), 4, replace(OPTIONS, workers=1, max_attempts=1))
-    assert_whole(outcome, 4)
 
 
 def test_storage_that_fails_for_good_ends_the_run_and_what_was_committed_stays(folder):
     outcome = Outcome(folder)
     with pytest.raises(PoolError, match="shard 2 could not be written: the bucket does not answer"):
-        run(WritingFails(folder, 1e6), 6, replace(OPTIONS, workers=1, storage_patience_s=1.5), outcome=outcome)
+        run(StorageFails(folder, 1e6), 4, replace(OPTIONS, workers=1, storage_patience_s=1.5), outcome=outcome)
     assert sorted(report["shard"] for report in outcome.reports) == [0, 1]
     assert outcome.squares == {item: item**2 for item in range(2 * ITEMS)}
 
 
 class CutOff(Numbers):
-    """One worker's node has lost its storage for good."""
-
-    process_s = 0.2
+    """One worker's node has lost its storage for good, which shows when the other worker is at work."""
 
     def write(self, lease, encoded, times):
         if self.place.worker == "worker-0000":
+            while not any(self.storage.list("done/")):
+                time.sleep(0.05)
             raise StorageError("the mount is gone")
         return super().write(lease, encoded, times)
 
 
 def test_a_worker_that_alone_has_no_storage_is_replaced(folder):
-    outcome = run(CutOff(folder), 24, replace(OPTIONS, storage_patience_s=1.5))
-    assert_whole(outcome, 24)
+    outcome = run(CutOff(folder), 8, replace(OPTIONS, storage_patience_s=1.5))
+    assert_whole(outcome, 8)
     assert any(lost.endswith("could not be written: the mount is gone") for lost in outcome.lost)
 
 
@@ -393,12 +372,6 @@ def test_a_stop_now_waits_for_nothing(folder):
 # ------------------------------------------------------------------------------------------------------- the cluster
 
 
-def test_more_workers_than_there_is_room_for_finish_all_the_same(folder):
-    outcome = run(Slow(folder), 6, replace(OPTIONS, workers=5, cpus_per_worker=2))
-    assert_whole(outcome, 6)
-    assert len({report["worker"] for report in outcome.reports}) <= 2
-
-
 class WaitsForNodes(Numbers):
     def process(self, lease, inputs, running):
         self.storage.put(f"nodes/{self.node}", b"")
@@ -415,7 +388,6 @@ def test_a_node_is_lost_in_the_middle_of_a_run_and_one_that_joins_is_used(folder
         working = [key.removeprefix("nodes/") for key in outcome.storage.list("nodes/")]
         if nodes[0] in ray_cluster.worker_nodes and nodes[0].node_id in working:
             ray_cluster.remove_node(nodes[0], allow_graceful=False)
-        if outcome.lost and len(nodes) == 1:
             nodes.append(ray_cluster.add_node(num_cpus=2, include_log_monitor=False))
         if nodes[-1] is not nodes[0] and nodes[-1].node_id in working:
             outcome.storage.put("go", b"")
@@ -438,11 +410,11 @@ class Overlapping(Numbers):
     process_s, encode_s, write_s = 0.25, 0.12, 0.12
 
 
-def wall_time_over_processing(folder, num_shards=24):
+def wall_time_over_processing(folder, num_shards=12):
     outcome = run(Overlapping(folder), num_shards, replace(OPTIONS, workers=1))
     assert_whole(outcome, num_shards)
     began = min(report["started_at"] for report in outcome.reports)
-    ended = max(report["finished_at"] for report in outcome.reports)
+    ended = max(report["started_at"] + report["process_s"] for report in outcome.reports)
     return (ended - began) / sum(report["process_s"] for report in outcome.reports)
 
 

@@ -19,6 +19,7 @@ from cluster.authentication import MODE, TOKEN, environment
 from flashu.errors import InputError
 from jobs.driver.submit import settings_of, submit_run
 from jobs.settings.config import RunConfig, read_config
+from tests.conftest import LIGHT
 from tests.s3_server import bucket, s3_environment, s3_server  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[3]
@@ -39,9 +40,9 @@ def dashboard(s3_environment, monkeypatch):  # noqa: F811
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
     with environment({MODE: "token", TOKEN: "only-for-this-test"}):  # which it asks for
         cluster = Cluster(
-            initialize_head=True, head_node_args=head | {"dashboard_agent_listen_port": free_port(), "no_monitor": True}
+            initialize_head=True, head_node_args=LIGHT | head | {"dashboard_agent_listen_port": free_port()}
         )
-        cluster.add_node(num_cpus=2, dashboard_agent_listen_port=free_port())
+        cluster.add_node(num_cpus=2, dashboard_agent_listen_port=free_port(), include_log_monitor=False)
         wait_for_agents(f"http://127.0.0.1:{port}")
         yield f"http://127.0.0.1:{port}"
         cluster.shutdown()

@@ -489,6 +489,7 @@ def test_memory_that_runs_out_at_the_second_chance_is_no_fault_of_the_prompt(sha
     ("override", "told"),
     [
         ("model.path=/no/such/model", "no such checkpoint folder: /no/such/model"),
+        ("model.tokenizer=/no/such/words", "no such checkpoint folder: /no/such/words"),
         ("model.dtype=int7", "dtype int7 is not supported"),
         ("flashu.scores=/no/such/scores", "/no/such/scores"),
         ("sampling.size=100", "next to 100 are 96 and 112"),

@@ -1,0 +1,23 @@
+"""Work whose workers are never set up, without what takes long to import: for tests of what a run says of it."""
+
+import os
+
+from cluster.work import SetupError
+
+
+class NoModel:
+    """No other worker would fare better."""
+
+    def __init__(self, *_):
+        pass
+
+    def setup(self, place):
+        raise SetupError("there is no model here")
+
+
+class CannotSetUp(NoModel):
+    """Another worker might, and the error holds secrets."""
+
+    def setup(self, place):
+        secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+        raise RuntimeError(f"no kernel image for s3://user:pass@host/ with {secret}")
