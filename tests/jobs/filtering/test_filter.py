@@ -47,7 +47,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def large_run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "large", 3_000, per_shard=64, side=36)
+    return make_run(tmp_path_factory.mktemp("runs") / "large", 4_000, per_shard=64, side=32)
 
 
 def rows_of(storage):
@@ -113,7 +113,7 @@ def test_thousands_of_images_are_chosen_as_by_hand(large_run, tmp_path):
     assert without_place(rows_of(copy)) == without_place(kept)
     originals = images_of(large_run)
     assert images_of(copy) == {name: originals[name] for name, _ in without_place(kept)}
-    told = f"kept {len(kept):,} of 3,000 images in {copy.url}; dropped {dropped['where']:,} by --where"
+    told = f"kept {len(kept):,} of 4,000 images in {copy.url}; dropped {dropped['where']:,} by --where"
     assert outcome.out.startswith(told), outcome.out
     entry = read_run(copy)["filter"]
     assert (entry["dropped"], entry["chosen"]) == (dropped, len(kept))
@@ -122,7 +122,7 @@ def test_thousands_of_images_are_chosen_as_by_hand(large_run, tmp_path):
 
     dataset = load_dataset(copy.url, split="train", cache_dir=str(tmp_path / "cache"))
     assert dataset["sha256"] == [row["sha256"] for row in kept.values()]
-    assert dataset[len(kept) - 1]["image"].size == (36, 36)
+    assert dataset[len(kept) - 1]["image"].size == (32, 32)
 
 
 @pytest.mark.parametrize("payload", FORMATS)
@@ -338,7 +338,7 @@ def test_many_hashes_take_tens_of_bytes_each_and_no_minutes():
     finally:
         tracemalloc.stop()
     assert peak < 90 * len(hashes), "a million take 42 bytes each; what merging takes weighs more here"
-    assert time.process_time() - start < 30
+    assert time.process_time() - start < 9
 
 
 def test_without_perceptual_hashes_equal_files_are_dropped_and_that_is_said(tmp_path):
@@ -481,7 +481,7 @@ def test_a_finished_copy_is_left_as_it_is(run, tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(large_run, tmp_path):
-    small_run, peaks = make_run(tmp_path / "small", 1_000, per_shard=64, side=36), []
+    small_run, peaks = make_run(tmp_path / "small", 1_000, per_shard=64, side=32), []
     for source in (small_run, large_run):
         process = start_filter(source.url, tmp_path / f"copy-{len(peaks)}", "--where", "width > 0", "--dedup")
         process.stdout.read()
