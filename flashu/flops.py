@@ -42,7 +42,7 @@ ONCE = ("prefix", "VAE decode")  # parts that an image does not take at every st
 REPEATED_BLOCKS = (DecoderLayer, EncoderLayer, ModulatedAttentionBlock)
 
 
-@dataclass
+@dataclass(frozen=True)
 class FlopCount:
     """FLOP of one image."""
 
@@ -54,6 +54,7 @@ class FlopCount:
         return sum(self.parts.values())
 
 
+@cache
 @torch.no_grad()
 def count_image(
     config: Showo2Config,
@@ -262,6 +263,7 @@ class _Counter:
                 self._remember(module, "forward", type(module))
                 if isinstance(module, ModulatedAttentionBlock):
                     self._remember(module, "forward_prefix", "prefix")
+        self._remember(model, "embed_times", model)
         embedders = (model.image_embedder_und, model.image_embedder_gen, model.fusion_proj)
         for module in (*embedders, model.showo.model.norm, model.diff_proj, model.diffusion_head_b):
             self._remember(module, "forward", module)

@@ -5,11 +5,13 @@ import runpy
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer
 
-from jobs.cli.main import main
+import jobs.cli.main
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -23,7 +25,7 @@ class Outcome:
 
 def flashu(*arguments):
     """The command, run in this process."""
-    return _run(main, "flashu", arguments)
+    return _run(jobs.cli.main.main, "flashu", arguments)
 
 
 def benchmark(script, *arguments):
@@ -31,10 +33,17 @@ def benchmark(script, *arguments):
     return _run(lambda: runpy.run_path(str(BENCHMARKS / script), run_name="__main__"), script, arguments)
 
 
+@cache
+def _command():
+    """What typer makes of the app, at each call of it: here once, as that takes longer than most refusals do."""
+    return typer.main.get_command(jobs.cli.main.app)
+
+
 def _run(program, name, arguments):
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        patch.setattr(jobs.cli.main, "app", _command())
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         try:
             program()

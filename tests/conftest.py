@@ -1,5 +1,6 @@
 """Options and fixtures that every test folder may use."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -45,6 +46,17 @@ def pytest_configure(config):
     )  # sockets want short names
     os.environ["RAY_TMPDIR"] = folder.name
     config.add_cleanup(folder.cleanup)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported here stays to the end: to look through it for garbage, again and again, takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

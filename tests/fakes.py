@@ -4,6 +4,7 @@
 """
 
 import json
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -102,8 +103,14 @@ def write_whole_folder(folder, **options):
 
 
 def weights(config=CONFIG, seed=0, dtype=torch.float32):
-    """The model's state dict. Where the LLM is tied, both names share one tensor, as in a trained model."""
-    return dict(random_model(Showo2Qwen2_5, config, seed, dtype).state_dict())
+    """The model's state dict, of tensors that nobody changes. Where the LLM is tied, both names share one tensor, as in
+    a trained model."""
+    return dict(_weights(config, seed, dtype))
+
+
+@cache
+def _weights(config, seed, dtype):
+    return random_model(Showo2Qwen2_5, config, seed, dtype).state_dict()
 
 
 def write_weights(folder, tensors, layout, shards=3):

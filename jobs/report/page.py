@@ -6,6 +6,7 @@ import base64
 import io
 import logging
 from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ _log = logging.getLogger(__name__)
 
 def page(template: str, **values: Any) -> str:
     """A template filled in. In HTML, values are escaped: prompts, ids and errors are other people's text."""
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    """One for all pages: compiling a template takes longer than filling it in."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(),
@@ -34,7 +41,7 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def thumbnails(storage: Storage, payload: str, images: Iterable[Mapping[str, Any]]) -> dict[tuple[int, int], str]:

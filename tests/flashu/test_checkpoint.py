@@ -22,6 +22,7 @@ from flashu.models import WanImageVAE
 from flashu.models.geometry import LlmGeometry
 from flashu.models.presets import PRESETS
 from tests import fakes
+from tests.command import assert_refused, flashu
 
 EMBEDDING, HEAD = "showo.model.embed_tokens.weight", "showo.lm_head.weight"
 UNTIED = replace(fakes.CONFIG, llm=replace(fakes.LLM, tie_word_embeddings=False))
@@ -282,16 +283,14 @@ def test_an_untied_model_whose_file_shares_its_head_can_be_saved(tmp_path, layou
 
 def test_a_full_disk_is_told_in_one_line(tmp_path):
     """A limit on the size of files stands in for one. In the layout whose writer tells it in the oddest way."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from jobs.cli.main import main; main()"
-    )
-    command = [sys.executable, "-c", code, "convert", "embedded", str(tmp_path / "out"), "--layout", "release"]
-    outcome = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    assert outcome.returncode == 2, outcome
-    assert outcome.stderr.count("\n") == 1, outcome.stderr
-    assert "cannot be written" in outcome.stderr
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        outcome = flashu("convert", "embedded", tmp_path / "out", "--layout", "release")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_refused(outcome, "cannot be written")
     assert list(tmp_path.iterdir()) == []
 
 

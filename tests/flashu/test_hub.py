@@ -212,24 +212,28 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def first_run(hub, home):
-    """The model that has both formats, with an empty cache."""
-    return Session(home, hub.url, [MODEL]).wait()[MODEL]
+def first_runs(hub, home):
+    """With an empty cache, and first the model that has both formats."""
+    return Session(home, hub.url, [MODEL, PICKLED_MODEL, SLOW_MODEL, VARIANTS, *REFUSALS]).wait()
 
 
 @pytest.fixture(scope="module")
-def later_runs(first_run, home, hub, tmp_path_factory):
-    """Sessions side by side: two with the first one's cache and no hub, one with the hub and no cache."""
+def first_run(first_runs):
+    return first_runs[MODEL]
+
+
+@pytest.fixture(scope="module")
+def runs(first_runs, home, hub, tmp_path_factory):
+    """Of three sessions: the first, and side by side two with its cache and no hub."""
     with Hub({}) as gone:
         dead_endpoint = gone.url
     cached = {"HF_HOME": str(home / "home")}
-    folders = [tmp_path_factory.mktemp("later") for _ in range(3)]
-    occasions = {
+    folders = [tmp_path_factory.mktemp("later") for _ in range(2)]
+    later = {
         "hub gone": Session(folders[0], dead_endpoint, [MODEL, "fake/unreachable"], **cached),
         "HF_HUB_OFFLINE": Session(folders[1], hub.url, [MODEL], HF_HUB_OFFLINE="1", **cached),
-        "hub there": Session(folders[2], hub.url, [PICKLED_MODEL, SLOW_MODEL, VARIANTS, *REFUSALS]),
     }
-    return {name: occasion.wait() for name, occasion in occasions.items()}
+    return {"hub there": first_runs, **{name: occasion.wait() for name, occasion in later.items()}}
 
 
 def test_a_hub_id_is_all_that_a_picture_needs(first_run):
@@ -259,29 +263,29 @@ def test_the_token_goes_to_the_hub_and_is_never_shown(first_run, hub):
 
 
 @pytest.mark.parametrize("occasion", ["hub gone", "HF_HUB_OFFLINE"])
-def test_a_second_run_needs_no_hub(first_run, later_runs, occasion):
-    run = later_runs[occasion][MODEL]
+def test_a_second_run_needs_no_hub(first_run, runs, occasion):
+    run = runs[occasion][MODEL]
     assert run.code == 0, run.err
     assert run.picture.read_bytes() == first_run.picture.read_bytes()
 
 
-def test_a_repository_with_pickles_only_is_fetched_as_it_is(first_run, later_runs, hub):
-    run = later_runs["hub there"][PICKLED_MODEL]
+def test_a_repository_with_pickles_only_is_fetched_as_it_is(first_runs, first_run, hub):
+    run = first_runs[PICKLED_MODEL]
     assert run.code == 0, run.err
     assert run.picture.read_bytes() == first_run.picture.read_bytes()
     assert "diffusion_pytorch_model.bin.index.json" in fetched(hub, PICKLED_MODEL)
 
 
-def test_an_llm_without_tokenizer_json_gives_its_vocabulary_and_its_merges(first_run, later_runs, hub):
-    run = later_runs["hub there"][SLOW_MODEL]
+def test_an_llm_without_tokenizer_json_gives_its_vocabulary_and_its_merges(first_runs, first_run, hub):
+    run = first_runs[SLOW_MODEL]
     assert run.code == 0, run.err
     assert run.picture.read_bytes() == first_run.picture.read_bytes()
     added = {"tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"}
     assert fetched(hub, SLOW_LLM) == {"config.json", "vocab.json", "merges.txt", *added}
 
 
-def test_of_a_repository_without_plain_weights_none_is_fetched_before_one_is_chosen(later_runs, hub):
-    run = later_runs["hub there"][VARIANTS]
+def test_of_a_repository_without_plain_weights_none_is_fetched_before_one_is_chosen(first_runs, hub):
+    run = first_runs[VARIANTS]
     assert run.code == 2
     assert run.err == f"flashu: {VARIANTS} holds its weights in variants only: bf16, fp16. Choose one with variant=\n"
     assert fetched(hub, VARIANTS) == set()
@@ -297,8 +301,8 @@ def test_of_a_repository_without_plain_weights_none_is_fetched_before_one_is_cho
         ("hub gone", "fake/unreachable", "cannot be reached"),
     ],
 )
-def test_a_hub_that_will_not_serve_is_told_in_one_line(later_runs, occasion, name, reason):
-    run = later_runs[occasion][name]
+def test_a_hub_that_will_not_serve_is_told_in_one_line(runs, occasion, name, reason):
+    run = runs[occasion][name]
     assert run.code == 2
     assert run.err.count("\n") == 1, run.err
     assert run.err.startswith(f"flashu: {name!r}")

@@ -23,8 +23,8 @@ model, vae = random_model(Showo2Qwen2_5, MID, 0), random_model(WanImageVAE, VAES
 scores = random_scores(model)
 measure(model, vae, make_plan(None, 2, 7.5), 1, 62, MID.native_grid)
 print(peak_memory_gib(cpu))
-apply_flashu_patch(model, FlashUConfig(T_LS=3, T_cache=2, tau=2, schedule=None, num_inference_steps=6), scores=scores)
-measure(model, vae, model.acceleration.plan(6, 7.5), 1, 62, MID.native_grid)
+apply_flashu_patch(model, FlashUConfig(T_LS=2, T_cache=2, tau=2, schedule=None, num_inference_steps=5), scores=scores)
+measure(model, vae, model.acceleration.plan(5, 7.5), 1, 62, MID.native_grid)
 print(peak_memory_gib(cpu))
 """
 

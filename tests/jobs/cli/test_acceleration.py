@@ -1,19 +1,18 @@
 """`flashu plan`, `flashu calibrate` and `flashu analyze`: what they print, what they write, what they refuse."""
 
 import json
-import sys
 
 import pytest
 from PIL import Image
 
 from flashu import WandaScores
-from jobs.cli.main import main
+from tests import command
 
 SHORT = ("--steps", "3", "--device", "cpu")
 
 
 @pytest.fixture
-def flashu(monkeypatch, capsys, tmp_path):
+def flashu(monkeypatch, tmp_path):
     """The command, run in this process and `tmp_path`: its exit code, what it printed, what it complained of."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").touch()
@@ -23,10 +22,8 @@ def flashu(monkeypatch, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n\ntwo blue squares\n")
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["flashu", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return exit_.value.code or 0, *capsys.readouterr()
+        outcome = command.flashu(*arguments)
+        return outcome.code, outcome.out, outcome.err
 
     return run
 

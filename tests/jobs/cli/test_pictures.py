@@ -5,41 +5,24 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 
 import pytest
 import torch
 from PIL import Image, ImageChops
 from safetensors import safe_open
 
-from jobs.cli.main import main
-from tests import fakes
+from tests import command, fakes
+from tests.command import assert_refused, names
 
 MODULE = [sys.executable, "-m", "jobs"]
 QUICK = ("--steps", "2", "--size", "64", "--device", "cpu")
 
 
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def flashu(monkeypatch, capsys, tmp_path):
+def flashu(monkeypatch, tmp_path):
     """The command, run in this process and `tmp_path`, with no way to the hub. Any error but an exit gets through."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["flashu", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return Outcome(exit_.value.code or 0, out, err)
-
-    return run
+    return command.flashu
 
 
 @pytest.fixture
@@ -52,19 +35,6 @@ def generate(flashu):
         return outcome
 
     return run
-
-
-def assert_refused(outcome, *told):
-    assert outcome.code == 2
-    assert outcome.err.startswith("flashu: ")
-    assert outcome.err.count("\n") == 1, outcome.err
-    assert outcome.out == ""
-    for text in told:
-        assert str(text) in outcome.err
-
-
-def names(folder):
-    return sorted(file.name for file in folder.iterdir())
 
 
 def info(file):
