@@ -233,9 +233,8 @@ def answer_loss(
     return F.cross_entropy(logits.float(), said.to(logits.device))
 
 
-def train_model(options: argparse.Namespace) -> None:
+def train_model(options: argparse.Namespace, tokenizer: PromptTokenizer) -> None:
     vae, model = trained_vae(options), new_model(options)
-    tokenizer = build_tokenizer(CONFIG.llm_vocab_size, options.seed)
     # The fused attention kernels are slow to differentiate in bfloat16 on a CPU, and rows are short.
     fused = [SDPBackend.EFFICIENT_ATTENTION] if options.device.type == "cuda" else []
 
@@ -297,7 +296,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_processes(options.out / options.part, count)
     except ValueError as error:
         parser.error(str(error))
-    in_processes(count, {"vae": train_vae, "model": train_model}[options.part], options)
+    if options.part == "vae":
+        in_processes(count, train_vae, options)
+    else:  # the tokenizer is built once for all processes
+        in_processes(count, train_model, options, build_tokenizer(CONFIG.llm_vocab_size, options.seed))
 
 
 if __name__ == "__main__":

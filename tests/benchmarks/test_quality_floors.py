@@ -19,7 +19,7 @@ def bench():
     return Bench(TextToImagePipeline.from_pretrained("embedded", device="cpu"), batch_size=PROMPTS)
 
 
-FLOORS = [("stock-20", 90, 74), ("embedded", 90, 74), ("few-steps", 90, 74)]  # single things, all sorts
+FLOORS = [("stock-8", 90, 74), ("embedded", 90, 74), ("few-steps", 90, 74)]  # single things, all sorts
 
 
 @pytest.mark.parametrize(("setting", "single", "all_sorts"), FLOORS)

@@ -1,29 +1,18 @@
 """The scheduler's benchmark, run as a user runs it, on few and short shards."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "benchmarks" / "scheduler.py"), "--quick", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.command import benchmark
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     file = tmp_path_factory.mktemp("scheduler") / "result.json"
-    printed = run("-o", file)
-    return json.loads(file.read_text()), printed
+    done = benchmark("scheduler.py", "--quick", "-o", file)
+    assert done.code == 0, done.err
+    return json.loads(file.read_text()), done.out
 
 
 def test_result_says_what_it_was_measured_on_and_holds_every_measure(measured):
@@ -38,7 +27,7 @@ def test_pool_and_ray_data_do_the_same_work(measured):
     result, _ = measured
     (pool,), (ray_data,) = result["pool"], result["ray-data"]
     assert pool["workers"] == ray_data["workers"] == 2
-    assert pool["shards"] == ray_data["shards"] == 20
+    assert pool["shards"] == ray_data["shards"] == 12
     assert 0.1 < pool["efficiency"] <= 1  # the rest is up to who else uses this machine
     assert 0 < ray_data["efficiency"] <= 1
     assert pool["total_s"] > pool["start_s"] + pool["wall_s"]

@@ -14,8 +14,11 @@ from flashu.models.blocks import AS_THEY_ARE, compile_blocks
 from flashu.models.diffusion_head import ModulatedAttentionBlock
 from flashu.models.qwen2 import DecoderLayer
 from tests.bounds import TRAJECTORY
+from tests.command import assert_refused, flashu
 from tests.conftest import GOLDEN
 from tests.reference import GoldenModel, relative_error
+
+GENERATE = "generate", "a red circle", "--compile", "max", "--steps", "2", "--device", "cpu", "-o"
 
 
 @pytest.mark.slow
@@ -48,20 +51,21 @@ def test_modes():
         compile_blocks("fast", cpu)
 
 
-def test_where_compiled_code_cannot_be_kept_max_says_so(tmp_path):
+def test_where_compiled_code_cannot_be_kept_max_says_so_in_a_line(tmp_path):
     (tmp_path / "file").write_text("")
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "below")}
-    command = "import torch; from flashu.models.blocks import compile_blocks as c; c('max', torch.device('cpu'))"
-    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, env=environment, check=False)
-    assert "InputError: compile=max, but torch.compile does not work here" in run.stderr
-
-
-def test_without_a_compiler_max_says_so_in_a_line(tmp_path):
-    environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "jobs", "generate", "a red circle", "-o", str(tmp_path / "a.png")]
-    command += ["--compile", "max", "--steps", "2", "--device", "cpu"]
+    command = [sys.executable, "-m", "jobs", *GENERATE, str(tmp_path / "a.png")]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 2
     assert "compile=max, but torch.compile does not work here" in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_without_a_compiler_max_says_so_in_a_line(tmp_path, monkeypatch, capfd):
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))  # where CXX goes
+    assert_refused(flashu(*GENERATE, tmp_path / "a.png"), "compile=max, but torch.compile does not work here")
+    assert capfd.readouterr().err == ""
     assert not (tmp_path / "a.png").exists()

@@ -38,7 +38,7 @@ def latents(pipe, **settings):
     decode = pipe.vae.decode
     pipe.vae.decode = lambda states: found.append(states) or decode(states)
     try:
-        pipe(PROMPTS, seeds=SEEDS, num_inference_steps=12, **settings)
+        pipe(PROMPTS, seeds=SEEDS, num_inference_steps=8, **settings)
     finally:
         pipe.vae.decode = decode
     return torch.cat(found)
@@ -50,7 +50,11 @@ def storage_bytes(model):
     return sum(storage.nbytes() for storage in storages.values())
 
 
-@pytest.mark.parametrize("settings", [None, FlashUConfig(r_p=0.2, r_LS=0.2, T_cache=3, tau=3, schedule=None)])
+# FFNs and groups of key/value heads are pruned, layers skipped, and the head's output is reused.
+ALL = FlashUConfig(r_p=0.2, head_prune_ratio=0.5, r_LS=0.2, T_LS=4, T_cache=3, tau=2, schedule=None)
+
+
+@pytest.mark.parametrize("settings", [None, ALL], ids=["stock", "flashu"])
 def test_pictures_and_answers_are_the_same_to_rounding(pipe, joined, settings):
     for one in (pipe, joined):
         if settings:
@@ -66,14 +70,6 @@ def test_pictures_and_answers_are_the_same_to_rounding(pipe, joined, settings):
     assert joined.answer(image, "What is red?", max_new_tokens=6) == pipe.answer(
         image, "What is red?", max_new_tokens=6
     )
-
-
-def test_kv_groups_are_pruned_alike(pipe, joined):
-    settings = FlashUConfig(r_p=0.2, head_prune_ratio=0.5, r_LS=0.0, T_LS=-1, T_cache=-1, tau=0, schedule=None)
-    for one in (pipe, joined):
-        apply_flashu_patch(one.model, settings, tokenizer=one.tokenizer)
-    mine, theirs = latents(joined), latents(pipe)
-    assert relative_error(mine, theirs) < TRAJECTORY
 
 
 def test_names_weights_and_memory_are_those_of_the_checkpoint(pipe, joined, tmp_path):

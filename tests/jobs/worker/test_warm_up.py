@@ -16,7 +16,7 @@ from jobs.worker.warm_up import IMAGES, BatchKinds, first_on_node, warm_up
 from tests.bounds import LEVEL
 
 SETTINGS = FlashUConfig(
-    r_p=0.4, r_LS=0.4, T_LS=2, T_cache=2, tau=1, schedule=[(3, 5.0), (2, 1.0), (2, 5.0)], num_inference_steps=7
+    r_p=0.4, r_LS=0.4, T_LS=2, T_cache=2, tau=1, schedule=[(2, 5.0), (2, 1.0), (2, 5.0)], num_inference_steps=6
 )
 WORDS = ["a", "red", "circle", "above"]
 
@@ -27,12 +27,13 @@ def scores_of(model):
     return WandaScores(*ones, fingerprint(model))
 
 
-def test_no_batch_of_a_run_compiles_anything_afterwards(caplog):
+def test_no_batch_of_a_run_compiles_anything_afterwards(caplog, monkeypatch):
     """Of one whose prompts are all alike, and of one whose prompts bring negative prompts and guidance scales. Pictures
     are those of blocks that are not compiled."""
     pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu", dtype="float32")
     apply_flashu_patch(pipe.model, SETTINGS, scores=scores_of(pipe.model))
     torch._dynamo.reset()
+    monkeypatch.setattr("torch._dynamo.config.fake_tensor_cache_enabled", False)  # slower than what it saves here
     pipe.blocks = Blocks.through(partial(torch.compile, backend="eager"))  # the compiler's front half, which decides
     rng = random.Random(0)
 
@@ -51,8 +52,8 @@ def test_no_batch_of_a_run_compiles_anything_afterwards(caplog):
     for own in (False, True):
         warm_up(make, BatchKinds(5.0, "blurry", own_negatives=own, own_guidance=own), IMAGES)
         compiled = graphs_compiled()
-        assert compiled > 10
-        for images in (4, 4, 4, 3, 2, 1, 1, 6):
+        assert compiled > 15
+        for images in (4, 3, 2, 1, 6):
             natural(images, own)
         natural(4, own, alike=True)
         natural(1, own, alike=True)
