@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flashu import conversation, sampler
 from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.head_cache import Head
-from flashu.acceleration.plan import Llm, Plan, PlannedStep, make_plan, release_plan
+from flashu.acceleration.plan import Llm, Plan, make_plan, release_plan
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock
@@ -213,11 +213,13 @@ def count_release(
     acceleration = Acceleration.of(flashu or FLASHU_PRESETS["off"], config.llm)
     none = torch.empty(0, dtype=torch.long, device="meta")
 
-    def evaluate(step: PlannedStep) -> None:
+    @cache
+    def evaluation(llm: Llm, skip: bool, reuse: bool) -> int:
+        before = counter.total()
         model.embed_images(latents.to(x.dtype), model.semantic_positions(token_grid))
         subnetwork = WHOLE
-        if step.llm is Llm.PRUNED:
-            run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if step.skip else 0)
+        if llm is Llm.PRUNED:
+            run = config.llm.num_hidden_layers - (acceleration.layers_to_skip if skip else 0)
             layers = [None] * run + [none] * (config.llm.num_hidden_layers - run)
             width = acceleration.ffn_width
             neurons = ((0, width),) * len(layers) if width else None
@@ -226,22 +228,15 @@ def count_release(
         model.showo.lm_head(hidden)
         hidden = model.diff_proj(hidden)
         times = model.embed_times(torch.empty(2, device="meta"))
-        if step.head is not Head.REUSE:
+        if not reuse:
             for block in model.diffusion_head_a:
                 hidden, _ = block.forward_prefix(hidden, head_rotary)
         model.diffusion_head_b(hidden, times.final[0])
+        return counter.total() - before
 
-    result = []
-    counted: dict[tuple[Llm, bool, bool], int] = {}  # steps of one kind are alike
+    plan = release_plan(flashu, num_inference_steps, GUIDANCE_SCALE)
     with _Counter(model) as counter:
-        for step in release_plan(flashu, num_inference_steps, GUIDANCE_SCALE).steps:
-            kind = step.llm, step.skip, step.head is Head.REUSE
-            if kind not in counted:
-                before = counter.total()
-                evaluate(step)
-                counted[kind] = counter.total() - before
-            result.append(counted[kind])
-    return result
+        return [evaluation(step.llm, step.skip, step.head is Head.REUSE) for step in plan.steps]
 
 
 def format_plan(plan: Plan, costs: list[int]) -> str:
@@ -270,11 +265,9 @@ class _Counter:
                 self._remember(module, "forward", type(module))
                 if isinstance(module, ModulatedAttentionBlock):
                     self._remember(module, "forward_prefix", "prefix")
-        self._remember(model, "embed_times", model)
         embedders = (model.image_embedder_und, model.image_embedder_gen, model.fusion_proj)
         for module in (*embedders, model.showo.model.norm, model.diff_proj, model.diffusion_head_b):
             self._remember(module, "forward", module)
-        self._remember(model, "embed_times", "times")
 
     def __enter__(self) -> _Counter:
         self._counter.__enter__()
