@@ -319,7 +319,14 @@ def test_storage_that_fails_for_good_ends_the_run_and_what_was_committed_stays(f
 
 
 class CutOff(Numbers):
-    """One worker's node has lost its storage for good, which shows when the other worker is at work."""
+    """One worker's node has lost its storage for good, which shows when both workers are at work."""
+
+    def process(self, lease, inputs, running):
+        if self.place.worker == "worker-0000":
+            self.storage.put("here", b"")
+        while not self.storage.exists("here"):
+            time.sleep(0.05)
+        return super().process(lease, inputs, running)
 
     def write(self, lease, encoded, times):
         if self.place.worker == "worker-0000":

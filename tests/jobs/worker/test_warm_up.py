@@ -27,13 +27,20 @@ def scores_of(model):
     return WandaScores(*ones, fingerprint(model))
 
 
-def test_no_batch_of_a_run_compiles_anything_afterwards(caplog, monkeypatch):
+@pytest.fixture
+def without_fake_tensor_cache():
+    """It takes longer than it saves here."""
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
+
+
+@pytest.mark.usefixtures("without_fake_tensor_cache")
+def test_no_batch_of_a_run_compiles_anything_afterwards(caplog):
     """Of one whose prompts are all alike, and of one whose prompts bring negative prompts and guidance scales. Pictures
     are those of blocks that are not compiled."""
     pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu", dtype="float32")
     apply_flashu_patch(pipe.model, SETTINGS, scores=scores_of(pipe.model))
     torch._dynamo.reset()
-    monkeypatch.setattr("torch._dynamo.config.fake_tensor_cache_enabled", False)  # slower than what it saves here
     pipe.blocks = Blocks.through(partial(torch.compile, backend="eager"))  # the compiler's front half, which decides
     rng = random.Random(0)
 
