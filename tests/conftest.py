@@ -9,6 +9,8 @@ import pytest
 
 # The models here are tiny: threads waiting for each other cost more than they bring, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray has its workers stand back for whatever else runs: beside another process of tests, one takes a minute to start.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Over a hundred processes that tests start import the same modules.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
