@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	@echo "Open demo/report.html. The built-in model is small, and draws flat shapes: see flashu/embedded/README.md."
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder --durations=10
 
 test-cpus: $(VENV)/installed-test # the numeric tests, as other CPUs would run them
 	$(BIN)/python -m tests.cpus

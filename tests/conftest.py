@@ -20,6 +20,7 @@ LONGEST = (
     "test_run.py",
     "test_pool.py",
     "test_submit.py",
+    "test_ray_tokens.py",
     "test_warm_up.py",
     "test_from_the_release.py",
     "test_scheduler.py",
@@ -63,7 +64,7 @@ def pytest_collection():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Over several processes (`pytest -n 2`), the tests of a file stay together, as what they share is made once."""
+    """Over several processes (`pytest -n 3`), the tests of a file stay together, as what they share is made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
