@@ -12,6 +12,19 @@ from flashu.errors import InputError
 MAX_SEED = 2**64 - 1
 
 
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether it is a whole number of any type; a truth value is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that a float holds; a truth value is none."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
 def texts(name: str, values: Any, count: int | None = None) -> list[str]:
     """A list of texts; one text is repeated `count` times. Raises `InputError` for anything else."""
     result = [values] * (1 if count is None else count) if isinstance(values, str) else as_list(name, values)
@@ -50,14 +63,6 @@ def finite(name: str, value: Any, *, zero: bool) -> float:
     if not is_finite(value) or value < 0 or (value == 0 and not zero):
         raise InputError(f"{name} is {value!r}; it must be a finite number, {'0 or more' if zero else 'above 0'}")
     return float(value)
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def is_finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def as_list(name: str, values: Any) -> list[Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flashu.arguments import is_whole
+from flashu.arguments import is_finite, is_whole
 from flashu.errors import InputError
 
 NUM_INFERENCE_STEPS = 50
@@ -183,7 +182,7 @@ class FlashUConfig:
 
 
 def _ratio(name: str, value: float) -> float:
-    if not (isinstance(value, (int, float)) and 0 <= value < 1):
+    if not is_finite(value) or not 0 <= value < 1:
         raise InputError(f"{name} is {value}; it is the share left out, so it must be at least 0 and below 1")
     return float(value)
 
@@ -200,17 +199,17 @@ def _phases(schedule: Schedule | None) -> tuple[tuple[int, float], ...] | None:
     if schedule is None:
         return None
     try:
-        phases = tuple((steps, float(scale)) for steps, scale in schedule)
+        phases = tuple((steps, scale) for steps, scale in schedule)
     except (TypeError, ValueError):
         raise InputError(f"schedule is {schedule!r}; it must be a list of (steps, guidance scale) pairs") from None
     for steps, scale in phases:
         if not is_whole(steps) or steps < 1:
             raise InputError(f"schedule has a phase of {steps} steps; each must be a whole number, at least 1")
-        if not (math.isfinite(scale) and scale >= 0):
-            raise InputError(f"schedule has guidance scale {scale}; each must be 0 or more")
+        if not is_finite(scale) or scale < 0:
+            raise InputError(f"schedule has guidance scale {scale}; each must be a number, 0 or more")
     if not phases:
         raise InputError("schedule is empty; give at least one (steps, guidance scale) phase, or None")
-    return phases
+    return tuple((steps, float(scale)) for steps, scale in phases)
 
 
 _PAPER = FlashUConfig()

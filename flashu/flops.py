@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -46,8 +46,8 @@ REPEATED_BLOCKS = (DecoderLayer, EncoderLayer, ModulatedAttentionBlock)
 class FlopCount:
     """FLOP of one image."""
 
-    steps: list[int]  # per step of the plan; a prefix belongs to the step that first needs it
-    parts: dict[str, int]  # by part of the network, VAE included
+    steps: tuple[int, ...]  # per step of the plan; a prefix belongs to the step that first needs it
+    parts: Mapping[str, int]  # by part of the network, VAE included
 
     @property
     def total(self) -> int:
@@ -65,7 +65,7 @@ def count_image(
 ) -> FlopCount:
     """Count one image made by `plan`, from a prompt of `prefix_tokens` with bos and boi.
 
-    Raises `InputError` when so long a prompt does not fit.
+    What was counted once is kept. Raises `InputError` when so long a prompt does not fit.
     """
     limit = config.max_text_tokens(token_grid[0] * token_grid[1])
     if not 2 <= prefix_tokens <= limit + 2:
@@ -93,7 +93,7 @@ def count_image(
         for _ in sampler.trajectory(model, noise, sampler.PromptTokens(prefixes, suffixes, token_grid), points, plan):
             marks.append(counter.total())
     parts = {**counter.parts, "VAE decode": _decoding(vae, tuple(noise.shape))}
-    return FlopCount([after - before for before, after in itertools.pairwise(marks)], parts)
+    return FlopCount(tuple(after - before for before, after in itertools.pairwise(marks)), parts)
 
 
 @cache
@@ -239,7 +239,7 @@ def count_release(
         return [evaluation(step.llm, step.skip, step.head is Head.REUSE) for step in plan.steps]
 
 
-def format_plan(plan: Plan, costs: list[int]) -> str:
+def format_plan(plan: Plan, costs: Sequence[int]) -> str:
     """A plan as a table, a line a step."""
     lines = [f"{'step':>4}  {'LLM':<7} {'layers':<13} {'head':<8} {'guidance':>8} {'order':>5} {'TFLOP':>8}"]
     for step, flop in zip(plan.steps, costs, strict=True):

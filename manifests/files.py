@@ -49,6 +49,8 @@ def open_filesystem(url: str, endpoint_url: str | None = None, region: str | Non
     if "://" not in url:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url)).rstrip("/") or "/"
     scheme, _, rest = url.partition("://")
+    if scheme not in ("file", "s3"):  # the rest of which may hold a password
+        raise ManifestError(f"there are local paths and s3://bucket/path, not {scheme}://")
     if holds_credentials(url):
         raise ManifestError(
             f"a {scheme}:// URL must not hold credentials; give them in the environment "
@@ -56,8 +58,6 @@ def open_filesystem(url: str, endpoint_url: str | None = None, region: str | Non
         )
     if scheme == "file":
         return open_filesystem("/" + rest.lstrip("/"))
-    if scheme != "s3":
-        raise ManifestError(f"{url}: there are local paths and s3://bucket/path, not {scheme}://")
     path = rest.strip("/")
     bucket = path.partition("/")[0]
     if not bucket:

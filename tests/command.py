@@ -25,7 +25,9 @@ class Outcome:
 
 def flashu(*arguments):
     """The command, run in this process."""
-    return _run(jobs.cli.main.main, "flashu", arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs.cli.main, "app", _command())
+        return _run(jobs.cli.main.main, "flashu", arguments)
 
 
 def benchmark(script, *arguments):
@@ -43,7 +45,6 @@ def _run(program, name, arguments):
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [name, *map(str, arguments)])
-        patch.setattr(jobs.cli.main, "app", _command())
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         try:
             program()

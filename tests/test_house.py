@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A room is a module or a package. What is in it imports from its own room and from lower floors,
 # never from its own floor's other rooms, nor from a floor above.
 FLOORS = [
-    ("flashu.errors", "manifests.s3_errors", "manifests.urls"),
-    ("flashu.arguments", "flashu.embedded", "manifests", "cluster"),
+    ("flashu.errors", "flashu.embedded", "manifests.s3_errors", "manifests.urls"),
+    ("flashu.arguments", "manifests", "cluster"),
     ("flashu.config", "flashu.devices", "flashu.fingerprint"),
     ("flashu.models",),
     ("flashu.checkpoints", "flashu.acceleration", "flashu.pictures", "flashu.pending"),

@@ -6,6 +6,7 @@ Numbers and (de)serialisation only; no tensors, no files. The models that are kn
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -300,8 +301,8 @@ def token_grid(size: int | tuple[int, int] | None, native_grid: tuple[int, int])
     """
     if size is None:
         return native_grid
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+    sides = tuple(size) if isinstance(size, Iterable) else (size, size)
+    if len(sides) != 2 or not all(map(is_whole, sides)):
         raise InputError(f"size is {size!r}; give pixels per side, or (height, width)")
     height, width = sides
     for side in (height, width):

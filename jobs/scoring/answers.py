@@ -61,12 +61,12 @@ class AnsweringWork(ShardWork):
         s3: S3Options,
         run: Mapping[str, Any],
         model: ModelSection,
-        judge: str,
+        judge_name: str,
         items: Mapping[str, Item],
         folder: str,
     ):
         self.url, self.s3, self.run, self.model = url, s3, run, model
-        self.judge_name, self.items, self.folder = judge, items, folder
+        self.judge_name, self.items, self.folder = judge_name, items, folder
 
     def setup(self, place: Place) -> str:
         self.storage = open_storage(self.url, self.s3)

@@ -27,7 +27,7 @@ from jobs.driver.prepare import PreparedRun, prepare
 from jobs.driver.run import EXIT_INCOMPLETE
 from jobs.scoring.arms import ArmsConfig, check_guidance, make_images, open_output, summary_of, write_prompts
 from jobs.scoring.comparison import Arm, compare, format_comparison, write_comparison
-from jobs.scoring.open_judge import SELF, check_judge, inspect_judge
+from jobs.scoring.open_judge import SELF, check_judge_checkpoint, check_judge_name
 from jobs.scoring.questions import DEMO_QUESTIONS, Item, read_questions
 from jobs.scoring.rules import some
 from jobs.scoring.score import read_about, read_text, score_run
@@ -97,12 +97,12 @@ def _prepare(config: BenchmarkConfig) -> tuple[Storage, dict[str, PreparedRun], 
     if not config.questions:
         raise InputError("questions is not set; put the question file into the config, or add questions=dpg_bench.csv")
     s3 = config.storage.s3
-    check_judge(config.vqa, s3, is_on_cluster(config.cluster.address))
+    check_judge_name(config.vqa, s3, is_on_cluster(config.cluster.address))
     questions = read_text(config.questions, s3)
     items = read_questions(questions, config.questions)
     storage, new = open_output(config)
     if new:
-        inspect_judge(config.vqa, config.model, config)
+        check_judge_checkpoint(config.vqa, config.model, config)
     storage.check()
     for arm in config.arms:
         read_about(open_storage(f"{storage.url}/{arm}", s3), config.vqa, questions)

@@ -34,7 +34,7 @@ LIKELY = 0.5  # a probability of yes above this is a yes
 IMAGES_AT_ONCE = 16  # read by the model that made them
 
 
-class OwnJudge(Judge):
+class SelfJudge(Judge):
     """The model that made the pictures, unaccelerated: "yes" where that is likelier than "no". All of a picture is
     shown."""
 
@@ -79,7 +79,7 @@ class MplugJudge(Judge):
         return [self.pipeline({"image": picture, "question": question})["text"] for picture, question in pairs]
 
 
-def check_judge(name: str, s3: S3Options | None = None, on_cluster: bool = False) -> None:
+def check_judge_name(name: str, s3: S3Options | None = None, on_cluster: bool = False) -> None:
     """Raises `InputError`, `StorageError` for a judge that cannot be had, as far as can be told without loading it.
 
     Without `s3`, what is in S3 is not looked at. On a cluster, the nodes may have a folder that is not here.
@@ -109,8 +109,8 @@ def check_judge(name: str, s3: S3Options | None = None, on_cluster: bool = False
         raise InputError(f"{name}: there is no such folder, and a hub id is written OWNER/NAME")
 
 
-def inspect_judge(name: str, model: ModelSection, config: RunConfig) -> list[str]:
-    """As `check_judge`, with a look at the hub too; `model` is that of the pictures. Returns warnings."""
+def check_judge_checkpoint(name: str, model: ModelSection, config: RunConfig) -> list[str]:
+    """As `check_judge_name`, with a look at the hub too; `model` is that of the pictures. Returns warnings."""
     if name == SELF:
         return check_model(model, config)
     return [] if name == MPLUG else check_transformers(name, name.removeprefix(HF), config)
@@ -133,7 +133,7 @@ def scores_folder(name: str) -> str:
 def open_judge(name: str, model: ModelSection, run: Storage, s3: S3Options, device: str | None) -> Judge:
     """Load the judge of that name. `model` is the run's own. Raises `InputError`, `StorageError`."""
     if name == SELF:
-        return OwnJudge(model, run, s3, device)
+        return SelfJudge(model, run, s3, device)
     if name == MPLUG:
         return MplugJudge(device)
     return open_hf(name, local_copy(name.removeprefix(HF), s3, model.cache_dir), resolve_device(device))

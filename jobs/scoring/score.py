@@ -33,7 +33,7 @@ from jobs.driver.pool import workers_for
 from jobs.driver.stop_signals import StopSignals
 from jobs.driver.tracebacks import Tracebacks
 from jobs.scoring.answers import IMAGES_KEY, UNANSWERED_KEY, AnsweringWork, answers_key, images_digest
-from jobs.scoring.open_judge import absolute_name, check_judge, inspect_judge, scores_folder
+from jobs.scoring.open_judge import absolute_name, check_judge_checkpoint, check_judge_name, scores_folder
 from jobs.scoring.questions import Item, read_questions
 from jobs.scoring.rules import SHOWN, BenchmarkScores, OddAnswers, Scored, some
 from jobs.settings.config import RunConfig
@@ -51,7 +51,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     Raises `InputError`, `StorageError` or `SessionError` for what a user can mend, before any worker is started.
     """
     s3 = config.storage.s3
-    check_judge(vqa, s3, is_on_cluster(config.cluster.address))
+    check_judge_name(vqa, s3, is_on_cluster(config.cluster.address))
     vqa = absolute_name(vqa)
     text = read_text(questions, s3)
     items = read_questions(text, questions)
@@ -74,7 +74,7 @@ def score_run(url: str, questions: str, vqa: str, config: RunConfig, note: Note)
     if len(done) < len(made):
         absolute = storage.url if "://" in storage.url else str(Path(storage.url).absolute())
         work = AnsweringWork(absolute, s3, run, absolute_model(run["config"]["model"]), vqa, items, folder)
-        for warning in inspect_judge(vqa, work.model, config):
+        for warning in check_judge_checkpoint(vqa, work.model, config):
             note(warning)
         not_to_do = done | (set(range(total)) - set(made))
         answering = _Answering(storage, folder, about, len(made) - len(done), note)

@@ -145,7 +145,7 @@ def test_no_file_holds_a_credential():
 # Slurm
 
 
-LOG = """
+HELPERS = """
 log() { echo "$*" >> "$LOG"; }
 log_mode() { log mode "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}"; }
 """
@@ -176,7 +176,7 @@ class Slurm:
         commands = folder / "bin"
         commands.mkdir()
         for name, body in COMMANDS.items():
-            (commands / name).write_text(f"#!/bin/bash\n{LOG}\n{body}\n")
+            (commands / name).write_text(f"#!/bin/bash\n{HELPERS}\n{body}\n")
             (commands / name).chmod(0o755)
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")},

@@ -21,7 +21,7 @@ from cluster.pool_options import PoolOptions
 from cluster.session import session
 from cluster.stop import Stop
 from cluster.storage import StorageError
-from cluster.work import ShardWork, WorkerBrokenError
+from cluster.work import SetupError, ShardWork, WorkerBrokenError
 from tests.conftest import LIGHT
 
 ITEMS = 4  # in each shard
@@ -184,7 +184,7 @@ GIVEN_UP = Troubled.KILLS_ALWAYS * ITEMS + 1  # an item
 def troubled(ray_cluster, tmp_path_factory):
     """A run of one worker at a time that meets all of it. The last shard's worker breaks."""
     work = Troubled(str(tmp_path_factory.mktemp("troubled")))
-    return run(work, 12, replace(OPTIONS, workers=1, max_attempts=1, lease_timeout_s=4))
+    return run(work, 12, replace(OPTIONS, workers=1, max_attempts=1, lease_timeout_s=10))
 
 
 def test_whatever_happens_to_workers_every_shard_is_committed_once_or_told_about(troubled):
@@ -227,6 +227,16 @@ def test_a_shard_that_always_raises_is_abandoned_and_one_that_could_not_be_read_
 
 
 # ---------------------------------------------------------------------------------------------- workers never set up
+
+
+class NoModel(Numbers):
+    def setup(self, place):
+        raise SetupError("there is no model at /nowhere")
+
+
+def test_a_setup_that_is_hopeless_ends_the_run_at_once_in_its_own_words(folder):
+    with pytest.raises(PoolError, match=r"^there is no model at /nowhere$"):
+        run(NoModel(folder), 1)
 
 
 class SetupRaises(Numbers):

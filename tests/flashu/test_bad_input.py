@@ -183,6 +183,7 @@ def test_without_seeds_pictures_follow_torchs_own_generator(generate):
         ("guidance_scale", -1),
         ("guidance_scale", float("nan")),
         ("guidance_scale", float("inf")),
+        ("guidance_scale", 10**400),
         ("guidance_scale", "7.5"),
         ("time_shift", 0),
         ("time_shift", -3.0),
@@ -196,6 +197,8 @@ def test_without_seeds_pictures_follow_torchs_own_generator(generate):
         ("size", -64),
         ("size", (64, 100)),
         ("size", "64"),
+        ("size", 64.0),
+        ("size", True),
         ("size", (64,)),
     ],
 )

@@ -80,6 +80,7 @@ def test_other_keys_of_an_llms_config_are_none_of_ours(tmp_path):
         ({"num_key_value_heads": None}, "num_key_value_heads is None; it must be a positive whole number"),
         ({"vocab_size": True}, "vocab_size is True; it must be a positive whole number"),
         ({"rope_theta": "large"}, "rope_theta"),
+        ({"rope_theta": 10**400}, "rope_theta"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": -1}}, "rope_theta"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),

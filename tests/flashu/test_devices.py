@@ -1,6 +1,6 @@
 """The published code's numbers on every device that is here, in both number formats, as they are and compiled.
 
-On a CPU, float32 as it is stands in `test_parity.py`, and compiled in `test_blocks.py`; what a GPU does differently
+On a CPU, float32 as it is stands in `test_parity.py`, and a compiled layer in `test_blocks.py`; what differs on a GPU
 (joined projections, other attention kernels, a stream for the VAE) is seen where there is one. Bounds: tests/bounds.py.
 """
 

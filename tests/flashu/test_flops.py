@@ -80,9 +80,9 @@ def test_steps_without_guidance_run_the_conditional_rows_only():
     """Each as in a run without any guidance; the text of both rows is run once, by the first step."""
     guided, alone = (count(replace(EIGHT, schedule=[(8, scale)]), 8, "show-o2-1.5b").steps for scale in (5.0, 1.0))
     settings = replace(EIGHT, schedule=[(2, 1.0), (3, 5.0), (3, 1.0)])
-    assert count(settings, 8, "show-o2-1.5b").steps[1:] == [alone[1], *guided[2:5], *alone[5:]]
+    assert count(settings, 8, "show-o2-1.5b").steps[1:] == (alone[1], *guided[2:5], *alone[5:])
     settings = replace(EIGHT, schedule=[(3, 5.0), (5, 1.0)])
-    assert count(settings, 8, "show-o2-1.5b").steps == [*guided[:3], *alone[3:]]
+    assert count(settings, 8, "show-o2-1.5b").steps == (*guided[:3], *alone[3:])
     assert alone[1] < 0.6 * guided[1]
 
 

@@ -10,7 +10,7 @@ from manifests.urls import holds_credentials
     [
         "s3://AKIA:word@bucket/run", "s3://AKIA:wo/rd@bucket", "s3://AKIA@bucket", "hf:s3://AKIA:word@bucket/model",
         "https://user:pass@host/x", "https://user:pa/ss@host", "https://user@host", "hf:https://user:pass@host",
-        "ftp://user:pa/ss@host/x", "file://user@host/prompts",
+        "ftp://user:pa/ss@host/x", "file://user@host/prompts", "s3:///AKIA:word@bucket/x", "profile://a/user:pass@host",
     ],
 )  # fmt: skip
 def test_a_user_or_key_is_seen(url):

@@ -23,7 +23,7 @@ LOCALES = {
     "C": {"LC_ALL": "C"},
     "ascii": {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},  # a terminal of fewer letters
 }
-CASES = [("disk", "C", "webdataset"), ("s3", "ascii", "parquet")]
+CASES = [("disk", "C", ("webdataset", "jpeg")), ("s3", "ascii", ("parquet", "png"))]
 
 
 def command(environment, *arguments):
@@ -54,7 +54,7 @@ def test_a_run_in_many_scripts_is_complete_and_every_reader_reads_it(folder, pla
     output = folder / f"out {locale} ü" if place == "disk" else f"{bucket.url}/{NAMES[1]}/{NAMES[4]} {locale}"
     settings = () if place == "disk" else (f"storage.endpoint_url={bucket.endpoint_url}", "storage.path_style=true")
     run = ("run", "default", *QUICK, *settings, f"manifest.path={manifest}", f"output.path={output}",
-           f"output.format={layout}", f"sampling.negative_prompt={NAMES[0]}",
+           f"output.format={layout[0]}", f"output.image_format={layout[1]}", f"sampling.negative_prompt={NAMES[0]}",
            "cluster.address=local" if locale == "C" else cluster)  # fmt: skip
     done = command(environment, *run)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -77,7 +77,8 @@ def test_a_run_in_many_scripts_is_complete_and_every_reader_reads_it(folder, pla
     assert json.loads(open_storage(f"{output} kept", s3).get("summary.json"))["images"]["count"] == len(NAMES) - 1
     if place == "disk":
         loaded = datasets.load_dataset(str(output), split="train", cache_dir=str(folder / "cache"))
-        assert len(loaded) == len(NAMES)
+        assert [row["seed"] for row in loaded["json"]] == [row["seed"] for row in rows]
+        assert {image.format for image in loaded["jpg"]} == {"JPEG"}
 
 
 def test_what_is_no_text_at_all_is_told(folder):

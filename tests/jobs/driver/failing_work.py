@@ -6,7 +6,7 @@ from cluster.work import SetupError
 
 
 class NoModel:
-    """No other worker would fare better."""
+    """Raises what is final: no other worker would fare better."""
 
     def __init__(self, *_):
         pass
@@ -16,7 +16,7 @@ class NoModel:
 
 
 class CannotSetUp(NoModel):
-    """Another worker might, and the error holds secrets."""
+    """Raises what is tried again elsewhere, with secrets in it."""
 
     def setup(self, place):
         secret = os.environ["AWS_SECRET_ACCESS_KEY"]

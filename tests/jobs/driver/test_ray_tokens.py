@@ -55,9 +55,13 @@ class Started:
                    "--include-dashboard=true", f"--dashboard-port={dashboard}", "--include-log-monitor=false",
                    f"--ray-client-server-port={self.client.rpartition(':')[2]}", "--no-monitor", "--num-cpus=1",
                    f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]  # fmt: skip
-        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=120)
-        self.wait_for(lambda: answers(self.dashboard) and answers(self.client))
-        self.wait_for(self.takes_jobs)
+        try:
+            subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=120)
+            self.wait_for(lambda: answers(self.dashboard) and answers(self.client))
+            self.wait_for(self.takes_jobs)
+        except BaseException:
+            self.kill()
+            raise
 
     def takes_jobs(self):
         """What `ray job list` asks, which takes seconds to start."""
@@ -133,6 +137,8 @@ def test_a_run_joins_with_the_token_and_shows_it_nowhere(cluster, token, user, t
     outcome = flashu("run", "demo", *QUICK, f"cluster.address={cluster.address}", f"output.path={run}")
     assert "Ray cluster of" in outcome.out
     assert "The run cannot go on: there is no model here" in outcome.out, "a worker said so"
+    assert outcome.code == 1
+    assert (run / "run.json").exists()
     assert token not in outcome.out + outcome.err
     assert holds(run, token) == []
     assert {name: os.environ.get(name) for name in before} == before

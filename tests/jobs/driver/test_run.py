@@ -219,7 +219,7 @@ def test_what_is_missing_is_made_again_alike_and_failures_are_tried_again_when_a
     assert after[again] != before[again]
 
 
-def test_what_the_driver_does_not_see_is_told_and_the_first_worker_decides(cluster, tmp_path, monkeypatch):
+def test_what_the_driver_does_not_see_is_told_and_a_worker_decides(cluster, tmp_path, monkeypatch):
     """So is a size that takes far more than the model's own, before any worker starts.
 
     That a worker's set-up ends so where a folder is missing is in test_shard.py.
@@ -325,7 +325,7 @@ def test_more_workers_than_there_is_room_for_is_a_warning_and_the_run_finishes(q
     assert len({row["worker"] for row in rows_of(quiet.output)}) <= 2
 
 
-def test_workers_prune_by_the_same_scores_which_one_of_them_measured(quiet):
+def test_a_run_keeps_the_scores_that_its_workers_prune_by(quiet):
     """That the images are those of a run of one worker is shown below."""
     assert all('"r_p": 0.3' in row["flashu"] for row in rows_of(quiet.output))
     assert (quiet.output / "scores.safetensors").is_file()

@@ -16,9 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.authentication import MODE, TOKEN, environment
+from cluster.open_storage import open_storage
+from cluster.storage import S3Options
 from flashu.errors import InputError
 from jobs.driver.submit import settings_of, submit_run
 from jobs.settings.config import RunConfig, read_config
+from tests.command import contents
 from tests.conftest import LIGHT
 from tests.s3_server import bucket, s3_environment, s3_server  # noqa: F401 - fixtures
 
@@ -87,6 +90,11 @@ def read_metadata(bucket, stem):  # noqa: F811
     return pq.read_table(io.BytesIO(data)).to_pylist()
 
 
+def contents_of(bucket):  # noqa: F811
+    storage = open_storage(bucket.url, S3Options(bucket.endpoint_url, path_style=True))
+    return {key: storage.get(key) for key in storage.list()}
+
+
 @pytest.mark.slow
 def test_a_run_submitted_to_a_cluster_writes_the_same_images_to_s3_and_to_disk(dashboard, manifest, bucket, tmp_path):  # noqa: F811
     def call(*command, without=()):
@@ -120,6 +128,9 @@ def test_a_run_submitted_to_a_cluster_writes_the_same_images_to_s3_and_to_disk(d
     rows = [row for shard in range(3) for row in read_metadata(bucket, f"runs/first/metadata/shard-0000{shard}")]
     remote = [row["sha256"] for row in rows]
     assert remote == local["sha256"]
+    written = [*contents(tmp_path / "run").values(), *contents_of(bucket).values()]
+    assert len(written) > 2 * 3
+    assert not [data for data in written if b"only-for-this-test" in data]
 
 
 def test_a_submitted_command_holds_what_differs_from_the_defaults():

@@ -329,16 +329,22 @@ def test_bits_wherever_they_differ_are_counted(turned):
 
 def test_many_hashes_take_tens_of_bytes_each_and_no_minutes():
     hashes = np.random.default_rng(0).integers(0, 2**64, 30_000, np.uint64)
-    start, finder = time.process_time(), NearDuplicateFinder()
-    tracemalloc.start()
-    try:
+
+    def find():
+        finder = NearDuplicateFinder()
         for at in range(0, len(hashes), 64):
             finder.add(hashes[at : at + 64])
+
+    tracemalloc.start()
+    try:
+        find()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    start = time.process_time()
+    find()
     assert peak < 90 * len(hashes), "a million take 42 bytes each; what merging takes weighs more here"
-    assert time.process_time() - start < 9
+    assert time.process_time() - start < 3
 
 
 def test_without_perceptual_hashes_equal_files_are_dropped_and_that_is_said(tmp_path):
@@ -382,7 +388,7 @@ def wait_for_shards(process, copy, count):
 @pytest.fixture(scope="module")
 def slow_run(tmp_path_factory):
     """A run whose copy takes a while, as every image is a file."""
-    return make_run(tmp_path_factory.mktemp("runs") / "files", 480, per_shard=8, payload="files", side=8)
+    return make_run(tmp_path_factory.mktemp("runs") / "files", 720, per_shard=8, payload="files", side=8)
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +401,7 @@ def undisturbed(slow_run, tmp_path_factory):
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(slow_run, undisturbed, tmp_path):
     seed = random.randrange(10**6)
     copy, rng = tmp_path / "copy", random.Random(seed)
-    for shards in (0, 1, rng.randrange(2, 50)):
+    for shards in (0, 1, rng.randrange(2, 80)):
         process = start_filter(slow_run.url, copy, *ASKED)
         if shards:
             wait_for_shards(process, copy, shards)
@@ -418,11 +424,11 @@ def test_ctrl_c_stops_it_after_the_shards_in_hand_and_the_same_command_goes_on(s
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, (out, err)
     done = len(list(shards_with(LocalStorage(copy), METADATA)))
-    assert 5 <= done < 60
-    stopped = f"stopped: {done} of 60 shards are in {copy}. Run the same command again to go on.\n"
+    assert 5 <= done < 90
+    stopped = f"stopped: {done} of 90 shards are in {copy}. Run the same command again to go on.\n"
     assert out.endswith(stopped)
     assert err == ""
-    assert flashu("status", copy).out.startswith(f"{copy}: stopped\nshards     {done} of 60 committed")
+    assert flashu("status", copy).out.startswith(f"{copy}: stopped\nshards     {done} of 90 committed")
     assert "| chosen; the copy is not finished |" in (copy / "README.md").read_text()
     assert_refused(flashu("filter", copy, tmp_path / "x", "--dedup"), f"`flashu filter {slow_run.url} {copy}`")
     assert flashu("filter", slow_run.url, copy, *ASKED).code == 0

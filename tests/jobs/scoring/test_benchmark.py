@@ -1,11 +1,10 @@
-"""`flashu dpg CONFIG`: both arms over a real Ray, what it prints and writes, going on after a kill, and refusals."""
+"""`flashu dpg CONFIG`: both arms over a real Ray, what it prints and writes, going on, and refusals."""
 
 import csv
 import io
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +17,6 @@ from jobs.dataset.keys import METADATA, shards_with
 from jobs.scoring.questions import DEMO_QUESTIONS
 from tests.command import assert_refused, contents, flashu
 
-ROOT = Path(__file__).parents[3]
 QUICK = (
     "cluster.workers=1",
     "sampling.num_inference_steps=12",
@@ -133,7 +131,7 @@ def test_done_again_it_makes_nothing_anew(demo, cluster):
 
 
 def test_what_was_ended_while_it_scored_goes_on_to_the_same_comparison(demo, cluster, tmp_path):
-    """A driver that is killed is in test_chaos.py; here is what one that scored leaves, all but some shards."""
+    """Here is what a driver leaves that was killed right after the first answers, before it heard whose they are."""
     _, quiet = demo
     out = shutil.copytree(quiet, tmp_path / "out")
     (out / "comparison.json").unlink()
@@ -141,9 +139,12 @@ def test_what_was_ended_while_it_scored_goes_on_to_the_same_comparison(demo, clu
     (scores / "scores.json").unlink()
     for file in sorted(scores.glob("shard-*.parquet"))[1:]:
         file.unlink()
+    about = json.loads((scores / "about.json").read_text())
+    (scores / "about.json").write_text(json.dumps(about | {"identity": None}))
     kept = files_of_shards(out)
     assert flashu("dpg", "--demo", *QUICK, cluster, f"output.path={out}").code == 0
     assert files_of_shards(out).items() > kept.items(), "there is more, and nothing of it was made again"
+    assert json.loads((scores / "about.json").read_text()) == about
     found, expected = (json.loads((folder / "comparison.json").read_text()) for folder in (out, quiet))
     assert without_times(found) == without_times(expected)
 

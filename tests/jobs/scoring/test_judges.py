@@ -18,7 +18,7 @@ from jobs.dataset.images import StoredImage
 from jobs.scoring.answers import AnsweringWork
 from jobs.scoring.hf_judge import open_hf
 from jobs.scoring.judges import verdict
-from jobs.scoring.open_judge import absolute_name, check_judge, open_judge, scores_folder
+from jobs.scoring.open_judge import absolute_name, check_judge_name, open_judge, scores_folder
 from jobs.scoring.questions import Item, Question
 from jobs.settings.config import ModelSection
 from tests.jobs.scoring.vqa_checkpoints import make_blip, make_llava, make_vilt
@@ -127,36 +127,36 @@ def test_an_answer_is_read_by_its_first_word(answer, meaning):
 @pytest.mark.parametrize("name", ["oracle", "", "hf:", "hf", "HF:a/b", "self ", "mplug2"])
 def test_an_unknown_name_is_told_which_there_are(name):
     with pytest.raises(InputError, match=r"there are: self, .*; hf:ID_OR_PATH, .*; mplug, "):
-        check_judge(name)
+        check_judge_name(name)
 
 
 @pytest.mark.parametrize("name", ["s3://key:secret/x@bucket/vilt", "hf:https://user:secret@host/vilt"])
 def test_a_url_in_a_wrong_place_is_not_repeated(name):
     with pytest.raises(InputError) as refused:
-        check_judge(name)
+        check_judge_name(name)
     assert "secret" not in str(refused.value)
 
 
 def test_credentials_in_an_s3_url_are_refused_and_not_repeated():
     with pytest.raises(StorageError, match="holds credentials") as refused:
-        check_judge("hf:s3://key:secret@bucket/vilt")
+        check_judge_name("hf:s3://key:secret@bucket/vilt")
     assert "secret" not in str(refused.value)
 
 
 def test_a_folder_that_is_not_there_or_holds_no_checkpoint_is_known_before_it_is_loaded(checkpoints, tmp_path):
-    check_judge(f"hf:{checkpoints['vilt']}")
-    check_judge("hf:dandelin/vilt-b32-finetuned-vqa")
+    check_judge_name(f"hf:{checkpoints['vilt']}")
+    check_judge_name("hf:dandelin/vilt-b32-finetuned-vqa")
     with pytest.raises(InputError, match=r"has no config\.json"):
-        check_judge(f"hf:{tmp_path}")
+        check_judge_name(f"hf:{tmp_path}")
     for missing in (tmp_path / "nowhere", "./nowhere", "nowhere", "a/b/c", "x" * 5000, "~no-such-user/x"):
         with pytest.raises(InputError, match="there is no such folder"):
-            check_judge(f"hf:{missing}")
+            check_judge_name(f"hf:{missing}")
 
 
 def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope", None)  # which is how Python marks a module that cannot be imported
     with pytest.raises(InputError, match=r"mplug needs modelscope: pip install 'flashu\[mplug\]'"):
-        check_judge("mplug")
+        check_judge_name("mplug")
 
 
 def test_a_package_that_only_this_node_lacks_is_named_too(checkpoints, monkeypatch):
@@ -257,11 +257,11 @@ def test_a_model_in_s3_is_fetched_and_one_that_is_not_there_known_beforehand(che
     storage = open_storage(f"{bucket.url}/models/vilt", s3)
     for file in checkpoints["vilt"].iterdir():
         storage.put(file.name, file.read_bytes())
-    check_judge(f"hf:{storage.url}", s3)
+    check_judge_name(f"hf:{storage.url}", s3)
     vqa = open_judge(f"hf:{storage.url}", section, storage, s3, "cpu")
     assert vqa.answer(PICTURES, QUESTIONS) == opened(checkpoints["vilt"]).answer(PICTURES, QUESTIONS)
     with pytest.raises(InputError, match=r"is no checkpoint: there is no s3://.*/models/config.json"):
-        check_judge(f"hf:{bucket.url}/models", s3)
+        check_judge_name(f"hf:{bucket.url}/models", s3)
 
 
 def test_each_name_has_a_folder_of_its_own_and_one_model_one_name(checkpoints, monkeypatch):

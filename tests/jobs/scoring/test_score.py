@@ -15,7 +15,7 @@ from tests.command import assert_refused, contents, flashu
 from tests.jobs.scoring.vqa_checkpoints import make_vilt
 
 PROMPTS = 5  # each in a shard of its own
-ASKED = PROMPTS - 1  # the others have no questions
+ASKED = PROMPTS - 1  # the last has no questions
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def bench():
 
 @pytest.fixture(scope="module")
 def run(cluster, bench, tmp_path_factory):
-    """A run with four images a prompt, and beside it a question file that is not of its last prompt, but of others."""
+    """A run with four images a prompt, and beside it a question file: not of its last prompt, and of seven others."""
     folder = tmp_path_factory.mktemp("dpg")
     rows = {"prompt_id": [item.id for item in bench], "prompt": [item.text for item in bench]}
     pq.write_table(pa.table(rows), folder / "m.parquet")
