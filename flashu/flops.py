@@ -213,7 +213,7 @@ def count_release(
     acceleration = Acceleration.of(flashu or FLASHU_PRESETS["off"], config.llm)
     none = torch.empty(0, dtype=torch.long, device="meta")
 
-    @cache
+    @cache  # as those of one kind cost the same
     def evaluation(llm: Llm, skip: bool, reuse: bool) -> int:
         before = counter.total()
         model.embed_images(latents.to(x.dtype), model.semantic_positions(token_grid))

@@ -5,8 +5,9 @@ a few points below what was measured, for other processors round otherwise.
 """
 
 import pytest
-from quality import SETTINGS, Bench, whole_bench
+from quality import Bench, whole_bench
 from quality_measures import answers_right
+from quality_settings import SETTINGS
 from shapes import oracle
 
 from flashu import TextToImagePipeline
