@@ -22,7 +22,7 @@ LONGEST = (
     "test_submit.py",
     "test_ray_tokens.py",
     "test_warm_up.py",
-    "test_from_the_release.py",
+    "test_commands.py",
     "test_scheduler.py",
     "test_gpu_benchmark.py",
 )
@@ -76,6 +76,20 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)  # first, so that no process is left with one at the end
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """The setting that joins a Ray cluster of two CPUs, whose workers may use the tests' S3 server."""
+    from ray.cluster_utils import Cluster
+
+    from tests.s3_server import set_s3_environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        set_s3_environment(patch, tmp_path_factory)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2} | LIGHT)
+    yield f"cluster.address={cluster.address}"
+    cluster.shutdown()
 
 
 def pytest_generate_tests(metafunc):

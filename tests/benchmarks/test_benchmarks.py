@@ -1,7 +1,6 @@
 """The measuring scripts, run as a user runs them: what they count, and that they measure at all."""
 
 import json
-import re
 
 import pytest
 
@@ -80,46 +79,6 @@ def test_the_prompts_of_dpg_bench_are_short_enough_and_cost_little_more_than_the
     assert result["prompts"] == {"count": 1065, "text_tokens": lengths["text_tokens"], "cut": 0}
     table = committed()["show-o2-1.5b", "few-steps"]["tflop_per_image"]
     assert result["tflop_per_image"] / table == pytest.approx(1.0025, abs=0.0001)
-
-
-def test_readme_shows_the_counts_of_the_committed_result():
-    counts = committed()
-    readme = (BENCHMARKS.parent / "README.md").read_text()
-    names = {
-        "1.5B at 432": "show-o2-1.5b",
-        "1.5B-HQ at 512": "show-o2-1.5b-hq-512",
-        "1.5B-HQ at 1024": "show-o2-1.5b-hq-1024",
-        "7B at 432": "show-o2-7b",
-    }
-    for name, preset in names.items():
-        stock, flashu, few = (counts[preset, settings] for settings in (None, "paper-1.5b", "few-steps"))
-        cells = [stock["tflop_release_without_vae"], stock["tflop_per_image"], few["tflop_per_image"]]
-        assert f"| Show-o2 {name}, 50 steps | {cells[0]:.1f} | **{cells[1]:.1f}** | **{cells[2]:.1f}** |" in readme
-        cells = [flashu["tflop_release_without_vae"], flashu["tflop_per_image"]]
-        assert re.search(rf"Show-o2 {name}, FlashU.* \| {cells[0]:.1f} \| \*\*{cells[1]:.1f}\*\* \|", readme), name
-
-
-def test_readme_shows_the_speeds_of_the_committed_gpu_result():
-    result = json.loads((BENCHMARKS / "results" / "2026-11-27-gpu-nvidia-h200.json").read_text())
-    runs = {(run["arm"], run["batch_size"]): run for run in result["runs"]}
-    rows = {
-        "release, 50 steps": "release",
-        "release, FlashU": "release-flashu",
-        "ours, 50 steps": "ours",
-        "ours, FlashU": "ours-flashu",
-        "ours, FlashU, uncompiled": "ours-flashu-uncompiled",
-        "ours, `few-steps`": "ours-few-steps",
-        "ours, FlashU, 24 prompts of as many lengths, each once": "ours-flashu-natural",
-        "ours, FlashU, these prompts, without cuDNN's attention": "ours-flashu-natural-no-cudnn",
-    }
-    readme = (BENCHMARKS.parent / "README.md").read_text().replace("**", "")
-    for name, arm in rows.items():
-        one, several = runs[arm, 1], runs[arm, 8]
-        assert (
-            f"| {name} | {one['images_per_s']:.2f} | {several['images_per_s']:.2f} | {several['tflop_per_s']:.0f} | "
-            f"{several['speed_up']:.2f}x / {several['speed_up_over_release_flashu']:.2f}x |"
-        ) in readme
-    assert "NVIDIA H200" in result["gpu"]
 
 
 def test_generate_times_both_arms_in_one_run(tmp_path):
