@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-cpus lint
+.PHONY: demo test test-cpus lint pictures
 
 demo: $(VENV)/installed
 	$(BIN)/flashu run demo
@@ -21,6 +21,9 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pictures: $(VENV)/installed # those of README and docs, anew; the screenshots need Chromium
+	$(BIN)/python docs/make_pictures.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
