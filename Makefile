@@ -23,7 +23,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 
 pictures: $(VENV)/installed # those of README and docs, anew; the screenshots need Chromium
-	$(BIN)/python docs/make_pictures.py
+	$(BIN)/python docs/drawing/make_pictures.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

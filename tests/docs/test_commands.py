@@ -77,7 +77,7 @@ RUN_ELSEWHERE = {  # a command, or with a space or slash at its end how some beg
     "make ": "by whoever runs it",
     "python benchmarks/": "tests/benchmarks/ runs each in small",
     "PYTHONPATH=. python benchmarks/": "tests/benchmarks/ runs each in small",
-    "python docs/": "tests/docs/test_pictures.py",
+    "python docs/drawing/": "tests/docs/test_pictures.py",
     "pytest ": "by whoever runs it",
     "python -m pytest ": "by whoever runs it",
     ".venv/bin/": "by whoever runs it",

@@ -7,22 +7,19 @@ from datetime import date
 from pathlib import Path
 from xml.etree import ElementTree
 
+import charts
+import make_pictures
+import plan_chart
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import screenshots
+import svg
 from PIL import Image
 
 from flashu.acceleration.head_cache import Head
 from flashu.acceleration.plan import Llm, make_plan
 from flashu.config import flashu_preset
-
-sys.path.append(str(Path(__file__).parents[2] / "docs"))
-
-import charts
-import drawing
-import make_pictures
-import plan_chart
-import screenshots
 
 ROOT = Path(__file__).parents[2]
 PICTURES = make_pictures.PICTURES
@@ -55,7 +52,7 @@ def test_every_picture_is_there_small_and_dated():
     for file, entry in MADE.items():
         assert (PICTURES / file).stat().st_size < 300_000
         assert date.fromisoformat(entry["date"]).year > 2025
-        assert entry["command"] == f"python docs/make_pictures.py {Path(file).stem}"
+        assert entry["command"] == f"python docs/drawing/make_pictures.py {Path(file).stem}"
         assert {"flashu", "torch"} < set(entry)
 
 
@@ -63,7 +60,7 @@ def test_every_picture_is_there_small_and_dated():
 def test_a_drawing_is_as_its_script_writes_it_and_stands_alone(name):
     draw, sources = make_pictures.DRAWN[name]
     text = (PICTURES / f"{name}.svg").read_text(encoding="utf-8")
-    assert text == draw(), f"run python docs/make_pictures.py {name}"
+    assert text == draw(), f"run python docs/drawing/make_pictures.py {name}"
     assert MADE[f"{name}.svg"]["from"] == sources
     assert all((ROOT / source).is_file() for source in sources)
 
@@ -84,7 +81,7 @@ def test_words_end_within_the_picture(name):
     root = drawn(name)
     width, height = map(float, root.get("viewBox").split()[2:])
     for text in root.iter(f"{SVG}text"):
-        long = drawing.text_width(text.text, float(text.get("font-size")))
+        long = svg.text_width(text.text, float(text.get("font-size")))
         start = float(text.get("x")) - long * {"middle": 0.5, "end": 1}.get(text.get("text-anchor"), 0)
         assert 0 < start < start + long < width, text.text
         assert 0 < float(text.get("y")) < height, text.text
@@ -144,7 +141,7 @@ def test_the_bars_of_speed_are_the_measured_ones():
 
 
 def test_screenshots_are_of_the_demo():
-    for name, width in (("demo", 1812), ("report", 1200)):
+    for name, width in (("demo", 1752), ("report", 1200)):
         source = MADE[f"{name}.png"]["from"]
         assert source["command"] == "flashu run demo"
         assert source["manifest"]["num_rows"] == pq.read_metadata(ROOT / "manifests" / "demo.parquet").num_rows
@@ -153,7 +150,7 @@ def test_screenshots_are_of_the_demo():
             assert len(image.convert("RGB").getcolors(maxcolors=1 << 24)) > 1000, "pictures, not only text"
 
 
-def test_the_sheet_shows_the_first_prompts_as_text(tmp_path, monkeypatch):
+def test_the_sheet_shows_each_third_prompt_as_text(tmp_path, monkeypatch):
     """Of a run in two shards, the first with a prompt that would be markup."""
     (tmp_path / "data").mkdir()
     prompts = ["<script>alert(1)</script> & a fox", *(f"fox {number}" for number in range(30))]
@@ -171,8 +168,8 @@ def test_the_sheet_shows_the_first_prompts_as_text(tmp_path, monkeypatch):
     monkeypatch.setattr(screenshots, "_screenshot", screenshot)
     assert screenshots.sheet(tmp_path).height == 948, "cut below what is to be seen, but for a margin"
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown[0])
-    assert captions == ["&lt;script&gt;alert(1)&lt;/script&gt; &amp; a fox", *(f"fox {n}" for n in range(23))]
-    assert "the first 24 of its 31 prompts" in shown[0]
+    assert captions == ["&lt;script&gt;alert(1)&lt;/script&gt; &amp; a fox", *(f"fox {n}" for n in range(2, 30, 3))]
+    assert "each third of its 31 prompts" in shown[0]
 
 
 @pytest.mark.parametrize(

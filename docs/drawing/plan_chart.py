@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from drawing import SMALL, Drawing
+from svg import SMALL, Drawing
 
 from flashu.acceleration.applied import Acceleration
 from flashu.acceleration.head_cache import Head

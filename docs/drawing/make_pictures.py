@@ -1,6 +1,6 @@
 """Make the pictures of README and docs anew: from what the code does, from dated results, and from a run of the demo.
 
-    python docs/make_pictures.py [NAME ...]       # all of them, or those
+    python docs/drawing/make_pictures.py [NAME ...]       # all of them, or those
 
 They are written into docs/pictures/, with made.json, which says of each when it was made, from what, and by which
 versions. The pictures of the run are taken by Chromium, and take half a minute; the others need nothing.
@@ -28,13 +28,13 @@ from PIL import Image
 
 import flashu
 
-PICTURES = Path(__file__).parent / "pictures"
+PICTURES = Path(__file__).parents[1] / "pictures"
 LARGEST = 300_000  # bytes
 RUN = ("run", "demo")  # what flashu is told
 
 
 DRAWN: dict[str, tuple[Callable[[], str], Sequence[str]]] = {  # SVG, and the files that it is made from
-    "how-it-goes": (how_it_goes.draw, ["docs/how_it_goes.py"]),
+    "how-it-goes": (how_it_goes.draw, ["docs/drawing/how_it_goes.py"]),
     "plan": (plan_chart.plan, ["flashu/acceleration/plan.py", "flashu/flops.py"]),
     "quality": (charts.quality, [f"benchmarks/results/{name}" for name in charts.QUALITY]),
     "speed": (charts.speed, [f"benchmarks/results/{charts.SPEED}"]),
@@ -87,7 +87,7 @@ def write(file: str, data: bytes, made_from: object) -> None:
     entries = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     entries[file] = {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "command": f"python docs/make_pictures.py {Path(file).stem}",
+        "command": f"python docs/drawing/make_pictures.py {Path(file).stem}",
         "from": made_from,
         "flashu": flashu.__version__,
         "torch": torch.__version__,

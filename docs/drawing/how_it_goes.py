@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drawing import Drawing
+from svg import Drawing
 
 TITLE, WORDS = 27, 20  # letters, of which a phone shows 0.4 times the size
 LEFT, MIDDLE, RIGHT = 116, 450, 784  # of the three parts

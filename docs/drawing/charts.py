@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drawing import SMALL, WORDS, Drawing
+from svg import SMALL, WORDS, Drawing
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 QUALITY = ("2026-11-24-quality.json", "2026-11-25-inexact.json")
 SPEED = "2026-11-27-gpu-nvidia-h200.json"
 
