@@ -26,12 +26,7 @@ SWITCHES = (
     "disable-sync",
     "blink-settings=preferredColorScheme=1",  # light
 )
-EVERY, COLUMNS, SIDE, GAP = (
-    3,
-    4,
-    192,
-    20,
-)  # of the sheet: each third prompt; in pixels of the page, an image's take three
+EVERY, COLUMNS, SIDE, GAP = 5, 4, 192, 20  # of the sheet: each fifth prompt; SIDE and GAP in pixels of the page
 REPORT_WIDTH, REPORT_ROW = 1200, 6  # pixels; images of the report's sample that fill a row
 MARGIN = 24
 
@@ -48,14 +43,14 @@ p {{ margin: {gap}px 0 0; color: #596372; }}
 
 
 def sheet(run: Path) -> Image.Image:
-    """Each third image of the run, in the manifest's order, enlarged, with its prompt below."""
+    """Each fifth image of the run, in the manifest's order, enlarged, with its prompt below."""
     rows = [*_images(run)]
     figures = "".join(
         f'<figure><img src="data:image/png;base64,{base64.b64encode(data).decode()}">'
         f"<figcaption>{escape(prompt)}</figcaption></figure>"
         for prompt, data in rows[::EVERY]
     )
-    words = f"make demo: each third of its {len(rows)} prompts, and what came of it"
+    words = f"make demo: each fifth of its {len(rows)} prompts, and what came of it"
     width = 2 * MARGIN + COLUMNS * SIDE + (COLUMNS - 1) * GAP
     page = SHEET.format(margin=MARGIN, columns=COLUMNS, side=SIDE, gap=GAP, figures=figures, words=words)
     return _cut(_screenshot(page, width, 1600, scale=2), 2 * MARGIN)
