@@ -39,13 +39,11 @@ TOGETHER = (  # pages that are read one after the other in one folder, as what o
     "docs/prompts-to-dataset.md",
     "README.md",
     "docs/filter-and-share.md",
-    "docs/run-folder.md",
     "docs/pictures-and-questions.md",
     "docs/accelerate.md",
     "docs/checkpoints.md",
     "docs/benchmarks.md",
     "docs/cluster.md",
-    "docs/how-it-works/plan.md",
     "docs/how-it-works/exactness.md",
     "docs/how-it-works/performance.md",
     "docs/how-it-works/quality.md",
@@ -55,7 +53,8 @@ TOGETHER = (  # pages that are read one after the other in one folder, as what o
     "cluster/deploy/README.md",
     "flashu/embedded/README.md",
 )
-PAGES = (*TOGETHER, FROM_THE_RELEASE)
+APART = ("docs/run-folder.md", "docs/how-it-works/plan.md")  # whose Python is run by tests of their own
+PAGES = (*TOGETHER, FROM_THE_RELEASE, *APART)
 GENERATED = "docs/reference/"  # by what is tested in test_reference.py
 
 RUN_ELSEWHERE = {  # a command, or with a space or slash at its end how some begin: the test that runs it, or why none
