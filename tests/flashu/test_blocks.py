@@ -67,6 +67,7 @@ def test_where_compiled_code_cannot_be_kept_max_says_so_in_a_line(tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own, as Python does outside of tests
 def test_without_a_compiler_max_says_so_in_a_line(tmp_path, monkeypatch, capfd):
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
