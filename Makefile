@@ -1,15 +1,20 @@
-# `make demo` and `make test` each work as the first command in a fresh clone.
+# `make demo`, `make test` and `make docs` each work as the first command in a fresh clone.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-cpus lint pictures
+.PHONY: demo docs pictures test test-cpus lint
 
 demo: $(VENV)/installed
 	$(BIN)/flashu run demo
 	@echo "Open demo/report.html. The built-in model is small, and draws flat shapes: see flashu/embedded/README.md."
+
+docs: $(VENV)/installed-docs
+	$(BIN)/python docs/write_reference.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html."
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder --durations=10
@@ -28,6 +33,10 @@ pictures: $(VENV)/installed # those of README and docs, anew; the screenshots ne
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(INSTALL) -e '.[docs]'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

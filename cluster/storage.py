@@ -65,14 +65,16 @@ class Storage(ABC):
         """Write an object if there is none. False when there is one; of many callers at once, one gets True."""
 
     @abstractmethod
-    def get(self, key: str) -> bytes: ...
+    def get(self, key: str) -> bytes:
+        """A whole object. Raises `NotFound`."""
 
     @abstractmethod
     def open(self, key: str) -> BinaryIO:
         """A seekable file that fetches only what is read, and a little ahead."""
 
     @abstractmethod
-    def exists(self, key: str) -> bool: ...
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under this key."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[str]:

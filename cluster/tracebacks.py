@@ -29,6 +29,8 @@ SECRETS = [
 
 @dataclass(frozen=True)
 class Traceback:
+    """What is known of an error in a worker."""
+
     kind: str  # the same for errors of one type from one place in the code; a name for a file
     line: str  # the error, as it is told
     text: str

@@ -38,8 +38,10 @@ def calibrate(
 ) -> WandaScores:
     """Wanda scores of `model` for generation, over a handful of prompts.
 
-    method: "trajectories" or "tokens", see above. `num_inference_steps` and `guidance_scale` are those of the
-    trajectories; `on_prompt` is called after each prompt. Needs a model that is not patched.
+    method: "trajectories" watches real denoising runs, of `num_inference_steps` and `guidance_scale`; "tokens", as the
+        release, one pass over the token rows, with the placeholder's embedding where the image belongs.
+    on_prompt: is called after each prompt.
+    Needs a model that is not patched.
     Raises `InputError` for an unknown method, no prompts, or a patched model.
     """
     if method not in METHODS:

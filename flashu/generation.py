@@ -71,8 +71,9 @@ class ImageGenerator:
         """From now on, generate with compiled blocks, which the first batches compile; returns itself.
 
         mode: "auto" compiles on CUDA and does nothing elsewhere; "max" compiles on any device, and on CUDA tries more
-        kernels, which takes minutes; "off" takes it back. Pictures stay the same to rounding; hooks on blocks are not
-        called. Raises `InputError` as `blocks.compile_blocks` does.
+        kernels, which takes minutes; "off" takes it back.
+        Pictures stay the same to rounding; hooks on blocks are not called. Raises `InputError` for another mode, and in
+        mode "max" when there is nothing to compile with; "auto" then warns.
         """
         self.blocks = blocks.compile_blocks(mode, self.model.device)
         return self
@@ -103,7 +104,7 @@ class ImageGenerator:
         num_inference_steps: grid points, so one more than the steps made. None is 50, or what FlashU is set to.
         guidance_scale: 0 or 1 follow the prompt alone, at half the cost. None is the checkpoint's own, 7.5 for the
             released ones. A FlashU guidance schedule goes before it.
-        time_shift: see `sampler.time_grid`.
+        time_shift: how far the time grid's points are moved towards the noise; None, or 1, leaves them even.
         size: pixels per side, or (height, width); multiples of 16. None is the checkpoint's own.
         batch_size: pictures made at once.
 

@@ -41,6 +41,8 @@ STORED = "stored"  # as a dtype: each tensor as the file has it
 
 
 class Showo2Qwen2_5(Showo2):  # noqa: N801 - the released class's name
+    """Show-o2 on its Qwen2.5, with the files that it is loaded from and saved to, and the released call to pictures."""
+
     def __init__(self, config: Showo2Config):
         super().__init__(config)
         self.has_own_head = False  # whether it has an output head apart, where the LLM's config ties it
@@ -142,7 +144,7 @@ class Showo2Qwen2_5(Showo2):  # noqa: N801 - the released class's name
 
 
 class WanImageVAE(WanVae):
-    """The Wan 2.1 VAE for single images; see `WanVae`."""
+    """The Wan 2.1 VAE for single images, with the files that it is loaded from and saved to."""
 
     @classmethod
     def from_pretrained(

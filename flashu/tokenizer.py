@@ -50,18 +50,21 @@ class EncodedQuestion:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
+    """A row around an image that is to be made."""
+
     prefix: list[int]  # bos, text, boi
     suffix: list[int]  # what follows the image: eoi, eos, padding up to the row's length
     truncated: bool
 
 
 class PromptTokenizer:
-    def __init__(self, tokenizer: Tokenizer, *, normalized: bool = True):
-        """Wrap a Qwen2.5 tokenizer; Show-o2's four tokens are added where they are missing.
+    """A Qwen2.5 tokenizer, with Show-o2's four tokens, which are added where they are missing.
 
-        normalized: whether they are looked for in the normalised text (all but [PAD]), as the release does. There
+    normalized: whether they are looked for in the normalised text (all but [PAD]), as the release does. There
         `<image>` with a combining stroke after it ends in one letter, "≯", and is no token. Those that are there stay.
-        """
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, normalized: bool = True):
         self.tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()

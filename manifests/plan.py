@@ -36,15 +36,15 @@ LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200)  # where the length histog
 class Manifest:
     """Rows of one or many Parquet files, in the sorted order of the files' names."""
 
-    path: str
-    num_rows: int
-    shard_size: int
+    path: str  # as it was given
+    num_rows: int  # no more than the limit
+    shard_size: int  # rows in a shard
     fingerprint: str  # of the whole manifest: neither `limit` nor `shard_size` changes it
     schema: pa.Schema  # as `read` returns it
-    carried: list[str]
+    carried: list[str]  # the columns that mean nothing to a job, which are carried to its output
     ids_checked: bool  # `flashu manifest build` wrote it, and found no id twice
-    num_row_groups: int
-    files: tuple[str, ...] = field(repr=False)
+    num_row_groups: int  # of all files
+    files: tuple[str, ...] = field(repr=False)  # their names, in order
     _root: str = field(repr=False)
     _label: str = field(repr=False)
     _starts: NDArray[np.int64] = field(repr=False)  # (files + 1): the first row of each file, and the end

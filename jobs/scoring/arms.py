@@ -45,7 +45,7 @@ class ArmsConfig(RunConfig):
     """
 
     sampling: SamplingSection = field(default_factory=lambda: SamplingSection(num_images=IMAGES))
-    arms: Any = f"{BASELINE},{FLASHU}"  # or one of them
+    arms: Any = f"{BASELINE},{FLASHU}"  # which are run: both, or one of them
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -43,8 +43,8 @@ MEASURED_PROMPTS = 1024  # whose lengths say what an image costs
 class BenchmarkConfig(ArmsConfig):
     """The settings of two arms, and what the benchmark needs beside them."""
 
-    questions: str = ""  # the question file, local or s3://
-    vqa: str = SELF  # who answers
+    questions: str = ""  # the question file, dpg_bench.csv or another of its format, local or s3://
+    vqa: str = SELF  # who answers: self, the model that made the images; hf:ID_OR_PATH; mplug, the official judge
 
 
 def a_demo_of(config: BenchmarkConfig, prompts: int) -> BenchmarkConfig:

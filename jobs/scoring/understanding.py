@@ -37,28 +37,28 @@ FORM = '{"image": FILE, "question": TEXT}, with an "answer": TEXT where it is kn
 
 @dataclass
 class AnsweredBySection:
-    path: str = EMBEDDED  # folder, hub id, or "embedded", the built-in model
+    path: str = EMBEDDED  # a folder, a hub id, or the built-in model
     variant: Optional[str] = None  # of the weights, as in pytorch_model.bf16.bin
-    vae: Optional[str] = None  # beside the model, else the hub
-    tokenizer: Optional[str] = None  # beside the model, else the hub
+    vae: Optional[str] = None  # a file, folder or hub id; null looks beside the model, then on the hub
+    tokenizer: Optional[str] = None  # a folder or hub id; null looks beside the model, then on the hub
     dtype: Optional[str] = None  # bfloat16 on CUDA, else float32
-    device: Optional[str] = None  # CUDA if there is one
+    device: Optional[str] = None  # cuda, cuda:1, cpu, …; null is CUDA if there is one
 
 
 @dataclass
 class AnsweringSection:
     max_new_tokens: int = 300  # where an answer is cut
     letterbox: bool = False  # show all of an image, on grey, instead of cutting its sides off
-    images_at_once: int = 8
+    images_at_once: int = 8  # images read together
 
 
 @dataclass
 class UnderstandingFlashUSection:
-    und_r_p: float = 0.2
-    und_r_LS: float = 0.1  # noqa: N815 - the paper's name
-    und_r_tok: float = 0.25
-    und_tok_layer: int = 5
-    scores: Optional[str] = None  # of `flashu calibrate --task understanding`; null measures them first
+    und_r_p: float = 0.2  # share of each FFN's neurons left out
+    und_r_LS: float = 0.1  # share of layers left out, always the same ones  # noqa: N815 - the paper's name
+    und_r_tok: float = 0.25  # share of an image's tokens dropped
+    und_tok_layer: int = 5  # the layer, from 0, after which they are dropped
+    scores: Optional[str] = None  # a file of `flashu calibrate --task understanding`; null measures them first
 
 
 @dataclass
@@ -68,8 +68,8 @@ class UnderstandingConfig:
     model: AnsweredBySection = field(default_factory=AnsweredBySection)
     flashu: UnderstandingFlashUSection = field(default_factory=UnderstandingFlashUSection)
     answering: AnsweringSection = field(default_factory=AnsweringSection)
-    questions: str = ""  # JSON lines
-    output: str = ""  # a folder here
+    questions: str = ""  # a file of JSON lines: an image, a question and, where it is known, the answer
+    output: str = ""  # a folder on this machine
 
 
 @dataclass

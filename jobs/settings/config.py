@@ -1,5 +1,7 @@
 """What a run is told: the sections of a config file, as OmegaConf structured configs, and reading one.
 
+What each setting means is said in `configs/default.yaml`, from which `docs/reference/settings.md` is made.
+
 Settings are checked for their names and types here and in `config_text`, for what they mean in `checks`, for what they
 name in `inputs`. OmegaConf and YAML are imported when a config is read: `flashu --help` reads none.
 """
@@ -29,67 +31,67 @@ BASELINE, FLASHU = "baseline", "flashu"  # the arms of a comparison
 
 @dataclass
 class ModelSection:
-    path: str = "embedded"  # folder, hub id, s3:// folder, or "embedded", the built-in model
-    variant: Optional[str] = None  # of the weights, as in pytorch_model.bf16.bin; one that is there alone is found
-    vae: Optional[str] = None  # beside the model, else the hub
-    tokenizer: Optional[str] = None  # beside the model, else the hub
-    dtype: Optional[str] = None  # bfloat16 on CUDA, else float32; float8: see default.yaml
-    compile: str = AUTO  # on CUDA; or off; or max, which tries more kernels, and takes minutes
-    cache_dir: Optional[str] = None  # where a node keeps s3:// checkpoints; ~/.cache/flashu
+    path: str = "embedded"
+    variant: Optional[str] = None
+    vae: Optional[str] = None
+    tokenizer: Optional[str] = None
+    dtype: Optional[str] = None
+    compile: str = AUTO
+    cache_dir: Optional[str] = None
 
 
 @dataclass
 class FlashUSection:
-    preset: str = AUTO  # the one for the model; or paper-1.5b, few-steps, …; "off" for stock Show-o2
-    r_p: Optional[float] = None  # here and below: null is the preset's value
+    preset: str = AUTO
+    r_p: Optional[float] = None
     head_prune_ratio: Optional[float] = None
     r_LS: Optional[float] = None  # noqa: N815 - the paper's name
-    T_LS: Optional[int] = None  # -1 for off
-    T_cache: Optional[int] = None  # -1 for off
+    T_LS: Optional[int] = None
+    T_cache: Optional[int] = None
     tau: Optional[int] = None
-    schedule: Any = None  # [[steps, guidance scale], …]; [] for sampling.guidance_scale throughout
-    solver_order: Optional[int] = None  # 1: Euler; 2: Adams-Bashforth
-    num_inference_steps: Optional[int] = None  # goes before sampling.num_inference_steps, where FlashU is on
-    scores: Optional[str] = None  # of `flashu calibrate`; null measures them once, into the run's folder
-    calibration: Optional[str] = None  # how they are measured: trajectories, which is null, or release
+    schedule: Any = None
+    solver_order: Optional[int] = None
+    num_inference_steps: Optional[int] = None
+    scores: Optional[str] = None
+    calibration: Optional[str] = None
 
 
 @dataclass
 class SamplingSection:
-    num_inference_steps: Optional[int] = None  # 50, or what FlashU is set to
-    guidance_scale: Optional[float] = None  # the model's own, 7.5 for the released ones, or what FlashU's schedule says
+    num_inference_steps: Optional[int] = None
+    guidance_scale: Optional[float] = None
     time_shift: Optional[float] = 3.0
-    size: Any = None  # pixels per side, or WIDTHxHEIGHT; null is the model's own
-    num_images: int = 1  # per prompt
+    size: Any = None
+    num_images: int = 1
     seed: int = 0
     negative_prompt: str = ""
-    batch_size: Any = AUTO  # images at once
+    batch_size: Any = AUTO
 
 
 @dataclass
 class ManifestSection:
-    path: str = ""  # Parquet file, folder or glob of them, local or s3://; or "demo", the built-in one
-    shard_size: int = 64  # prompts that are generated and committed together
-    limit: Optional[int] = None  # the first so many prompts only
-    columns: dict[str, str] = field(default_factory=dict)  # our name: theirs
-    check_ids: bool = True  # look for duplicate ids first, unless `flashu manifest build` did
+    path: str = ""
+    shard_size: int = 64
+    limit: Optional[int] = None
+    columns: dict[str, str] = field(default_factory=dict)
+    check_ids: bool = True
 
 
 @dataclass
 class OutputSection:
-    path: str = ""  # the run's folder, local or s3://
-    format: str = "parquet"  # or webdataset, files
-    image_format: str = "png"  # or jpeg, webp
-    quality: int = 95  # of jpeg and webp; 100 makes webp lossless
-    retry_failures: bool = False  # try again the prompts that an earlier start gave up on
+    path: str = ""
+    format: str = "parquet"
+    image_format: str = "png"
+    quality: int = 95
+    retry_failures: bool = False
 
 
 @dataclass
 class StorageSection:
-    endpoint_url: Optional[str] = None  # of an S3 server that is not Amazon's
+    endpoint_url: Optional[str] = None
     region: Optional[str] = None
-    path_style: bool = False  # http://host/bucket/key
-    retry_for_s: float = 600.0  # how long workers hold on to their images while storage fails
+    path_style: bool = False
+    retry_for_s: float = 600.0
 
     @property
     def s3(self) -> S3Options:
@@ -99,21 +101,21 @@ class StorageSection:
 
 @dataclass
 class ClusterSection:
-    address: Optional[str] = None  # of a Ray cluster; null joins the one around this process, else starts one here
-    workers: Any = AUTO  # one per GPU; without GPUs, one per cpus_per_worker
-    gpus_per_worker: Optional[float] = None  # 1 where the cluster has GPUs, else 0
+    address: Optional[str] = None
+    workers: Any = AUTO
+    gpus_per_worker: Optional[float] = None
     cpus_per_worker: float = 1.0
-    max_attempts: int = 3  # failures of a shard before its prompts are run one at a time
-    lease_timeout_s: float = 600.0  # without a batch begun or a file written
-    start_timeout_s: float = 1800.0  # for fetching, loading and compiling the model
-    hedge: bool = True  # idle workers double the last stragglers
+    max_attempts: int = 3
+    lease_timeout_s: float = 600.0
+    start_timeout_s: float = 1800.0
+    hedge: bool = True
 
 
 @dataclass
 class QualitySection:
     enabled: bool = True
-    clip: Optional[str] = None  # CLIP checkpoint, for CLIP scores
-    vqa: bool = False  # ask the model itself whether the image shows its prompt, for VQA scores
+    clip: Optional[str] = None
+    vqa: bool = False
 
 
 @dataclass
