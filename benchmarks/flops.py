@@ -2,7 +2,7 @@
 
     python benchmarks/flops.py --preset show-o2-1.5b --steps 50 --no-flashu
     python benchmarks/flops.py --preset show-o2-1.5b --flashu paper-1.5b
-    python benchmarks/flops.py --all --json                 # every size of the release, as README's table has them
+    python benchmarks/flops.py --all --json                 # every size of the release, as the docs have them
     python benchmarks/flops.py --all --lengths benchmarks/results/2026-11-28-dpg-lengths.json    # over real prompts
     python benchmarks/flops.py --count-lengths prompts.txt --tokenizer Qwen/Qwen2.5-1.5B-Instruct > lengths.json
 

@@ -86,7 +86,7 @@ UNLIKE: dict[str, tuple[str, ...]] = {
     ),
     UNDERSTANDING: (
         "settings: FlashU's code for understanding was not released; its ratios here are those that cost the built-in "
-        "model two points (README, Answers)",
+        "model two points (docs/how-it-works/quality.md, Answers)",
         "tasks: the paper's are MME, GQA, MMMU and others, by lmms-eval; here any questions about images, with answers "
         "or without",
         "images: the script draws the latents of an image from the VAE's posterior; here they are its mean",
