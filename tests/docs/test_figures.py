@@ -186,3 +186,13 @@ def test_real_sizes_are_the_committed_ones(name):
         step = result(f"2026-11-28-real-sizes-{size}")["steps"][REAL_SIZES[name]]
         told += [f"{step['seconds']:.1f} s", f"{step['peak_anonymous_gib']:.2f} GiB"]
     assert rows("docs/checkpoints.md")[name] == told
+
+
+@pytest.mark.parametrize(
+    ("number", "shards"),
+    enumerate(("1,920 shards of 1 s ± 20%", "960 shards of exactly 1 s, so that all workers call at once")),
+)
+def test_the_schedulers_shares_are_the_committed_ones(number, shards):
+    measured = result("2026-11-22-scheduler")
+    told = [f"{100 * measured[kind][number]['efficiency']:.1f}%" for kind in ("pool", "ray-data")]
+    assert rows("docs/cluster.md", "## Limits")[shards] == told

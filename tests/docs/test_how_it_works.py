@@ -151,7 +151,3 @@ def test_figures_of_results_are_those_of_their_files():
     stated = set(re.findall(r"-?\d+\.\d ± \d\.\d", design))
     assert len(stated) > 5
     assert stated <= known
-
-    scheduler = result("2026-11-22-scheduler.json")
-    shares = [f"{100 * run['efficiency']:.1f}%" for kind in ("pool", "ray-data") for run in scheduler[kind]]
-    assert set(re.findall(r"\d\d\.\d%", design)) == set(shares)
