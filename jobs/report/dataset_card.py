@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +73,16 @@ def _filters(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return made
 
 
+def _digest(summary: Mapping[str, Any]) -> str:
+    """Of the images' figures, so that it is another where they are others.
+
+    `datasets` caches a folder by the last part of its path and by its configs: without this, it would go on to hand out
+    the images that it saw first in a folder of that name.
+    """
+    figures = [summary.get(name) for name in ("created", "finished_at", "shards", "images", "quality", "filter")]
+    return hashlib.sha256(json.dumps(figures).encode()).hexdigest()[:16]
+
+
 def _front_matter(summary: Mapping[str, Any], payload: str) -> str:
     images = summary["images"]["count"]
     card: dict[str, Any] = {
@@ -79,7 +91,11 @@ def _front_matter(summary: Mapping[str, Any], payload: str) -> str:
         "size_categories": [SIZES[max(0, min(len(str(images)) - 3, len(SIZES) - 1))]],
     }
     if images:  # a pattern that matches no file is an error to `datasets`
-        config = {"config_name": "default", "data_files": [{"split": "train", "path": FORMATS[payload].pattern}]}
+        config: dict[str, Any] = {
+            "config_name": "default",
+            "data_files": [{"split": "train", "path": FORMATS[payload].pattern}],
+            "description": f"{images} images, {_digest(summary)}",
+        }
         if payload == "files":
             config["drop_labels"] = True  # the folders are shards, not classes
         card["configs"] = [config]

@@ -54,6 +54,8 @@ def test_every_picture_is_there_small_and_dated():
         assert date.fromisoformat(entry["date"]).year > 2025
         assert entry["command"] == f"python docs/drawing/make_pictures.py {Path(file).stem}"
         assert {"flashu", "torch"} < set(entry)
+    newest = max(entry["date"] for entry in MADE.values())
+    assert f"made.json): {newest}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", make_pictures.DRAWN)

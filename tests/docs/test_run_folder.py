@@ -336,7 +336,10 @@ def test_log_and_card_begin_as_on_the_page(runs):
     assert real[1].startswith(shown[1].removesuffix("no file"))
     assert (real[3], real[-1]) == (shown[3], shown[-1])
     card = (runs.run / "README.md").read_text(encoding="utf-8").split("---\n")[1]
-    assert yaml.safe_load(card) == yaml.safe_load(blocks("yaml", section("## README.md"))[0])
+    made, told = yaml.safe_load(card), yaml.safe_load(blocks("yaml", section("## README.md"))[0])
+    descriptions = [front_matter["configs"][0].pop("description") for front_matter in (made, told)]
+    assert made == told
+    assert all(re.fullmatch("4 images, [0-9a-f]{16}", description) for description in descriptions)
 
 
 # ------------------------------------------------------------------------------------------------ formats, names, seeds

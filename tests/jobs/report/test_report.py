@@ -293,6 +293,21 @@ def test_load_dataset_opens_the_images_by_the_card(tmp_path, payload):
     assert "label" not in dataset.column_names
 
 
+def test_datasets_shows_the_images_that_are_there_and_not_those_of_an_earlier_time(tmp_path):
+    """It caches a folder by its name and its card: a run that went on, or another folder of that name, is another."""
+    from datasets import load_dataset
+
+    def loaded(folder):
+        return load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+
+    make_run(tmp_path / "run", shards=1)
+    assert len(loaded(tmp_path / "run")) == 6
+    make_run(tmp_path / "run", shards=2)  # the same once more, and another shard
+    assert len(loaded(tmp_path / "run")) == 12
+    make_run(tmp_path / "elsewhere" / "run", shards=3)
+    assert len(loaded(tmp_path / "elsewhere" / "run")) == 18
+
+
 def test_the_card_tells_what_made_the_images(finished):
     text = finished.get("README.md").decode()
     front_matter = yaml.safe_load(text.split("---")[1])
