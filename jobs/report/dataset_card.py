@@ -74,12 +74,12 @@ def _filters(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _digest(summary: Mapping[str, Any]) -> str:
-    """Of the images' figures, so that it is another where they are others.
+    """Of figures of the images that are exact, so that it is another where they are others.
 
     `datasets` caches a folder by the last part of its path and by its configs: without this, it would go on to hand out
     the images that it saw first in a folder of that name.
     """
-    figures = [summary.get(name) for name in ("created", "finished_at", "shards", "images", "quality", "filter")]
+    figures = [summary.get(name) for name in ("created", "finished_at", "shards", "images", "filter")]
     return hashlib.sha256(json.dumps(figures).encode()).hexdigest()[:16]
 
 

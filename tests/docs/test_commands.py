@@ -89,7 +89,7 @@ RUNS = ("runs/flashu", "runs/demo", "runs/flashu-baseline", "runs/flashu-alone")
 STAND_INS = (  # what no machine of the tests has, or has time for: (in commands that begin so, the page's, ours)
     ("generate", r"--size \d+", "--size 64"),
     ("generate", r"--steps 50", "--steps 12"),
-    ("analyze activations", r"--steps 50", "--steps 12"),
+    ("analyze activations", r"--steps 50", "--steps 3"),
     ("dpg", r"mplug", "self"),
     ("reproduce dpg", r"mplug", "self"),
     # All of DPG-Bench's commands of a page are about one run, whose images are made once.
@@ -107,6 +107,7 @@ EXTRA = {  # by how a command begins
     "reproduce dpg": DPG,
     "dpg dpg-show-o2-1.5b": DPG,
     "dpg score": SMALL,
+    "analyze obd": ("--steps", "3"),
     "reproduce geneval": (*ARMS, BASELINE, "sampling.num_images=1"),
     "reproduce understanding": ("answering.max_new_tokens=8",),
 }
@@ -188,9 +189,9 @@ def inputs(tmp_path_factory):
         (folder / "dpg_bench_prompts" / f"{item.id}.txt").write_text(item.text)
     listed = [{"prompt": item.text, "prompt_file_name": item.id} for item in asked]
     (folder / "prompts/dpg_bench_meta_data.json").write_text(json.dumps(listed))
-    for name in ("prompts.txt", "prompts/t2i_prompts.txt", "my-prompts.txt"):
-        (folder / name).write_text(PROMPTS)
-    (folder / "first-prompt.txt").write_text("a red circle\n")
+    (folder / "prompts.txt").write_text(PROMPTS)
+    for name in ("prompts/t2i_prompts.txt", "my-prompts.txt", "first-prompt.txt"):
+        (folder / name).write_text("a red circle\n")
     captions = "id,caption\n" + "".join(f"{number},{line}\n" for number, line in enumerate(PROMPTS.splitlines()))
     (folder / "captions.csv").write_text(captions + "3,a red circle\n")
     lines = "".join(json.dumps(line) + "\n" for line in REWRITTEN)
