@@ -27,9 +27,9 @@ COLUMNS = {
     "size_bytes": "of the image file",
     "truncated": "whether the prompt was longer than the model reads, and was cut",
     "model": "what made it",
-    "model_fingerprint": "hash of the model's weights and settings",
+    "model_fingerprint": "hash of the model's weights",
     "dtype": "in which the model ran",
-    "num_inference_steps": "denoising steps",
+    "num_inference_steps": "points of the time grid, one more than the steps",
     "guidance_scale": "classifier-free guidance; null where FlashU's schedule sets it",
     "time_shift": "of the time grid",
     "flashu": "FlashU's settings as JSON, or `off`",
@@ -74,7 +74,7 @@ def _filters(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _digest(summary: Mapping[str, Any]) -> str:
-    """Of figures of the images that are exact, so that it is another where they are others.
+    """Another one wherever the images may be others.
 
     `datasets` caches a folder by the last part of its path and by its configs: without this, it would go on to hand out
     the images that it saw first in a folder of that name.

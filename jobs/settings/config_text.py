@@ -332,11 +332,14 @@ def _unknown(key: str, settings: Mapping[str, Setting], sections: Mapping[str, A
         return f"there is no setting {key}; credentials come from the environment, never from a config"
     known = [*settings, *sections]
     section, _, last = key.rpartition(".")
-    lasts = {name: name.rpartition(".")[2] for name in known}
+    last_parts = {name: name.rpartition(".")[2] for name in known}
     # A key in the wrong section is nearer by its last part, and one that lacks a word by those that it has.
-    same = [name for name in known if lasts[name] == last]
-    longer = [name for name in known if {*last.split("_")} < {*lasts[name].split("_")}]
-    longer.sort(key=lambda name: not name.startswith(f"{section}."))
+    same = [name for name in known if last_parts[name] == last]
+    longer = [
+        name
+        for name in known
+        if {*last.split("_")} < {*last_parts[name].split("_")} and (not section or name.startswith(f"{section}."))
+    ]
     near = same or longer or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near[:2])}?" if near else f"; there are: {', '.join(known)}"
     return f"there is no setting {key}{hint}"

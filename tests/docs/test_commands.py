@@ -120,6 +120,7 @@ PHOTO = "docs/mmu/pexels-jane-pham-727419-1571673.jpg"
 KINDS = (RunConfig, BenchmarkConfig, GenevalConfig, UnderstandingConfig)
 SETTINGS = {name for kind in KINDS for name in settings_of(kind)}
 NOT_OURS = {"model.showo.pretrained_model_path", "model.save_pretrained", "quality.NAME", "quality.broken"}
+NEW = re.compile("NAME|DATE")  # in the name of a file that one adds
 FILES = (".py", ".json", ".yaml", ".svg", ".html", ".safetensors", ".bin")
 
 
@@ -301,8 +302,14 @@ def test_every_page_is_read():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_say_what_they_are_of(page):
-    known = {"bash", "python", "text", "json", "yaml", "sql", "{toctree}", "{include}"}
+    known = {"bash", "python", "text", "json", "yaml", "sql", "{toctree}"}
     assert {language for language, _ in blocks(page)} <= known
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page):
+    found = re.findall(r"`((?:flashu|jobs|cluster|manifests|benchmarks|tests|docs)/[\w./-]*\w)`", text_of(page))
+    assert [name for name in found if not (ROOT / name).exists() and not NEW.search(name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -412,7 +412,7 @@ def test_the_settings_that_may_differ_are_those_of_the_table(runs):
         f"in row groups of {ROW_GROUP} images",
         f"above {MULTIPART_SIZE // 2**20} MiB a multipart upload",
         f"that `summary.json` counts the last {SUMMARY_EVERY_S:.0f} seconds",
-        f"nothing was heard for {({120: 'two'})[SILENT_S]} minutes",
+        f"nothing was heard for {({120: 'two'}).get(SILENT_S)} minutes",
         f"of more than {MAX_WORKERS:,}, the others are one",
         f"and the first {FAILURES}",
         f"A start keeps at most {MOST_KINDS} kinds",

@@ -79,7 +79,8 @@ def test_off_is_a_preset_though_yaml_takes_it_for_a_truth_value(written, word):
     [
         ("sampling.num_image=2", "there is no setting sampling.num_image; did you mean sampling.num_images?"),
         ("samplin.seed=2", "there is no setting samplin; did you mean sampling?"),
-        ("sampling.steps=2", "did you mean sampling.num_inference_steps or flashu.num_inference_steps?"),
+        ("sampling.steps=2", "did you mean sampling.num_inference_steps?"),
+        ("sampling.image=2", "did you mean sampling.num_images?"),
         ("sampling.guidance=2", "did you mean sampling.guidance_scale?"),
         ("seed=2", "there is no setting seed; did you mean sampling.seed?"),
         ("cluster.num_inference_steps=2", "did you mean flashu.num_inference_steps or sampling.num_inference_steps?"),
