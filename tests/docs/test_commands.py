@@ -67,7 +67,8 @@ RUN_ELSEWHERE = {  # a command, or with a space or slash at its end how some beg
     "flashu dpg export runs/dpg/flashu ": FROM_THE_RELEASE,
     "flashu reproduce dpg --model showlab/show-o2-1.5B --questions dpg_bench.csv -o runs/dpg": FROM_THE_RELEASE,
     "flashu reproduce dpg": "tests/jobs/scoring/test_benchmark.py",
-    "flashu geneval export runs/pictures ": FROM_THE_RELEASE,
+    "flashu reproduce geneval --model showlab/show-o2-1.5B --prompts prompts/": "tests/jobs/cli/test_reproduce.py",
+    "flashu geneval export ": "tests/jobs/scoring/test_geneval_folders.py",
     "flashu plan": "tests/docs/test_how_it_works.py",
     "flashu analyze obd": "tests/jobs/cli/test_acceleration.py",
     "flashu analyze obd --task understanding": "tests/jobs/cli/test_acceleration.py",
@@ -99,16 +100,15 @@ STAND_INS = (  # what no machine of the tests has, or has time for: (in commands
 )
 FEW = ("sampling.num_inference_steps=12", "sampling.size=64")
 SMALL = ("cluster.workers=1", "cluster.gpus_per_worker=0", "cluster.cpus_per_worker=1")
-ARMS = (*FEW, *SMALL, "flashu.num_inference_steps=12", "flashu.tau=3")
 BASELINE = "arms=baseline"  # both are made in test_benchmark.py and test_reproduce.py
-DPG = (*ARMS, BASELINE, "manifest.path=dpg.parquet", "manifest.limit=5", "manifest.shard_size=1")  # as --demo has it
+ARMS = (*FEW, *SMALL, BASELINE, "flashu.num_inference_steps=12", "flashu.tau=3")
+DPG = (*ARMS, "manifest.path=dpg.parquet", "manifest.limit=5", "manifest.shard_size=1")  # as --demo has it
 EXTRA = {  # by how a command begins
     "run": (*FEW, *SMALL, "flashu.preset=off"),
     "reproduce dpg": DPG,
     "dpg dpg-show-o2-1.5b": DPG,
     "dpg score": SMALL,
     "analyze obd": ("--steps", "3"),
-    "reproduce geneval": (*ARMS, BASELINE, "sampling.num_images=1"),
     "reproduce understanding": ("answering.max_new_tokens=8",),
 }
 REWRITTEN = (  # as in Show-o2's file
@@ -287,8 +287,6 @@ def test_what_the_page_for_those_from_the_release_says_runs(inputs, cluster, tmp
     assert len(list((place / "grids").iterdir())) == 2
     assert (place / "for-the-release/pytorch_model.bin").is_file()
     assert (place / "for-the-release" / fakes.VAE_FILE).is_file()
-    assert (place / "runs/geneval/samples/baseline/00000/metadata.jsonl").is_file()
-    assert (place / "geneval-samples/00001/samples/0000.png").is_file()
     assert made == [[(64, 64)] * 2, [(64, 64)] * 2, []]
     assert names["scores"].method == "tokens"
     assert names["pipe"].model.dtype == torch.float32

@@ -50,4 +50,5 @@ def test_memory_does_not_grow_with_the_rows():
         tracemalloc.stop()
         return most
 
-    assert peak(60_000) < 1.2 * peak(10_000)
+    # What a thread of another test allocates meanwhile counts too, and only adds.
+    assert min(peak(60_000) for _ in range(3)) < 1.2 * min(peak(10_000) for _ in range(3))
