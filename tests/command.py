@@ -2,6 +2,7 @@
 
 import io
 import runpy
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import typer
 import jobs.cli.main
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @dataclass

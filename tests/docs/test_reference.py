@@ -3,10 +3,10 @@
 import ast
 import importlib
 import re
-import runpy
 from pathlib import Path
 
 import pytest
+import write_reference
 
 from jobs.scoring.benchmark import BenchmarkConfig
 from jobs.scoring.geneval import GenevalConfig
@@ -16,9 +16,8 @@ from jobs.settings.config_text import settings_of
 from tests.command import flashu
 
 ROOT = Path(__file__).parents[2]
-WRITER = runpy.run_path(str(ROOT / "docs" / "write_reference.py"))
-PAGES = WRITER["pages"]()
-SETTINGS, COMMAND_LINE = (PAGES[WRITER[name]] for name in ("SETTINGS", "COMMAND_LINE"))
+PAGES = write_reference.pages()
+SETTINGS, COMMAND_LINE = PAGES[write_reference.SETTINGS], PAGES[write_reference.COMMAND_LINE]
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
@@ -33,7 +32,7 @@ def test_every_setting_has_an_entry_with_words(kind):
 
 
 def test_comments_are_read_in_yaml_and_in_python():
-    read = WRITER["written_beside"]
+    read = write_reference.written_beside
     yaml = 'a:   # of a\n  one: "x"   # words,\n           # and more\n  two: 2\nb:\n  one: []  # other words\n'
     assert read(yaml) == {"a": "of a", "a.one": "words, and more", "b.one": "other words"}
     python = "@dataclass\nclass A:\n    one: str = ''  # words  # noqa: N815 - why\n    two: int = 2  # noqa: N815\n"
@@ -42,13 +41,13 @@ def test_comments_are_read_in_yaml_and_in_python():
 
 def test_a_setting_of_which_nothing_is_written_is_an_error():
     with pytest.raises(ValueError, match=r"sampling\.seed has no comment that says what it is"):
-        WRITER["setting_list"](RunConfig, ["sampling.seed"], {})
+        write_reference.setting_list(RunConfig, ["sampling.seed"], {})
 
 
 def test_every_variable_that_the_code_reads_is_there():
     """Those that it only sets for Ray are not a user's."""
     read = {name for package in ("flashu", "cluster", "manifests", "jobs") for name in _variables(ROOT / package)}
-    assert read - {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"} == set(WRITER["ENVIRONMENT"])
+    assert read - {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"} == set(write_reference.ENVIRONMENT)
 
 
 def _variables(folder):

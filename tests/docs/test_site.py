@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,13 +18,13 @@ from markdown_it import MarkdownIt
 
 import flashu
 import flashu.models
+from tests.command import CHROMIUM
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster/deploy/README.md", "flashu/embedded/README.md")
 PAGES = sorted(
     {*(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in ELSEWHERE)} - {*(ROOT / "docs/_build").rglob("*")}
 )
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOADS = {
     "script": "src",
     "img": "src",

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import random
-import shutil
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -27,8 +26,8 @@ from jobs.report.page import thumbnails
 from jobs.report.wording import number, seconds, size
 from jobs.statistics.collect import collect_statistics
 from jobs.statistics.run import FOOTER_KEY, RunStatistics
+from tests.command import CHROMIUM
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ATTACK = """"><img src=x onerror="document.title='owned'"><script>document.title='owned'</script>"""
 PROMPTS = [
     "a red fox asleep under a blue lamp",
