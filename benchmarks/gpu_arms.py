@@ -146,7 +146,8 @@ class Ours:
             (model, "measure_llm", "LLM"),
             (model, "run_head", "head"),
             (model, "run_final", "head"),
-            (model, "encode_prefix", ONCE),
+            (model, "lay_out_text", ONCE),
+            (model, "read_text", ONCE),
             (model, "embed_times", ONCE),
             (self.vae, "decode_pixels", VAE),
         ]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flashu.acceleration.reading import WHOLE_READING
 from flashu.acceleration.visual_tokens import kept_tokens, most_valued
+from flashu.devices import send_numbers
 from flashu.models.layers import KeyValue, KeyValueCache
 from flashu.models.qwen2 import Subnetwork
 from flashu.models.showo2 import Showo2
@@ -87,7 +88,7 @@ class Conversation:
         self.count = max(map(len, texts))
         longest = max(len(text) for of_image in texts for text in of_image)
         texts = [[*of_image, *[[0]] * (self.count - len(of_image))] for of_image in texts]
-        lengths = torch.tensor([[len(text) for text in of_image] for of_image in texts], device=device)
+        (lengths,) = send_numbers(device, [[len(text) for text in of_image] for of_image in texts])
         padded = [[token for text in of_image for token in (*text, *[0] * (longest - len(text)))] for of_image in texts]
 
         slots = torch.arange(self.count * longest, device=device)

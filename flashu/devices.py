@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from flashu.errors import InputError, OutOfMemoryError
 
@@ -46,6 +49,21 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device, name: s
     if named is None or named not in DTYPES.values():
         raise InputError(f"{name} {dtype} is not supported; choose one of: {', '.join((*DTYPES, FLOAT8))}")
     return named
+
+
+def send(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the host's on `device`. A GPU is not waited for: it copies when it comes to it."""
+    if device.type == "cuda" and tensor.is_cpu:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, dtype, non_blocking=True)
+
+
+def send_numbers(device: torch.device, *values: Any) -> list[Tensor]:
+    """Whole numbers, each of `values` in a list or a list of lists, as int64 tensors on `device`: in one copy."""
+    tensors = [torch.tensor(value, dtype=torch.int64, device="cpu") for value in values]
+    sent = send(torch.cat([tensor.flatten() for tensor in tensors]), device)
+    parts = sent.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -79,7 +79,7 @@ def count_image(
     noise = torch.empty(1, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
 
     with _Counter(model) as counter:
-        counter.watch_call(model, "encode_prefix", "prefix")
+        counter.watch_call(model, "read_text", "prefix")
         counter.watch_call(model, "embed_times", "time")
         for part, modules in {
             "image path": (model.image_embedder_und, model.image_embedder_gen, model.und_trans, model.fusion_proj),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashu.devices import send_numbers
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.layers import Rotary, rotary_frequencies, rotary_table
 from flashu.models.showo2 import Showo2
@@ -63,7 +64,7 @@ def embed_image(model: Showo2, latents: Tensor, question: EncodedQuestion) -> Te
 
 
 def embed_tokens(model: Showo2, ids: Sequence[Sequence[int]]) -> Tensor:
-    return model.showo.model.embed_tokens(torch.tensor(ids, device=model.device))
+    return model.showo.model.embed_tokens(*send_numbers(model.device, ids))
 
 
 def rotary_at(model: Showo2, positions: Tensor) -> Rotary:

@@ -20,9 +20,10 @@ from flashu.acceleration.guidance_schedule import is_guided
 from flashu.acceleration.head_cache import Head
 from flashu.acceleration.layer_skipping import SkipSets
 from flashu.acceleration.plan import Llm, Plan, PlannedStep
+from flashu.devices import send
 from flashu.errors import InputError
 from flashu.models.blocks import AS_THEY_ARE, Blocks
-from flashu.models.prefix import Prefix
+from flashu.models.prefix import Prefix, TextLayout
 from flashu.models.qwen2 import Subnetwork
 from flashu.models.showo2 import Showo2
 
@@ -92,7 +93,7 @@ def trajectory(
     tokens, hidden).
     """
     images = len(noise)
-    state = noise.to(model.device, torch.float32)
+    state = send(noise, model.device, torch.float32)
     yield state
     times = model.embed_times(time_points[:-1])
     prefixes = _Prefixes(model, text, images, plan, blocks)
@@ -145,17 +146,24 @@ class _Prefixes:
     """
 
     def __init__(self, model: Showo2, text: PromptTokens | Prefix, images: int, plan: Plan, blocks: Blocks):
-        self.model, self.text, self.images, self.plan, self.blocks = model, text, images, plan, blocks
+        self.model, self.images, self.plan, self.blocks = model, images, plan, blocks
         if isinstance(text, Prefix) and len({_kind_of(step) for step in plan.steps}) > 1:
             raise ValueError("one prefix serves a plan whose steps all run alike; give the text's tokens")
+        self.given = text if isinstance(text, Prefix) else None
+        self.texts: dict[bool, TextLayout] = {}  # by whether with the unconditional rows
+        if isinstance(text, PromptTokens):
+            for guided in {step.guided for step in plan.steps}:
+                rows = slice(None if guided else images)
+                suffixes = text.suffixes[rows] if any(step.measure for step in plan.steps) else None
+                self.texts[guided] = model.lay_out_text(text.prefixes[rows], text.grid, suffixes, guided, blocks)
         self.skipped: SkipSets | None = None
         self.made: dict[_Kind, Prefix] = {}
         self.measures_left = sum(step.measure for step in plan.steps)
 
     def of(self, index: int) -> Prefix:
         """The prefix that the plan's step at `index` runs on."""
-        if isinstance(self.text, Prefix):
-            return self.text
+        if self.given:
+            return self.given
         kind = _kind_of(self.plan.steps[index])
         if kind not in self.made:
             later = self._kinds_from(index)
@@ -179,11 +187,8 @@ class _Prefixes:
         return kinds
 
     def _encode(self, kind: _Kind) -> Prefix:
-        assert isinstance(self.text, PromptTokens)
-        rows = slice(None if kind.guided else self.images)
-        suffixes = self.text.suffixes[rows] if self.measures_left and not kind.skip else None
-        prefixes, subnetwork = self.text.prefixes[rows], self._subnetwork(kind)
-        return self.model.encode_prefix(prefixes, self.text.grid, subnetwork, suffixes, kind.guided, self.blocks)
+        measured = self.measures_left > 0 and not kind.skip
+        return self.model.read_text(self.texts[kind.guided], self._subnetwork(kind), measured, self.blocks)
 
     def skip_least_important(self, similarity: Tensor) -> None:
         """Choose anew which layers each image skips, from a measurement (rows, layers)."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -53,6 +53,11 @@ class Blocks:
         GPUs' kernels want its rows aligned so. Where some batches' are and others' are not, blocks compile twice.
         """
         return 8 if self.compiled else 1
+
+    def padded_length(self, lengths: Sequence[int], span: int) -> int:
+        """To which rows of text are padded that are followed by a span of so many positions."""
+        room = -(max(lengths) + span) % self.key_multiple  # for more padding, where there is some
+        return max(lengths) + (room if len(set(lengths)) > 1 else 0)
 
     @property
     def least_images(self) -> int:

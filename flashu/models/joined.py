@@ -44,7 +44,7 @@ class Joined(nn.Module):
     def join_again_if_moved(self) -> None:
         """Join layers that were joined, and whose parameters were given other data since.
 
-        Compiled code does not look; `Showo2.encode_prefix` does so before it.
+        Compiled code does not look; `Showo2.read_text` does so before it.
         """
         linears = self._linears()
         if self._whole is None or any(map(_is_other, linears)):

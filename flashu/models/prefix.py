@@ -1,6 +1,7 @@
 """What the steps of a generation take from its text, and no step changes: keys and values, rotations, masks.
 
-`Showo2.encode_prefix` makes a `Prefix`. What it holds is laid out here; nothing here runs a network.
+`Showo2.lay_out_text` makes a `TextLayout`, and `Showo2.read_text` of that a `Prefix`. What they hold is laid out here;
+nothing here runs a network.
 """
 
 from __future__ import annotations
@@ -54,29 +55,46 @@ class Prefix:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class TextLayout:
-    """Rows of text, padded to one length."""
+    """A batch's rows of text on the device, and the place of what follows them, which is one whatever part of the
+    network reads them: laid out once a batch."""
 
-    lengths: Sequence[int]  # without padding
-    starts: Tensor  # (rows, 1): the position at which each row's span begins, which is its length
-    valid: Tensor  # (rows, prefix): false on padding
+    lengths: Sequence[int]  # of the rows, without padding
+    grid: tuple[int, int]  # token grid of the image, (height, width)
+    ids: Tensor  # (rows that differ, padded length)
+    valid: Tensor  # (rows that differ, padded length): false on padding
+    alike: Tensor | None  # (rows,): the row of `ids` that each is; None where all differ
+    llm_rotary: Rotary  # of the text
+    head_rotary: Rotary
+    span_llm_rotary: Rotary
+    span_head_rotary: Rotary
+    halves: tuple[int, int] | None  # where a guided batch's halves are cut, if they are
+    mask: Tensor | None  # of the span, see `Prefix`
+    semantic_positions: Tensor
+    suffix: SuffixLayout | None  # where whole rows may be measured
 
 
-@dataclass
-class Suffix:
-    """What a measuring step runs beside the span: the positions after it, which no velocity depends on.
+@dataclass(frozen=True)
+class SuffixLayout:
+    """The positions after the span, which no velocity depends on and a measuring step runs beside it.
 
     Suffixes complete their rows to one common length; shorter ones are padded.
     """
 
     embeds: Tensor  # (rows, suffix, llm hidden)
-    llm: list[KeyValue]  # of the prefix, for all rows alike
     prefix_mask: Tensor | None  # (rows, 1, 1, prefix + span)
     rotary: Rotary  # of span and suffix together
     mask: Tensor  # (rows, 1, suffix, prefix + span + suffix): what the suffix sees
     valid: Tensor  # (rows, span + suffix): false on padding
     row_length: int
+
+
+@dataclass(frozen=True)
+class Suffix(SuffixLayout):
+    """With what was made of the text before."""
+
+    llm: list[KeyValue]  # of the prefix, for all rows alike
     prefix_similarity: Tensor  # (rows, layers): summed over the prefix, which no step changes
 
     def first(self, rows: int) -> Suffix:
@@ -102,6 +120,15 @@ def prefix_mask(lengths: Sequence[int], valid: Tensor, span: int) -> Tensor | No
     if len(set(lengths)) == 1:
         return None
     return torch.cat((valid[:, None, None], valid.new_ones(len(valid), 1, 1, span)), dim=3)
+
+
+def halves_of(lengths: Sequence[int], padded: int) -> tuple[int, int] | None:
+    """Where to cut the prefixes of the two halves of guided rows, so that the second needs no mask: where it ends, of
+    rows padded to one length. None where it would have none, or needs one."""
+    half = len(lengths) // 2
+    if len(set(lengths)) == 1 or len(set(lengths[half:])) > 1:
+        return None
+    return padded if len(set(lengths[:half])) > 1 else lengths[0], lengths[half]
 
 
 def _first(states: KeyValue | Halves, rows: slice) -> KeyValue:

@@ -26,14 +26,23 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from flashu.devices import FLOAT8
+from flashu.devices import FLOAT8, send, send_numbers
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
 from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.patches import PatchEmbed, unpatchify
-from flashu.models.prefix import Prefix, Suffix, TextLayout, cut_halves, prefix_mask, suffix_mask
+from flashu.models.prefix import (
+    Prefix,
+    Suffix,
+    SuffixLayout,
+    TextLayout,
+    cut_halves,
+    halves_of,
+    prefix_mask,
+    suffix_mask,
+)
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
 from flashu.models.siglip import SiglipEncoder
 from flashu.models.times import Times, TimestepEmbedder
@@ -93,7 +102,7 @@ class Showo2(nn.Module):
 
     def embed_times(self, t: Tensor) -> Times:
         """Everything that depends on time alone, for times `t` (steps,) at once."""
-        embeds = self.time_embed(t.to(self.device))
+        embeds = self.time_embed(send(t, self.device))
         return Times(
             token=self.time_embed_proj(embeds),
             blocks=self.diffusion_head_a.modulations(embeds),
@@ -111,113 +120,140 @@ class Showo2(nn.Module):
     ) -> Prefix:
         """Run what stands before the image: for each row its token ids, from bos to boi.
 
-        `grid` is the image's (height, width) in tokens. Rows may differ in length. `subnetwork` is how much of the LLM
-        runs, here and over the span. With `suffixes` (what follows the span, eoi to padding) `measure_llm` can run.
-        `guided` says that the rows are in CFG order: the second half, which mostly are the same empty text, then need
-        no mask for the sake of the first. `blocks` is how blocks are called, here as over the span later.
+        `subnetwork` is how much of the LLM runs, here and over the span; for the rest see `lay_out_text`.
         """
-        if blocks.compiled:
-            for module in self._joined():
-                module.join_again_if_moved()
-        lengths = [len(row) for row in rows]
-        span = torch.arange(1 + grid[0] * grid[1], device=self.device)
-        room = -(max(lengths) + len(span)) % blocks.key_multiple  # for more padding, where there is some
-        padded_length = max(lengths) + (room if len(set(lengths)) > 1 else 0)
-        text_positions = torch.arange(padded_length, device=self.device)[None]
-        starts = torch.tensor(lengths, device=self.device)[:, None]
-        text = TextLayout(lengths, starts, text_positions < starts)
+        text = self.lay_out_text(rows, grid, suffixes, guided, blocks)
+        return self.read_text(text, subnetwork, bool(suffixes), blocks)
 
-        config = self.config.llm
-        llm_frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
-        head_frequencies = self.diffusion_head_a.rotary_frequencies(self.device)
-        text_rotaries = [rotary_table(of, text_positions, self.dtype) for of in (llm_frequencies, head_frequencies)]
-        blocks.mark_dynamic((2,), *text_rotaries)
-        llm, head, similarity = self._run_text(rows, text_rotaries, subnetwork, bool(suffixes), blocks)
+    def lay_out_text(
+        self,
+        rows: Sequence[Sequence[int]],
+        grid: tuple[int, int],
+        suffixes: Sequence[Sequence[int]] | None = None,
+        guided: bool = False,
+        blocks: Blocks = AS_THEY_ARE,
+    ) -> TextLayout:
+        """Lay out on the device what stands before the image: for each row its token ids, from bos to boi.
+
+        `grid` is the image's (height, width) in tokens. Rows may differ in length. With `suffixes` (what follows the
+        span, eoi to padding) `measure_llm` can run. `guided` says that the rows are in CFG order: the second half,
+        which mostly are the same empty text, then need no mask for the sake of the first. `blocks` is how blocks are
+        called later. A GPU is sent all this at once, and not waited for.
+        """
+        lengths, span = [len(row) for row in rows], torch.arange(1 + grid[0] * grid[1], device=self.device)
+        padded = blocks.padded_length(lengths, len(span))
+        numbers = {row: number for number, row in enumerate(dict.fromkeys(map(tuple, rows)))}
+        ids, ends, starts, alike, suffix_ids, suffix_ends = send_numbers(
+            self.device,
+            [[*row, *[0] * (padded - len(row))] for row in numbers],  # what pads a shorter row is run, and never seen
+            [[len(row)] for row in numbers],
+            [[length] for length in lengths],
+            [numbers[tuple(row)] for row in rows],
+            *self._suffix_numbers(suffixes or (), padded + len(span), blocks),
+        )
+        positions = torch.arange(padded, device=self.device)[None]
+        valid = positions < starts
         suffix = None
         if suffixes:
-            suffix = self._lay_out_suffix(suffixes, llm, similarity, text, len(span), llm_frequencies, blocks)
-        seen_llm, seen_head, mask = _as_seen_by_span(llm, head, text, len(span), guided, blocks.compiled)
-        prefix = Prefix(
-            rows=len(rows),
+            after = torch.arange(len(span) + suffix_ids.shape[1], device=self.device)
+            in_suffix = after[: suffix_ids.shape[1]] < suffix_ends
+            suffix = SuffixLayout(
+                embeds=self.showo.model.embed_tokens(suffix_ids),
+                prefix_mask=prefix_mask(lengths, valid, len(span)),
+                rotary=self._llm_rotary(starts + after),
+                mask=suffix_mask(valid, len(span), suffix_ids.shape[1]),
+                valid=torch.cat((in_suffix.new_ones(len(in_suffix), len(span)), in_suffix), dim=1),
+                row_length=lengths[0] + len(span) + len(suffixes[0]),
+            )
+        halves = halves_of(lengths, padded) if guided else None
+        first = slice(None) if halves is None else slice(len(rows) // 2)
+        text = TextLayout(
+            lengths=lengths,
             grid=grid,
-            subnetwork=subnetwork,
-            llm=seen_llm,
-            head=seen_head,
-            llm_rotary=rotary_table(llm_frequencies, starts + span, self.dtype),
-            head_rotary=rotary_table(head_frequencies, starts + span, self.dtype),
-            mask=mask,
+            ids=ids,
+            valid=positions < ends,
+            alike=alike if len(numbers) < len(rows) else None,
+            llm_rotary=self._llm_rotary(positions),
+            head_rotary=self._head_rotary(positions),
+            span_llm_rotary=self._llm_rotary(starts + span),
+            span_head_rotary=self._head_rotary(starts + span),
+            halves=halves,
+            mask=prefix_mask(lengths[first], valid[first, : halves and halves[0]], len(span)),
             semantic_positions=self.semantic_positions(grid),
             suffix=suffix,
         )
-        blocks.mark_dynamic((0, 2), *prefix.llm, *prefix.head)
-        blocks.mark_dynamic((0,), prefix.llm_rotary, prefix.head_rotary)
-        blocks.mark_dynamic((0, 3), mask)
-        return prefix
+        blocks.mark_dynamic((2,), text.llm_rotary, text.head_rotary)
+        blocks.mark_dynamic((0,), text.span_llm_rotary, text.span_head_rotary)
+        blocks.mark_dynamic((0, 3), text.mask)
+        return text
 
-    def _lay_out_suffix(
-        self,
-        suffixes: Sequence[Sequence[int]],
-        llm: Sequence[KeyValue | None],
-        similarity: Tensor | None,
-        text: TextLayout,
-        span: int,
-        frequencies: Tensor,
-        blocks: Blocks,
-    ) -> Suffix:
-        """What measuring steps run after `text` and a span of so many positions; `llm` and `similarity` are what
-        `_run_text` made of it, `frequencies` the LLM's."""
-        suffix_lengths = torch.tensor([len(row) for row in suffixes], device=self.device)[:, None]
-        longest = max(map(len, suffixes))
-        longest += -(text.valid.shape[1] + span + longest) % blocks.key_multiple  # of the tail's mask, always there
-        positions = text.starts + torch.arange(span + longest, device=self.device)
-        in_suffix = torch.arange(longest, device=self.device) < suffix_lengths
-        return Suffix(
-            embeds=self._embed_padded(suffixes, longest),
-            llm=cast("list[KeyValue]", llm),  # steps that measure run every layer
-            prefix_mask=prefix_mask(text.lengths, text.valid, span),
-            rotary=rotary_table(frequencies, positions, self.dtype),
-            mask=suffix_mask(text.valid, span, longest),
-            valid=torch.cat((in_suffix.new_ones(len(in_suffix), span), in_suffix), dim=1),
-            row_length=text.lengths[0] + span + len(suffixes[0]),
-            prefix_similarity=cast("Tensor", similarity),
+    def _suffix_numbers(
+        self, suffixes: Sequence[Sequence[int]], before: int, blocks: Blocks
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids and lengths of suffixes, padded to one length, after so many positions."""
+        longest = max(map(len, suffixes), default=0)
+        longest += -(before + longest) % blocks.key_multiple  # of the tail's mask, always there
+        return [[*row, *[0] * (longest - len(row))] for row in suffixes], [[len(row)] for row in suffixes]
+
+    def _llm_rotary(self, positions: Tensor) -> Rotary:
+        config = self.config.llm
+        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, self.device)
+        return rotary_table(frequencies, positions, self.dtype)
+
+    def _head_rotary(self, positions: Tensor) -> Rotary:
+        return rotary_table(self.diffusion_head_a.rotary_frequencies(self.device), positions, self.dtype)
+
+    def read_text(
+        self, text: TextLayout, subnetwork: Subnetwork = WHOLE, measured: bool = False, blocks: Blocks = AS_THEY_ARE
+    ) -> Prefix:
+        """Run text that is laid out. `measured` says that whole rows are to be measured with the prefix."""
+        if blocks.compiled:
+            for module in self._joined():
+                module.join_again_if_moved()
+        llm, head, similarity = self._run_text(text, subnetwork, measured, blocks)
+        suffix = None
+        if measured:
+            place = cast("SuffixLayout", text.suffix)  # steps that measure run every layer
+            suffix = Suffix(
+                **vars(place), llm=cast("list[KeyValue]", llm), prefix_similarity=cast("Tensor", similarity)
+            )
+        seen_llm, seen_head = _as_seen_by_span(llm, head, text, blocks.compiled)
+        blocks.mark_dynamic((0, 2), *seen_llm, *seen_head)
+        return Prefix(
+            rows=len(text.lengths),
+            grid=text.grid,
+            subnetwork=subnetwork,
+            llm=seen_llm,
+            head=seen_head,
+            llm_rotary=text.span_llm_rotary,
+            head_rotary=text.span_head_rotary,
+            mask=text.mask,
+            semantic_positions=text.semantic_positions,
+            suffix=suffix,
         )
 
     def _run_text(
-        self,
-        rows: Sequence[Sequence[int]],
-        rotaries: Sequence[Rotary],
-        subnetwork: Subnetwork,
-        measure: bool,
-        blocks: Blocks,
+        self, text: TextLayout, subnetwork: Subnetwork, measure: bool, blocks: Blocks
     ) -> tuple[Sequence[KeyValue | None], Sequence[KeyValue], Tensor | None]:
-        """Each layer's and head block's keys and values of rows of text, padded to the length of `rotaries`, LLM's and
-        head's; and with `measure` the layers' similarities, summed over each row (rows, layers). Rows that are alike
-        run once, where they run through the same layers."""
-        distinct = rows if subnetwork.running_rows else [list(row) for row in dict.fromkeys(map(tuple, rows))]
-        llm_rotary, head_rotary = rotaries
-        padded_length = llm_rotary.cos.shape[2]
-        lengths = torch.tensor([len(row) for row in distinct], device=self.device)[:, None]
-        similarity = SimilaritySum(torch.arange(padded_length, device=self.device) < lengths) if measure else None
-        embeds = self._embed_padded(distinct, padded_length)
+        """Each layer's and head block's keys and values of the text; and with `measure` the layers' similarities,
+        summed over each row (rows, layers). Rows that are alike run once, where they run through the same layers."""
+        alike, ids, valid = text.alike, text.ids, text.valid
+        if alike is not None and subnetwork.running_rows:
+            ids, valid, alike = ids[alike], valid[alike], None
+        similarity = SimilaritySum(valid) if measure else None
+        embeds = self.showo.model.embed_tokens(ids)
         blocks.mark_dynamic((0, 1), embeds)
         x, llm = self.showo.model(
-            embeds, llm_rotary, subnetwork=subnetwork, observe=similarity, run_layer=blocks.llm_layer
+            embeds, text.llm_rotary, subnetwork=subnetwork, observe=similarity, run_layer=blocks.llm_layer
         )
         x = self.diff_proj(x)
         blocks.mark_dynamic((0, 1), x)
-        head = self.diffusion_head_a.encode_prefix(x, head_rotary, blocks.head_text_block)
+        head = self.diffusion_head_a.encode_prefix(x, text.head_rotary, blocks.head_text_block)
         summed = similarity.total() if similarity else None
-        if len(distinct) < len(rows):
-            numbers = {tuple(row): number for number, row in enumerate(distinct)}
-            alike = torch.tensor([numbers[tuple(row)] for row in rows], device=self.device)
+        if alike is not None:
             llm, head = [seen and seen.select(alike) for seen in llm], [seen.select(alike) for seen in head]
             summed = summed if summed is None else summed[alike]
         return llm, head, summed
-
-    def _embed_padded(self, rows: Sequence[Sequence[int]], length: int) -> Tensor:
-        """Embeddings (rows, length, hidden); what pads a shorter row is run, and never seen."""
-        padded = [[*row, *([0] * (length - len(row)))] for row in rows]
-        return self.showo.model.embed_tokens(torch.tensor(padded, device=self.device))
 
     def semantic_positions(self, grid: tuple[int, int]) -> Tensor:
         """SigLIP's learned positions, resized (bicubic) from their own grid to `grid`: (tokens, hidden)."""
@@ -312,24 +348,14 @@ class Showo2(nn.Module):
 
 
 def _as_seen_by_span(
-    llm: Sequence[KeyValue | None],
-    head: Sequence[KeyValue],
-    text: TextLayout,
-    span: int,
-    guided: bool,
-    compiled: bool,
-) -> tuple[Sequence[KeyValue | Halves | None], Sequence[KeyValue | Halves], Tensor | None]:
-    """The text's keys and values, and the mask of a span of so many positions: in halves without padding, where a
-    `guided` batch's second half are of one length."""
-    lengths, valid = text.lengths, text.valid
-    half, padded = len(lengths) // 2, valid.shape[1]
-    if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
-        end = padded if len(set(lengths[:half])) > 1 else lengths[0]
-        return (
-            [seen and cut_halves(seen, end, lengths[half]) for seen in llm],
-            [cut_halves(seen, end, lengths[half]) for seen in head],
-            prefix_mask(lengths[:half], valid[:half, :end], span),
-        )
+    llm: Sequence[KeyValue | None], head: Sequence[KeyValue], text: TextLayout, compiled: bool
+) -> tuple[Sequence[KeyValue | Halves | None], Sequence[KeyValue | Halves]]:
+    """The text's keys and values, in halves where the layout has them so."""
+    if text.halves:
+        return [seen and cut_halves(seen, *text.halves) for seen in llm], [
+            cut_halves(seen, *text.halves) for seen in head
+        ]
     if compiled:  # in memory of their own, whatever made them: other layouts would be compiled apart
-        llm, head = [seen and seen.copied_upto(padded) for seen in llm], [seen.copied_upto(padded) for seen in head]
-    return llm, head, prefix_mask(lengths, valid, span)
+        padded = text.ids.shape[1]
+        return [seen and seen.copied_upto(padded) for seen in llm], [seen.copied_upto(padded) for seen in head]
+    return llm, head

@@ -157,13 +157,13 @@ def test_a_schedule_whose_first_phase_is_unguided(pipe):
 
 def test_no_text_is_read_for_skip_sets_that_the_next_measurement_replaces(pipe, monkeypatch):
     """Unguided steps that skip layers, then guided ones that do, and between them a measurement."""
-    read, original = [], Showo2Qwen2_5.encode_prefix
+    read, original = [], Showo2Qwen2_5.read_text
 
-    def encode_prefix(model, rows, grid, subnetwork, *others):
-        read.append((len(rows), subnetwork.running_rows is not None))
-        return original(model, rows, grid, subnetwork, *others)
+    def read_text(model, text, subnetwork, *others):
+        read.append((len(text.lengths), subnetwork.running_rows is not None))
+        return original(model, text, subnetwork, *others)
 
-    monkeypatch.setattr(Showo2Qwen2_5, "encode_prefix", encode_prefix)
+    monkeypatch.setattr(Showo2Qwen2_5, "read_text", read_text)
     config = replace(OFF, r_LS=0.3, T_LS=4, tau=1, schedule=((4, 1.0), (7, 5.0)), num_inference_steps=None)
     apply_flashu_patch(pipe.model, config)
     try:
