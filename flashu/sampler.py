@@ -7,6 +7,7 @@ of no settings. Nothing here knows of words or of pictures.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from flashu import arguments
 from flashu.acceleration import layer_skipping, multistep
-from flashu.acceleration.guidance_schedule import is_guided
 from flashu.acceleration.head_cache import Head
 from flashu.acceleration.layer_skipping import SkipSets
 from flashu.acceleration.plan import Llm, Plan, PlannedStep
@@ -64,15 +64,37 @@ def initial_noise(seeds: Sequence[int], channels: int, height: int, width: int) 
     return torch.stack([torch.randn(channels, height, width, generator=generator) for generator in generators])
 
 
-def guide(velocity: Tensor, scale: float, images: int) -> Tensor:
+def guide(velocity: Tensor, scale: float | Tensor, images: int) -> Tensor:
     """Classifier-free guidance in float32: rows (conditional, then unconditional, if any) to one velocity an image.
 
-    At scale 0 by convention, and at 1 because the other row cancels out, it is the conditional row alone.
+    Without unconditional rows it is the conditional row alone.
     """
     conditional, unconditional = velocity[:images].float(), velocity[images:].float()
-    if not is_guided(scale):
+    if not len(unconditional):
         return conditional
     return unconditional + scale * (conditional - unconditional)
+
+
+def advance(
+    model: Showo2,
+    features: Tensor,
+    modulation: Tensor,
+    numbers: Tensor,
+    state: Tensor,
+    earlier: Tensor | None,
+    grid: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """From the head's output to the next state: the velocity, guided, and a step of the solver, in float32.
+
+    features: (rows, tokens, head hidden), with unconditional rows where the step is guided. modulation: of the final
+    layer, at the step's time. numbers: the step's (3,), see `_numbers`. state, and earlier, the velocity of the step
+    before where the solver leans on it: (images, channels, height, width).
+    Returns the state and the velocity.
+    """
+    scale, interval, share = numbers
+    velocity = guide(model.run_final(features, modulation, grid), scale, len(state))
+    mean = velocity if earlier is None else multistep.continued(velocity, earlier, share)
+    return state + interval * mean, velocity
 
 
 @torch.no_grad()
@@ -97,11 +119,11 @@ def trajectory(
     yield state
     times = model.embed_times(time_points[:-1])
     prefixes = _Prefixes(model, text, images, plan, blocks)
-    intervals = time_points.diff().tolist()
+    numbers = send(_numbers(plan, time_points), model.device)
     hidden: Tensor  # which a plan's first step makes
     stored: Tensor | None = None
     velocity: Tensor | None = None
-    for index, (step, interval) in enumerate(zip(plan.steps, intervals, strict=True)):
+    for index, step in enumerate(plan.steps):
         time = times.at(index)
         with blocks.compiling():
             if step.llm is not Llm.NONE:
@@ -113,18 +135,25 @@ def trajectory(
                     hidden = model.run_llm(state, time, prefix, blocks)
             reuses = step.head is Head.REUSE
             features = cast("Tensor", stored) if reuses else model.run_head(hidden, time, prefix, blocks)
-        if on_head:
-            on_head(step.number, features)
-        stored = None if step.head is Head.COMPUTE else features
-        if not step.guided:
-            features = features[:images]
-        latest = guide(model.run_final(features, time, text.grid), step.guidance, images)
-        mean = latest
-        if step.order == 2:
-            mean = multistep.continued(latest, cast("Tensor", velocity), interval, intervals[index - 1])
-        velocity = latest
-        state = state + interval * mean
+            if step.head is not Head.REUSE:
+                stored = blocks.kept(features) if step.head is Head.STORE else None
+            if on_head:
+                on_head(step.number, features)
+            if not step.guided:
+                features = features[:images]
+            earlier = velocity if step.order == 2 else None
+            following = blocks.run(advance, model, features, time.final, numbers[index], state, earlier, text.grid)
+        state, velocity = blocks.kept(following[0]), following[1]
         yield state
+
+
+def _numbers(plan: Plan, time_points: Tensor) -> Tensor:
+    """What each step calculates with, (steps, 3) float32: its guidance scale, the interval of time, and, for order 2,
+    the share of the way from the velocity before to this one by which to go on."""
+    intervals = time_points.diff().tolist()
+    shares = [0.0, *(multistep.share(now, before) for before, now in itertools.pairwise(intervals))]
+    rows = zip((step.guidance for step in plan.steps), intervals, shares, strict=True)
+    return torch.tensor(list(rows), dtype=torch.float32, device="cpu")
 
 
 class _Kind(NamedTuple):

@@ -24,6 +24,12 @@ def orders(guidance: Sequence[float], highest: int) -> list[int]:
     ]
 
 
-def continued(velocity: Tensor, earlier: Tensor, interval: float, earlier_interval: float) -> Tensor:
-    """The mean velocity over the next `interval`, on the line through this and the one `earlier_interval` ago."""
-    return velocity + interval / (2 * earlier_interval) * (velocity - earlier)
+def share(interval: float, earlier_interval: float) -> float:
+    """Of the way from the velocity of a step `earlier_interval` ago to this one's, how much to go on by: the mean over
+    the next `interval` on the line through both."""
+    return interval / (2 * earlier_interval)
+
+
+def continued(velocity: Tensor, earlier: Tensor, share: float | Tensor) -> Tensor:
+    """The mean velocity over the next interval, by its `share`."""
+    return velocity + share * (velocity - earlier)

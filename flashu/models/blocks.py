@@ -17,16 +17,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from flashu.errors import InputError
 from flashu.models.diffusion_head import ModulatedAttentionBlock, run_text
+from flashu.models.graphs import Graphs
 from flashu.models.layers import Halves, KeyValue, Rotary
 from flashu.models.qwen2 import DecoderLayer
 from flashu.models.siglip import EncoderLayer
+
+T = TypeVar("T")
 
 COMPILE_MODES = ("auto", "off", "max")
 
@@ -45,6 +48,16 @@ class Blocks:
     head_block: Callable[..., Tensor] = ModulatedAttentionBlock.__call__
     head_text_block: Callable[..., tuple[Tensor, KeyValue]] = run_text
     compiled: bool = False
+    graphs: Graphs | None = None  # where calls are captured
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """A call of what is more than a block, `function(*args)`. What it returns is good until the next one of its
+        kind; see `kept`."""
+        return self.graphs(function, *args) if self.graphs else function(*args)
+
+    def kept(self, tensor: Tensor) -> Tensor:
+        """What a call returned, where it is to outlast the next one of its kind."""
+        return tensor.clone() if self.graphs else tensor
 
     @property
     def key_multiple(self) -> int:

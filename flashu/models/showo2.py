@@ -320,22 +320,39 @@ class Showo2(nn.Module):
 
     def _embed_span(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks) -> Tensor:
         """Time token and image tokens as the LLM gets them, (rows, 1 + tokens, hidden)."""
-        images = self.embed_images(latents.to(self.dtype), prefix.semantic_positions, blocks)
-        span = torch.cat((time.token.expand(len(images), 1, -1), images), dim=1)
-        span = span.repeat(prefix.rows // len(images), 1, 1)
+        copies = prefix.rows // len(latents)
+        span = blocks.run(Showo2._span_of, self, latents, time.token, prefix.semantic_positions, copies, blocks)
         blocks.mark_dynamic((0,), span)
         return span
 
+    def _span_of(
+        self, latents: Tensor, token: Tensor, semantic_positions: Tensor, copies: int, blocks: Blocks
+    ) -> Tensor:
+        images = self.embed_images(latents.to(self.dtype), semantic_positions, blocks)
+        return torch.cat((token.expand(len(images), 1, -1), images), dim=1).repeat(copies, 1, 1)
+
     def run_head(self, hidden: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """The diffusion head over the LLM's span output: (rows, tokens, head hidden), without the time token."""
+        past = (prefix.head_rotary, time.blocks, prefix.head, prefix.mask)
+        return blocks.run(Showo2._features_of, self, hidden, *past, blocks)
+
+    def _features_of(
+        self,
+        hidden: Tensor,
+        rotary: Rotary,
+        modulation: Tensor,
+        past: Sequence[KeyValue | Halves],
+        mask: Tensor | None,
+        blocks: Blocks,
+    ) -> Tensor:
         x = self.diff_proj(hidden)
         blocks.mark_dynamic((0,), x)
-        past = (prefix.head, prefix.mask)
-        return self.diffusion_head_a(x, prefix.head_rotary, time.blocks, *past, blocks.head_block)[:, 1:]
+        return self.diffusion_head_a(x, rotary, modulation, past, mask, blocks.head_block)[:, 1:]
 
-    def run_final(self, hidden: Tensor, time: Times, grid: tuple[int, int]) -> Tensor:
-        """Head output (rows, tokens, head hidden) to velocity (rows, channels, height, width)."""
-        return unpatchify(self.diffusion_head_b(hidden, time.final), grid)
+    def run_final(self, hidden: Tensor, modulation: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Head output (rows, tokens, head hidden) to velocity (rows, channels, height, width), at the time of
+        `modulation`."""
+        return unpatchify(self.diffusion_head_b(hidden, modulation), grid)
 
     def velocity(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """One evaluation: the velocity that each row of `prefix` gives `latents` at one `time`.
@@ -344,7 +361,7 @@ class Showo2(nn.Module):
         Returns (rows, channels, height, width).
         """
         hidden = self.run_llm(latents, time, prefix, blocks)
-        return self.run_final(self.run_head(hidden, time, prefix, blocks), time, prefix.grid)
+        return self.run_final(self.run_head(hidden, time, prefix, blocks), time.final, prefix.grid)
 
 
 def _as_seen_by_span(

@@ -35,7 +35,7 @@ def test_a_velocity_that_changes_evenly_is_integrated_exactly():
     """dx/dt = 1 - 6t, over intervals of any length."""
     velocity = lambda t: torch.tensor(1 - 6 * t)  # noqa: E731
     before, now, then = 0.1, 0.25, 0.7
-    mean = multistep.continued(velocity(now), velocity(before), then - now, now - before)
+    mean = multistep.continued(velocity(now), velocity(before), multistep.share(then - now, now - before))
     assert (then - now) * mean.item() == pytest.approx((then - 3 * then**2) - (now - 3 * now**2))
 
 
