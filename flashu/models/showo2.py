@@ -27,11 +27,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flashu.devices import FLOAT8
+from flashu.models import attention
+from flashu.models.attention import Halves, KeyValue
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
-from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
+from flashu.models.layers import Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.patches import PatchEmbed, unpatchify
 from flashu.models.prefix import Prefix, Suffix, TextLayout, cut_halves, prefix_mask, suffix_mask
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
@@ -320,10 +322,11 @@ def _as_seen_by_span(
     compiled: bool,
 ) -> tuple[Sequence[KeyValue | Halves | None], Sequence[KeyValue | Halves], Tensor | None]:
     """The text's keys and values, and the mask of a span of so many positions: in halves without padding, where a
-    `guided` batch's second half are of one length."""
+    `guided` batch's second half are of one length, and its rows more than are to be one call."""
     lengths, valid = text.lengths, text.valid
     half, padded = len(lengths) // 2, valid.shape[1]
-    if guided and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
+    cut = guided and len(lengths) > attention.choice().joint_rows
+    if cut and len(set(lengths)) > 1 and len(set(lengths[half:])) == 1:
         end = padded if len(set(lengths[:half])) > 1 else lengths[0]
         return (
             [seen and cut_halves(seen, end, lengths[half]) for seen in llm],
