@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from flashu.acceleration.plan import PlannedStep, make_plan, release_plan
 from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
 from flashu.flops import count_image, count_release
 from flashu.models import Showo2Qwen2_5
+from flashu.models.attention import AttentionChoice, choosing
 from flashu.models.float8 import ffn_owners, to_float8
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.wan_vae import to_pixels
@@ -70,12 +73,15 @@ class Ours:
         compile_mode: str = "off",
         float8: bool = False,
         natural: bool = False,
-        cudnn_attention: bool = True,
+        under: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
-        """`natural`: no batch is timed on prompts that an earlier one had, and each prompt is of another length."""
+        """`natural`: no batch is timed on prompts that an earlier one had, and each prompt is of another length.
+
+        `under`: makes what is entered around all that the arm does, such as a switch of PyTorch's.
+        """
         self.bench, self.settings, self.compile_mode, self.float8 = bench, settings, compile_mode, float8
         self.natural = bench.natural_prompts() if natural else []
-        self.cudnn_attention = cudnn_attention
+        self.under = under
         self.compiled = False  # whether blocks really are; known once it is entered
         self.why_uncompiled: str | None = None  # where they were to be, and the compiler does not work
         self._next_prompts = itertools.cycle(self.natural)
@@ -86,8 +92,7 @@ class Ours:
     def __enter__(self) -> Ours:
         model = self.bench.model
         with ExitStack() as stack:
-            if not self.cudnn_attention:
-                stack.enter_context(without_cudnn_attention())
+            stack.enter_context(self.under())
             if self.float8:
                 stack.enter_context(ffns_in_float8(model))
             stack.callback(self.vae.to, "cpu")
@@ -166,16 +171,31 @@ class Ours:
 
 
 @contextmanager
-def without_cudnn_attention() -> Iterator[None]:
-    """Blocks compiled before know which kernel attends, so they are compiled anew, and afterwards once more."""
-    enabled = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+def compiled_anew() -> Iterator[None]:
+    """Blocks compiled before know how they attend, so they are compiled anew, and afterwards once more."""
     torch.compiler.reset()
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(enabled)
         torch.compiler.reset()
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    with compiled_anew():
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        try:
+            yield
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(enabled)
+
+
+@contextmanager
+def attending(**choice: Any) -> Iterator[None]:
+    """With another `AttentionChoice`."""
+    with compiled_anew(), choosing(AttentionChoice(**choice)):
+        yield
 
 
 @contextmanager
@@ -295,9 +315,15 @@ ARMS = {
     "ours-few-steps": Arm(Ours, True, AUTO, preset="few-steps", compiled_with="ours"),
     "ours-flashu-uncompiled": Arm(Ours, True, by_default=("cuda",)),
     "ours-flashu-natural": Arm(Ours, True, {"natural": True, **AUTO}, compiled_with="ours-flashu", aside=True),
-    # Compiled once more wherever it is entered. On a CPU it would be the one before.
+    # These are compiled once more wherever they are entered. On a CPU the first would be the one before.
     "ours-flashu-natural-no-cudnn": Arm(
-        Ours, True, {"natural": True, "cudnn_attention": False, **AUTO}, by_default=("cuda",), aside=True
+        Ours, True, {"natural": True, "under": without_cudnn_attention, **AUTO}, by_default=("cuda",), aside=True
+    ),
+    "ours-flashu-native-groups": Arm(
+        Ours, True, {"under": partial(attending, native_groups=True), **AUTO}, by_default=("cuda",), aside=True
+    ),
+    "ours-flashu-one-call": Arm(
+        Ours, True, {"under": partial(attending, joint_rows=sys.maxsize), **AUTO}, by_default=("cuda",), aside=True
     ),
     "ours-flashu-max": Arm(Ours, True, {"compile_mode": "max"}, by_default=(), hazardous=True),
     "ours-flashu-float8": Arm(Ours, True, {"float8": True, **AUTO}, by_default=("cuda",), hazardous=True),
@@ -310,6 +336,8 @@ SAME_PICTURES = {
     "ours-flashu": "release-flashu",
     "ours-flashu-uncompiled": "ours-flashu",
     "ours-flashu-max": "ours-flashu",
+    "ours-flashu-native-groups": "ours-flashu",
+    "ours-flashu-one-call": "ours-flashu",
 }  # but for rounding
 
 

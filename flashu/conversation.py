@@ -20,7 +20,7 @@ from torch import Tensor
 from flashu.acceleration.reading import WHOLE_READING
 from flashu.acceleration.visual_tokens import kept_tokens, most_valued
 from flashu.devices import send_numbers
-from flashu.models.layers import KeyValue, KeyValueCache
+from flashu.models.attention import KeyValue, KeyValueCache
 from flashu.models.qwen2 import Subnetwork
 from flashu.models.showo2 import Showo2
 from flashu.question_rows import embed_image, embed_tokens, rotary_at, row_mask

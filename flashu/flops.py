@@ -24,9 +24,10 @@ from flashu.acceleration.head_cache import Head
 from flashu.acceleration.plan import Llm, Plan, make_plan, release_plan
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig
 from flashu.errors import InputError
+from flashu.models.attention import KeyValueCache
 from flashu.models.diffusion_head import ModulatedAttentionBlock
 from flashu.models.geometry import PATCH_SIZE, PIXELS_PER_TOKEN, Showo2Config, VaeGeometry
-from flashu.models.layers import KeyValueCache, rotary_table
+from flashu.models.layers import rotary_table
 from flashu.models.qwen2 import WHOLE, DecoderLayer, Subnetwork
 from flashu.models.showo2 import Showo2
 from flashu.models.siglip import EncoderLayer

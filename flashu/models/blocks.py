@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from flashu.errors import InputError
+from flashu.models.attention import Halves, KeyValue
 from flashu.models.diffusion_head import ModulatedAttentionBlock, run_text
 from flashu.models.graphs import Graphs
-from flashu.models.layers import Halves, KeyValue, Rotary
+from flashu.models.layers import Rotary
 from flashu.models.qwen2 import DecoderLayer
 from flashu.models.siglip import EncoderLayer
 

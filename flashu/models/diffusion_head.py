@@ -13,8 +13,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from flashu.models.attention import Halves, KeyValue
 from flashu.models.geometry import HeadGeometry
-from flashu.models.layers import Attention, GatedMlp, Halves, KeyValue, Rotary, llama3_scaled, rotary_frequencies
+from flashu.models.layers import Attention, GatedMlp, Rotary, llama3_scaled, rotary_frequencies
 
 ROPE_THETA = 500_000.0
 

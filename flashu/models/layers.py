@@ -1,10 +1,8 @@
-"""The building blocks that the LLM and the diffusion head share: rotary tables, attention, gated FFN.
+"""The building blocks that the LLM and the diffusion head share: rotary tables, attention's layer, gated FFN.
 
-Attention here runs in two ways. Over a *prefix* it is causal and hands back its keys and values; over the image
-*span* every position sees the whole prefix and the whole span. A mask says otherwise, as for questions about an image,
-which add to a cache. Nothing here knows of images or of time.
+Nothing here knows of images or of time. What attends to what, and how that is run, is in `attention`.
 
-Heads are folded by torch's own methods: einops' share of a small block's call on a CPU was measured at 5 to 9%.
+Heads are split by torch's own methods: einops' share of a small block's call on a CPU was measured at 5 to 9%.
 """
 
 from __future__ import annotations
@@ -16,67 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashu.models.attention import Halves, KeyValue, KeyValueCache, attend
 from flashu.models.joined import Joined
 
 Span = tuple[int, int]  # from the first, up to the one after the last
-
-
-class KeyValue(NamedTuple):
-    """Keys (already rotated) and values of some positions, each (rows, kv_heads, positions, head_dim)."""
-
-    key: Tensor
-    value: Tensor
-
-    def select(self, index: Tensor | slice) -> KeyValue:
-        """Those of some rows only."""
-        return KeyValue(self.key[index], self.value[index])
-
-    def halves(self) -> tuple[KeyValue, KeyValue]:
-        """Those of the first half of the rows, and those of the second."""
-        (key, other_key), (value, other_value) = self.key.chunk(2), self.value.chunk(2)
-        return KeyValue(key, value), KeyValue(other_key, other_value)
-
-    def copied_upto(self, length: int) -> KeyValue:
-        """Those of the first `length` positions, in memory of their own: views and layouts would be compiled apart."""
-        return KeyValue(*(states[:, :, :length].clone(memory_format=torch.contiguous_format) for states in self))
-
-    def followed_by(self, own: KeyValue) -> KeyValue:
-        """These positions and, behind them, those of `own`."""
-        return KeyValue(torch.cat((self.key, own.key), dim=2), torch.cat((self.value, own.value), dim=2))
-
-
-class Halves(NamedTuple):
-    """Keys and values of rows in CFG order, of which the second half, (rows / 2, …), are all of one length.
-
-    So those need no mask, which fused attention kernels are much faster without.
-    """
-
-    first: KeyValue
-    second: KeyValue
-
-
-class KeyValueCache:
-    """Keys and values that grow: like a `KeyValue`, but `followed_by` keeps what it is given, in memory set aside."""
-
-    def __init__(self, past: KeyValue, room: int):
-        """Begins with `past`, and has room for so many positions more."""
-        rows, heads, self.length, width = past.key.shape
-        self._states = [states.new_empty(rows, heads, self.length + room, width) for states in past]
-        for states, old in zip(self._states, past, strict=True):
-            states[:, :, : self.length] = old
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Rows, heads, positions so far, and head_dim; of keys, as of values."""
-        rows, heads, _, width = self._states[0].shape
-        return rows, heads, self.length, width
-
-    def followed_by(self, own: KeyValue) -> KeyValue:
-        """All positions so far, those of `own` last."""
-        start, self.length = self.length, self.length + own.key.shape[2]
-        for states, new in zip(self._states, own, strict=True):
-            states[:, :, start : self.length] = new
-        return KeyValue(*(states[:, :, : self.length] for states in self._states))
 
 
 class Rotary(NamedTuple):
@@ -180,10 +121,7 @@ class Attention(Joined):
         query = rotary(self.q_norm(self._heads(query)))
         if prefix is None:
             own = _own(own)  # it may be kept
-        if isinstance(prefix, Halves):
-            out = _halved_attention(query, prefix, own, mask)
-        else:
-            out = _attention(query, own if prefix is None else prefix.followed_by(own), prefix is None, mask, tail)
+        out = attend(query, own, prefix, mask, tail)
         return sliced(self.o_proj, out.transpose(1, 2).flatten(2), inputs=width), own
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -193,43 +131,6 @@ class Attention(Joined):
 def _own(states: KeyValue) -> KeyValue:
     """With values in memory of their own: joined layers make them together with others, which would be kept too."""
     return KeyValue(states.key, states.value.contiguous())
-
-
-def _attention(query: Tensor, seen: KeyValue, alone: bool, mask: Tensor | None, tail: Tensor | None) -> Tensor:
-    """See `Attention.forward`; `alone` says that there is no prefix."""
-    key, value = seen
-    if alone and mask is None:
-        grouped = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-    if tail is None:
-        return _grouped_attention(query, key, value, mask)
-    span = -tail.shape[2]
-    out = _grouped_attention(query[:, :, :span], key[:, :, :span], value[:, :, :span], mask)
-    return torch.cat((out, _grouped_attention(query[:, :, span:], key, value, tail)), dim=2)
-
-
-def _halved_attention(query: Tensor, prefix: Halves, own: KeyValue, mask: Tensor | None) -> Tensor:
-    """Attention of each half of the rows to its own prefix, and to what follows it."""
-    out = []
-    for part, seen, its_own, its_mask in zip(query.chunk(2), prefix, own.halves(), (mask, None), strict=True):
-        out.append(_grouped_attention(part, *seen.followed_by(its_own), its_mask))
-    return torch.cat(out)
-
-
-def _grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention in which several query heads share a key-value head, in a form that every fused kernel takes.
-
-    Not all of them take grouped heads together with a mask. Where all positions see alike, the heads that share a
-    key-value head are laid end to end along the positions; otherwise keys and values are repeated.
-    """
-    kv_heads, positions = key.shape[1], query.shape[2]
-    group = query.shape[1] // kv_heads
-    if mask is not None and mask.shape[2] > 1:
-        key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    folded = query.unflatten(1, (kv_heads, group)).flatten(2, 3)
-    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
-    return out.unflatten(2, (group, positions)).flatten(1, 2)
 
 
 class GatedMlp(Joined):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flashu.models.layers import Halves, KeyValue, Rotary
+from flashu.models.attention import Halves, KeyValue
+from flashu.models.layers import Rotary
 from flashu.models.qwen2 import Subnetwork
 
 

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashu.models.attention import Halves, KeyValue, KeyValueCache
 from flashu.models.geometry import LlmGeometry
-from flashu.models.layers import Attention, GatedMlp, Halves, KeyValue, KeyValueCache, Rotary, Span, embedding
+from flashu.models.layers import Attention, GatedMlp, Rotary, Span, embedding
 
 Observer = Callable[[int, Tensor, Tensor], None]  # layer number, its input, its output: (rows, positions, hidden) each
 

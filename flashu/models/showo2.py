@@ -27,11 +27,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flashu.devices import FLOAT8, send, send_numbers
+from flashu.models import attention
+from flashu.models.attention import Halves, KeyValue
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
-from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
+from flashu.models.layers import Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.patches import PatchEmbed, unpatchify
 from flashu.models.prefix import (
     Prefix,
@@ -165,7 +167,8 @@ class Showo2(nn.Module):
                 valid=torch.cat((in_suffix.new_ones(len(in_suffix), len(span)), in_suffix), dim=1),
                 row_length=lengths[0] + len(span) + len(suffixes[0]),
             )
-        halves = halves_of(lengths, padded) if guided else None
+        cut = guided and len(rows) > attention.choice().joint_rows
+        halves = halves_of(lengths, padded) if cut else None
         first = slice(None) if halves is None else slice(len(rows) // 2)
         text = TextLayout(
             lengths=lengths,

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gpu import main
@@ -20,7 +21,9 @@ from gpu_series import Series
 
 from flashu.calibration import calibrate
 from flashu.config import flashu_preset
+from flashu.models.attention import choice
 from flashu.models.presets import PRESETS, VAE_PRESETS
+from tests.bounds import LEVEL
 
 TRY_OUT = ("--device", "cpu", "--preset", "embedded")
 
@@ -147,6 +150,17 @@ def test_an_arm_without_cudnn_attention_leaves_the_switch_as_it_was(bench):
     with ARMS["ours-flashu-natural-no-cudnn"].on(bench):
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("arm", ["ours-flashu-native-groups", "ours-flashu-one-call"])
+def test_an_arm_that_attends_otherwise_makes_the_same_picture_and_puts_the_choice_back(bench, arm):
+    default, pictures = choice(), []
+    for name in ("ours-flashu", arm):
+        with ARMS[name].on(bench) as way:
+            assert (choice() == default) == (name == "ours-flashu")
+            pictures.append(np.asarray(way.generate(1)[0], np.int16))
+        assert choice() is default
+    assert abs(pictures[0] - pictures[1]).max() <= LEVEL
 
 
 class Breaking(Ours):

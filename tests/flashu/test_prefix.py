@@ -5,8 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashu.models import Showo2Qwen2_5
+from flashu.models.attention import AttentionChoice, Halves, choice, choosing
 from flashu.models.blocks import AS_THEY_ARE, Blocks
-from flashu.models.layers import Halves
 from flashu.models.qwen2 import Subnetwork
 from tests.bounds import EVALUATION
 from tests.reference import relative_error
@@ -51,6 +51,39 @@ def test_guided_rows_are_masked_only_where_their_lengths_differ(model, condition
     assert (prefix.mask is not None) == masked
     alone = [velocity(model, model.encode_prefix([row], GRID), [i % images]) for i, row in enumerate(rows)]
     assert relative_error(velocity(model, prefix, range(images)), torch.cat(alone)) < EVALUATION
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("other", "halved"),
+    [
+        (AttentionChoice(native_groups=True), True),
+        (AttentionChoice(joint_rows=5), True),
+        (AttentionChoice(joint_rows=6), False),
+        (AttentionChoice(native_groups=True, joint_rows=6), False),
+    ],
+    ids=str,
+)
+def test_however_attention_is_run_the_numbers_are_the_same(model, other, halved):
+    """Of a span, of a text, and of whole rows that are measured, whose last positions see more and more."""
+    assert model.config.llm.num_attention_heads > model.config.llm.num_key_value_heads > 1
+    rows = [text(length, seed) for seed, length in enumerate([9, 5, 7, 2, 2, 2])]
+    suffixes = [text(4 + 9 - len(row)) for row in rows]
+    noise = torch.randn(3, 8, 6, 8, generator=torch.Generator().manual_seed(0))
+    time = model.embed_times(torch.tensor([0.3])).at(0)
+
+    def run():
+        prefix = model.encode_prefix(rows, GRID, suffixes=suffixes, guided=True)
+        return prefix, velocity(model, prefix, range(3)), *model.measure_llm(noise, time, prefix)
+
+    _, *expected = run()
+    default = choice()
+    with choosing(other):
+        prefix, *found = run()
+    assert choice() is default
+    assert all(isinstance(seen, Halves) == halved for seen in (*prefix.llm, *prefix.head))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert relative_error(mine, theirs) < EVALUATION
 
 
 @torch.no_grad()
