@@ -33,6 +33,7 @@ from flashu.acceleration.wanda import WandaScores
 from flashu.config import FLASHU_PRESETS, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
 from flashu.devices import DTYPES, resolve_device, resolve_dtype
 from flashu.fingerprint import fingerprint
+from flashu.flops import any_text
 from flashu.models import Showo2Qwen2_5, WanImageVAE
 from flashu.models.geometry import (
     PATCH_SIZE,
@@ -104,12 +105,7 @@ def measure(
 ) -> dict[str, float]:
     """Seconds of one batch, whole and by part."""
     clock = Stopwatch(model.device)
-    limit = model.config.max_text_tokens(grid[0] * grid[1])
-    rows = sampler.PromptTokens(
-        [[0] * prefix] * batch + [[0, 0]] * batch * plan.guided,
-        [[0] * (4 + limit - prefix)] * batch + [[0] * (2 + limit)] * batch * plan.guided,
-        grid,
-    )
+    rows = any_text(model.config, plan, grid, prefix, batch)
     height, width = (side * PATCH_SIZE for side in grid)
     noise = sampler.initial_noise(range(batch), model.config.image_latent_dim, height, width)
     states = sampler.trajectory(model, noise, rows, sampler.time_grid(plan.num_inference_steps), plan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,18 @@ def split_time(work: Callable[[], object], calls: Iterable[Call], device: torch.
     return Split(time_of_kernels(launched, ranges), busy_s, len(launched), profiled_s)
 
 
+def _range(part: str) -> record_function:
+    """What the profiler sees by the part's name."""
+    return record_function(PREFIX + part)
+
+
 @contextmanager
-def labelled(calls: Iterable[Call]) -> Iterator[None]:
-    """Have the profiler see calls of the methods as ranges named by their part."""
+def labelled(calls: Iterable[Call], label: Callable[[str], AbstractContextManager[Any]] = _range) -> Iterator[None]:
+    """Have calls of the methods run within what `label` makes of their part: ranges of the profiler's by default."""
     calls = list(calls)
     own = [vars(owner).get(method) for owner, method, _ in calls]  # None where it is the class's
     for owner, method, part in calls:
-        setattr(owner, method, _within(part, getattr(owner, method)))
+        setattr(owner, method, _within(label, part, getattr(owner, method)))
     try:
         yield
     finally:
@@ -86,9 +91,11 @@ def labelled(calls: Iterable[Call]) -> Iterator[None]:
                 setattr(owner, method, original)
 
 
-def _within(part: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _within(
+    label: Callable[[str], AbstractContextManager[Any]], part: str, original: Callable[..., Any]
+) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        with record_function(PREFIX + part):
+        with label(part):
             return original(*args, **kwargs)
 
     return call

@@ -68,15 +68,9 @@ def count_image(
 
     What was counted once is kept. Raises `InputError` when so long a prompt does not fit.
     """
-    limit = config.max_text_tokens(token_grid[0] * token_grid[1])
-    if not 2 <= prefix_tokens <= limit + 2:
-        raise InputError(f"a prefix of {prefix_tokens} tokens: bos and boi are 2, and at most {limit + 2} fit")
+    text = any_text(config, plan, token_grid, prefix_tokens)
     with torch.device("meta"):
         model = Showo2(config).bfloat16()
-    prefixes, suffixes = [[0] * prefix_tokens], [[0] * (4 + limit - prefix_tokens)]
-    if plan.guided:
-        prefixes.append([0, 0])
-        suffixes.append([0] * (2 + limit))
     noise = torch.empty(1, config.image_latent_dim, *(side * PATCH_SIZE for side in token_grid), device="meta")
 
     with _Counter(model) as counter:
@@ -91,10 +85,26 @@ def count_image(
                 counter.watch_call(module, "forward", part)
         marks = []
         points = sampler.time_grid(plan.num_inference_steps)
-        for _ in sampler.trajectory(model, noise, sampler.PromptTokens(prefixes, suffixes, token_grid), points, plan):
+        for _ in sampler.trajectory(model, noise, text, points, plan):
             marks.append(counter.total())
     parts = {**counter.parts, "VAE decode": _decoding(vae, tuple(noise.shape))}
     return FlopCount(tuple(after - before for before, after in itertools.pairwise(marks)), parts)
+
+
+def any_text(
+    config: Showo2Config, plan: Plan, token_grid: tuple[int, int], prefix_tokens: int, images: int = 1
+) -> sampler.PromptTokens:
+    """Prompts of `prefix_tokens` with bos and boi, for what does not depend on what they say.
+
+    Raises `InputError` when so long a prompt does not fit.
+    """
+    limit = config.max_text_tokens(token_grid[0] * token_grid[1])
+    if not 2 <= prefix_tokens <= limit + 2:
+        raise InputError(f"a prefix of {prefix_tokens} tokens: bos and boi are 2, and at most {limit + 2} fit")
+    lengths = [prefix_tokens] * images + [2] * images * plan.guided
+    return sampler.PromptTokens(
+        [[0] * length for length in lengths], [[0] * (4 + limit - length) for length in lengths], token_grid
+    )
 
 
 @cache
