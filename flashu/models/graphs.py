@@ -43,9 +43,10 @@ doing it takes."""
 class Graphs:
     """The captured calls of one pipeline."""
 
-    def __init__(self, capture: Capture, most_bytes: float):
-        """`capture` is how a device captures (`CudaCapture`); `most_bytes` of memory are taken at most, roughly."""
-        self._capture, self.most_bytes = capture, most_bytes
+    def __init__(self, new_capture: Callable[[], Capture], most_bytes: float):
+        """`new_capture` makes what captures on a device (`CudaCapture`), again when all graphs were dropped.
+        `most_bytes` of memory are taken at most, roughly."""
+        self._new_capture, self.most_bytes = new_capture, most_bytes
         self.bytes = 0  # that graphs and what they read and write take
         self.captures = 0  # so far, dropped ones too
         self._drops = 0
@@ -71,6 +72,7 @@ class Graphs:
         self.bytes = 0
 
     def _forget(self) -> None:
+        self._capture = self._new_capture()
         self._calls: dict[Any, _Call] = {}
         self._seen: set[Any] = set()
         self._inputs: dict[int, _Input] = {}  # by the tensor that they hold
@@ -216,7 +218,7 @@ class _Call:
 
 
 class CudaCapture:
-    """Captures on a CUDA device, all into one pool of memory."""
+    """Captures on a CUDA device, all into one pool of memory, which ends with its last graph."""
 
     def __init__(self, device: torch.device):
         self.device = device

@@ -17,7 +17,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture
 def graphs():
-    return Graphs(record, most_bytes=2**30)
+    return Graphs(lambda: record, most_bytes=2**30)
 
 
 def layer(linear, x, pair, scale, extra=None):
@@ -112,7 +112,7 @@ def test_weights_that_lie_elsewhere_are_seen(graphs):
 
 @torch.no_grad()
 def test_memory_is_bounded(graphs, caplog):
-    graphs, linear, (x, pair) = Graphs(record, most_bytes=10_000), nn.Linear(4, 4), given(0)
+    graphs, linear, (x, pair) = Graphs(lambda: record, most_bytes=10_000), nn.Linear(4, 4), given(0)
     sizes = []
     for scale in range(200):
         for _ in range(3):
@@ -143,7 +143,7 @@ def test_out_of_memory_is_the_callers(graphs):
     def capture(work):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    graphs = Graphs(capture, 2**30)
+    graphs = Graphs(lambda: capture, 2**30)
     graphs(torch.neg, torch.ones(2))
     with pytest.raises(torch.OutOfMemoryError):
         graphs(torch.neg, torch.ones(2))
