@@ -67,7 +67,8 @@ PARTS = {
     "measure_llm": "LLM",
     "run_head": "head",
     "run_final": "final layer",
-    "encode_prefix": "prefix",
+    "lay_out_text": "prefix",
+    "read_text": "prefix",
     "embed_times": "times",
 }
 VAE = "VAE"
