@@ -71,9 +71,11 @@ class ImageGenerator:
         """From now on, generate with compiled blocks, which the first batches compile; returns itself.
 
         mode: "auto" compiles on CUDA and does nothing elsewhere; "max" compiles on any device, and on CUDA tries more
-        kernels, which takes minutes; "off" takes it back.
-        Pictures stay the same to rounding; hooks on blocks are not called. Raises `InputError` for another mode, and in
-        mode "max" when there is nothing to compile with; "auto" then warns.
+        kernels, which takes minutes; "graphs" compiles on CUDA and replays small batches as CUDA graphs, one batch at a
+        time; "off" takes it back.
+        Pictures stay the same to rounding; hooks on blocks are not called. Raises `InputError` for another mode, in
+        mode "graphs" without CUDA, and in modes "max" and "graphs" when there is nothing to compile with; "auto" then
+        warns.
         """
         self.blocks = blocks.compile_blocks(mode, self.model.device)
         return self
@@ -222,6 +224,8 @@ class ImageGenerator:
             if not is_out_of_memory(error):
                 raise
         # Outside the handler, whose traceback would hold on to the batch's tensors.
+        if self.blocks.graphs:
+            self.blocks.graphs.drop()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         raise OutOfMemoryError(_out_of_memory_advice(len(batch), order.token_grid, self.model.device))

@@ -8,6 +8,7 @@ of no settings. Nothing here knows of words or of pictures.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -115,6 +116,7 @@ def trajectory(
     tokens, hidden).
     """
     images = len(noise)
+    blocks = blocks.for_batch(model, images * (1 + plan.guided) * (1 + math.prod(text.grid)))
     state = send(noise, model.device, torch.float32)
     yield state
     times = model.embed_times(time_points[:-1])

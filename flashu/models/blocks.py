@@ -15,24 +15,26 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flashu.errors import InputError
 from flashu.models.attention import Halves, KeyValue
 from flashu.models.diffusion_head import ModulatedAttentionBlock, run_text
-from flashu.models.graphs import Graphs
+from flashu.models.graphs import LARGEST_SHARE, CudaCapture, Graphs
 from flashu.models.layers import Rotary
 from flashu.models.qwen2 import DecoderLayer
 from flashu.models.siglip import EncoderLayer
 
 T = TypeVar("T")
 
-COMPILE_MODES = ("auto", "off", "max")
+COMPILE_MODES = ("auto", "off", "max", "graphs")
+MOST_POSITIONS = 12_000  # that a batch whose calls are captured runs at once: eight guided images of 27 x 27 tokens
+KEYS = 32  # of how many the number of keys is a multiple where calls are captured: prompts of some length share graphs
 
 # Ways to call one block: text, span or whole row; one row or several; all neurons or a slice; masked or not; in halves
 # or not. PyTorch's own limit of 8 is below their number, and past it calls run uncompiled, with a line in the log. One
@@ -50,6 +52,21 @@ class Blocks:
     head_text_block: Callable[..., tuple[Tensor, KeyValue]] = run_text
     compiled: bool = False
     graphs: Graphs | None = None  # where calls are captured
+    uncaptured: Blocks | None = None  # there, what is captured
+
+    def captured(self, graphs: Graphs) -> Blocks:
+        """The same, captured. Layers that only some rows run are not: those would be graphs of skip sets."""
+        return replace(self, llm_layer=graphs.streaming(self.llm_layer), graphs=graphs, uncaptured=self)
+
+    def for_batch(self, model: nn.Module, positions: int) -> Blocks:
+        """How to call the blocks of `model` for a batch of so many positions: captured where a GPU would be done with
+        kernels before the next are launched."""
+        if self.graphs is None or self.uncaptured is None:
+            return self
+        if positions > MOST_POSITIONS:
+            return self.uncaptured
+        self.graphs.watch(model)
+        return self
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """A call of what is more than a block, `function(*args)`. What it returns is good until the next one of its
@@ -66,12 +83,17 @@ class Blocks:
 
         GPUs' kernels want its rows aligned so. Where some batches' are and others' are not, blocks compile twice.
         """
-        return 8 if self.compiled else 1
+        return KEYS if self.graphs else 8 if self.compiled else 1
+
+    @property
+    def always_padded(self) -> bool:
+        """Whether prompts that need no padding are padded and masked all the same, as others of their length are."""
+        return self.graphs is not None
 
     def padded_length(self, lengths: Sequence[int], span: int) -> int:
         """To which rows of text are padded that are followed by a span of so many positions."""
         room = -(max(lengths) + span) % self.key_multiple  # for more padding, where there is some
-        return max(lengths) + (room if len(set(lengths)) > 1 else 0)
+        return max(lengths) + (room if self.always_padded or len(set(lengths)) > 1 else 0)
 
     @property
     def least_images(self) -> int:
@@ -114,13 +136,18 @@ AS_THEY_ARE = Blocks()
 
 
 def compile_blocks(mode: str, device: torch.device) -> Blocks:
-    """Blocks that are compiled at their first calls; the same ones for all who ask for them in a process.
+    """Blocks that are compiled at their first calls; the same ones for all who ask for them in a process, but for
+    graphs, which are one pipeline's.
 
     mode: "auto" compiles on CUDA, where it can, and leaves other devices alone; "max" compiles on any device, and on
-    CUDA has the compiler measure more variants of each kernel; "off" does nothing.
-    Raises `InputError` for another mode, and in mode "max" when there is nothing to compile with; "auto" then warns.
+    CUDA has the compiler measure more variants of each kernel; "graphs" compiles on CUDA and captures what is compiled,
+    so that small batches do not wait for the host; "off" does nothing.
+    Raises `InputError` for another mode, in mode "graphs" without CUDA, and in modes "max" and "graphs" when there is
+    nothing to compile with; "auto" then warns.
     """
     check_mode("compile", mode)
+    if mode == "graphs" and device.type != "cuda":
+        raise InputError(f"compile=graphs needs CUDA, and this runs on {device}; choose auto, off or max")
     if mode == "off" or (mode == "auto" and device.type != "cuda"):
         return AS_THEY_ARE
     # Neither hands out memory that a later call overwrites, as keys and values of a prompt are kept.
@@ -131,10 +158,13 @@ def compile_blocks(mode: str, device: torch.device) -> Blocks:
             torch.compile(_twice, mode=how)(torch.ones(2, 16, device=device))
     except Exception as error:  # of many kinds: no C++ compiler, no Triton, a GPU that is too old
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if mode == "max":
-            raise InputError(f"compile=max, but torch.compile does not work here: {reason}") from None
+        if mode != "auto":
+            raise InputError(f"compile={mode}, but torch.compile does not work here: {reason}") from None
         warnings.warn(f"running uncompiled, as torch.compile does not work here: {reason}", stacklevel=2)
         return AS_THEY_ARE
+    if mode == "graphs":
+        most_bytes = LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
+        return _through(how).captured(Graphs(partial(CudaCapture, device), most_bytes))
     return _through(how)
 
 

@@ -113,23 +113,25 @@ class Suffix(SuffixLayout):
         )
 
 
-def prefix_mask(lengths: Sequence[int], valid: Tensor, span: int) -> Tensor | None:
+def prefix_mask(lengths: Sequence[int], valid: Tensor, span: int, always: bool = False) -> Tensor | None:
     """What a span sees, (rows, 1, 1, prefix + span): itself, and its prefix but for padding, where `valid` is false.
 
-    In memory of its own, as a view would be compiled apart. None, where prefixes of these `lengths` have no padding.
+    In memory of its own, as a view would be compiled apart. None, where prefixes of these `lengths` are of one, and so
+    have no padding, unless they have it `always`.
     """
-    if len(set(lengths)) == 1:
+    if len(set(lengths)) == 1 and not always:
         return None
     return torch.cat((valid[:, None, None], valid.new_ones(len(valid), 1, 1, span)), dim=3)
 
 
-def halves_of(lengths: Sequence[int], padded: int) -> tuple[int, int] | None:
+def halves_of(lengths: Sequence[int], padded: int, always: bool = False) -> tuple[int, int] | None:
     """Where to cut the prefixes of the two halves of guided rows, so that the second needs no mask: where it ends, of
-    rows padded to one length. None where it would have none, or needs one."""
+    rows padded to one length, as they are where lengths differ, or `always`. None where it would have none, or needs
+    one."""
     half = len(lengths) // 2
-    if len(set(lengths)) == 1 or len(set(lengths[half:])) > 1:
+    if (len(set(lengths)) == 1 and not always) or len(set(lengths[half:])) > 1:
         return None
-    return padded if len(set(lengths[:half])) > 1 else lengths[0], lengths[half]
+    return padded if always or len(set(lengths[:half])) > 1 else lengths[0], lengths[half]
 
 
 def _first(states: KeyValue | Halves, rows: slice) -> KeyValue:

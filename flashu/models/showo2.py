@@ -161,14 +161,14 @@ class Showo2(nn.Module):
             in_suffix = after[: suffix_ids.shape[1]] < suffix_ends
             suffix = SuffixLayout(
                 embeds=self.showo.model.embed_tokens(suffix_ids),
-                prefix_mask=prefix_mask(lengths, valid, len(span)),
+                prefix_mask=prefix_mask(lengths, valid, len(span), blocks.always_padded),
                 rotary=self._llm_rotary(starts + after),
                 mask=suffix_mask(valid, len(span), suffix_ids.shape[1]),
                 valid=torch.cat((in_suffix.new_ones(len(in_suffix), len(span)), in_suffix), dim=1),
                 row_length=lengths[0] + len(span) + len(suffixes[0]),
             )
         cut = guided and len(rows) > attention.choice().joint_rows
-        halves = halves_of(lengths, padded) if cut else None
+        halves = halves_of(lengths, padded, blocks.always_padded) if cut else None
         first = slice(None) if halves is None else slice(len(rows) // 2)
         text = TextLayout(
             lengths=lengths,
@@ -181,7 +181,7 @@ class Showo2(nn.Module):
             span_llm_rotary=self._llm_rotary(starts + span),
             span_head_rotary=self._head_rotary(starts + span),
             halves=halves,
-            mask=prefix_mask(lengths[first], valid[first, : halves and halves[0]], len(span)),
+            mask=prefix_mask(lengths[first], valid[first, : halves and halves[0]], len(span), blocks.always_padded),
             semantic_positions=self.semantic_positions(grid),
             suffix=suffix,
         )
