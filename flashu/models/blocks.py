@@ -26,7 +26,7 @@ from flashu.errors import InputError
 from flashu.models.attention import Halves, KeyValue
 from flashu.models.diffusion_head import ModulatedAttentionBlock, run_text
 from flashu.models.layers import Rotary
-from flashu.models.qwen2 import DecoderLayer
+from flashu.models.qwen2 import DecoderLayer, measured_layer
 from flashu.models.siglip import EncoderLayer
 
 COMPILE_MODES = ("auto", "off", "max")
@@ -42,6 +42,7 @@ class Blocks:
     """Each takes a block, and what its `forward` takes."""
 
     llm_layer: Callable[..., tuple[Tensor, KeyValue]] = DecoderLayer.__call__
+    measured_layer: Callable[..., tuple[Tensor, KeyValue, Tensor]] = measured_layer
     vision_layer: Callable[..., Tensor] = EncoderLayer.__call__
     head_block: Callable[..., Tensor] = ModulatedAttentionBlock.__call__
     head_text_block: Callable[..., tuple[Tensor, KeyValue]] = run_text
@@ -65,6 +66,7 @@ class Blocks:
         """Blocks that are called as `compiler`, such as `torch.compile`, makes them."""
         return cls(
             llm_layer=compiler(DecoderLayer.forward),
+            measured_layer=compiler(measured_layer),
             vision_layer=compiler(EncoderLayer.forward),
             head_block=compiler(ModulatedAttentionBlock.forward),
             head_text_block=compiler(run_text),

@@ -51,7 +51,7 @@ class Prefix:
             llm_rotary=self.llm_rotary.select(some),
             head_rotary=self.head_rotary.select(some),
             mask=None if self.mask is None else self.mask[some],  # beside halves it is the first one's already
-            suffix=self.suffix and self.suffix.first(rows),
+            suffix=self.suffix and self.suffix.select(some),
         )
 
 
@@ -80,9 +80,8 @@ class Suffix:
     row_length: int
     prefix_similarity: Tensor  # (rows, layers): summed over the prefix, which no step changes
 
-    def first(self, rows: int) -> Suffix:
-        """Of the first `rows` only, as views."""
-        some = slice(rows)
+    def select(self, some: slice) -> Suffix:
+        """Of some rows only, as views."""
         return replace(
             self,
             embeds=self.embeds[some],

@@ -17,6 +17,7 @@ Parameter names and shapes are those of the released checkpoints. No sampling, n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -36,9 +37,13 @@ from flashu.models.joined import Joined
 from flashu.models.layers import Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.patches import PatchEmbed, unpatchify
 from flashu.models.prefix import Prefix, Suffix, TextLayout, cut_halves, prefix_mask, suffix_mask
-from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
+from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, Subnetwork
 from flashu.models.siglip import SiglipEncoder
 from flashu.models.times import Times, TimestepEmbedder
+
+# So few rows, up to half as long again as their span, are measured at once: the VAE's peak is beyond theirs by far.
+MEASURED_AT_ONCE = 4
+HARDLY_LONGER = 1.5
 
 
 class Showo2(nn.Module):
@@ -199,16 +204,19 @@ class Showo2(nn.Module):
         llm_rotary, head_rotary = rotaries
         padded_length = llm_rotary.cos.shape[2]
         lengths = torch.tensor([len(row) for row in distinct], device=self.device)[:, None]
-        similarity = SimilaritySum(torch.arange(padded_length, device=self.device) < lengths) if measure else None
-        embeds = self._embed_padded(distinct, padded_length)
+        embeds, summed = self._embed_padded(distinct, padded_length), None
         blocks.mark_dynamic((0, 1), embeds)
-        x, llm = self.showo.model(
-            embeds, llm_rotary, subnetwork=subnetwork, observe=similarity, run_layer=blocks.llm_layer
-        )
+        if measure:
+            valid = torch.arange(padded_length, device=self.device) < lengths
+            blocks.mark_dynamic((0, 1), valid)
+            x, llm, summed = self.showo.model.measure(
+                embeds, llm_rotary, valid, subnetwork=subnetwork, run_layer=blocks.measured_layer
+            )
+        else:
+            x, llm = self.showo.model(embeds, llm_rotary, subnetwork=subnetwork, run_layer=blocks.llm_layer)
         x = self.diff_proj(x)
         blocks.mark_dynamic((0, 1), x)
         head = self.diffusion_head_a.encode_prefix(x, head_rotary, blocks.head_text_block)
-        summed = similarity.total() if similarity else None
         if len(distinct) < len(rows):
             numbers = {tuple(row): number for number, row in enumerate(distinct)}
             alike = torch.tensor([numbers[tuple(row)] for row in rows], device=self.device)
@@ -262,26 +270,31 @@ class Showo2(nn.Module):
         """The LLM over span embeddings (rows, span, hidden) and the suffixes after them.
 
         Returns its normed output over the span, and the layers' similarities summed over span and suffix, (rows,
-        layers). Rows are run a part at a time, so that their length does not take more memory than a step does.
+        layers). Many rows, or far longer ones, are run a part at a time, so that this takes no more memory than a step.
         """
-        suffix = prefix.suffix
-        assert suffix is not None, "a prefix that was made without suffixes cannot be measured"
-        length = span.shape[1] + suffix.embeds.shape[1]
+        whole = prefix.suffix
+        assert whole is not None, "a prefix that was made without suffixes cannot be measured"
+        count, length = len(span), span.shape[1]
+        longer = 1 + whole.embeds.shape[1] / length
+        parts = math.ceil(longer)
+        if longer <= HARDLY_LONGER:
+            parts = min(parts, max(1, count // MEASURED_AT_ONCE))
+        at_once = -(-count // parts)
         hidden, similarities = [], []
-        for rows in torch.arange(len(span), device=span.device).chunk(-(-length // span.shape[1])):
-            similarity = SimilaritySum(suffix.valid[rows])
-            embeds, rotary = torch.cat((span[rows], suffix.embeds[rows]), dim=1), suffix.rotary.select(rows)
-            past, tail = [layer.select(rows) for layer in suffix.llm], suffix.mask[rows]
-            mask = None if suffix.prefix_mask is None else suffix.prefix_mask[rows]
-            blocks.mark_dynamic((0, 1), embeds)
-            blocks.mark_dynamic((0, 2), rotary, *past)
-            blocks.mark_dynamic((0, 3), mask)
-            blocks.mark_dynamic((0, 2, 3), tail)
-            part, _ = self.showo.model(
-                embeds, rotary, past, mask, tail, prefix.subnetwork, similarity, run_layer=blocks.llm_layer
+        for first in range(0, count, at_once):
+            rows = slice(first, first + at_once)
+            suffix = whole.select(rows)
+            embeds = torch.cat((span[rows], suffix.embeds), dim=1)
+            blocks.mark_dynamic((0, 1), embeds, suffix.valid)
+            blocks.mark_dynamic((0, 2), suffix.rotary, *suffix.llm)
+            blocks.mark_dynamic((0, 3), suffix.prefix_mask)
+            blocks.mark_dynamic((0, 2, 3), suffix.mask)
+            seen = (suffix.llm, suffix.prefix_mask, suffix.mask)
+            part, _, similarity = self.showo.model.measure(
+                embeds, suffix.rotary, suffix.valid, *seen, prefix.subnetwork, blocks.measured_layer
             )
-            hidden.append(part[:, : span.shape[1]])
-            similarities.append(similarity.total())
+            hidden.append(part[:, :length])
+            similarities.append(similarity)
         return torch.cat(hidden), torch.cat(similarities)
 
     def _embed_span(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks) -> Tensor:
