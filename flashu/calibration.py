@@ -17,7 +17,6 @@ from flashu.acceleration.wanda import UNDERSTANDING, ActivationNorms, WandaScore
 from flashu.errors import InputError
 from flashu.fingerprint import fingerprint
 from flashu.models import geometry
-from flashu.models.qwen2 import SimilaritySum
 from flashu.models.showo2 import Showo2
 from flashu.tokenizer import PromptTokenizer
 
@@ -88,10 +87,10 @@ def calibrate_understanding(
     similarities = torch.zeros(len(model.showo.model.layers))
     for latents, question in pairs:
         row = question_rows.lay_out(model, latents, [question])
-        similarity = SimilaritySum(torch.ones(row.embeds.shape[:2], dtype=torch.bool, device=model.device))
+        every = torch.ones(row.embeds.shape[:2], dtype=torch.bool, device=model.device)
         with norms.watching():
-            model.showo.model(row.embeds, row.rotary, mask=row.mask, observe=similarity)
-        similarities, positions = similarities + similarity.total()[0].cpu(), positions + row.embeds.shape[1]
+            _, _, similarity = model.showo.model.measure(row.embeds, row.rotary, every, mask=row.mask)
+        similarities, positions = similarities + similarity[0].cpu(), positions + row.embeds.shape[1]
         if on_pair:
             on_pair()
     ffn, attention = norms.scores()

@@ -83,6 +83,7 @@ def count_image(
         }.items():
             for module in modules:
                 counter.watch_call(module, "forward", part)
+        counter.watch_call(model.showo.model, "measure", "LLM")
         marks = []
         points = sampler.time_grid(plan.num_inference_steps)
         for _ in sampler.trajectory(model, noise, text, points, plan):

@@ -32,19 +32,22 @@ def rows_that_run(
 ) -> tuple[Tensor | None, ...]:
     """Per layer, the rows (CFG order) whose image does not skip it; None where all run it.
 
-    Where fewer than `least` of several images run a layer, one of them stands there as often as it takes.
+    Layers that the same rows run have the same tensor, and all are laid out on the device at once. Where fewer than
+    `least` of several images run a layer, one of them stands there as often as it takes.
     """
     images = len(skipped)
-    result: list[Tensor | None] = []
+    rows_by_layer: list[tuple[int, ...] | None] = []
     for layer in range(num_layers):
         running = [image for image in range(images) if layer not in skipped[image]]
         if len(running) == images:
-            result.append(None)
+            rows_by_layer.append(None)
             continue
         running += running[-1:] * (least - len(running))
-        rows = [row * images + image for row in range(rows_per_image) for image in running]
-        result.append(torch.tensor(rows, dtype=torch.long, device=device))
-    return tuple(result)
+        rows_by_layer.append(tuple(row * images + image for row in range(rows_per_image) for image in running))
+    distinct = [rows for rows in dict.fromkeys(rows_by_layer) if rows is not None]
+    flat = torch.tensor([row for rows in distinct for row in rows], dtype=torch.long, device=device)
+    on_device = dict(zip(distinct, flat.split([len(rows) for rows in distinct]), strict=True))
+    return tuple(rows if rows is None else on_device[rows] for rows in rows_by_layer)
 
 
 def count_to_skip(num_layers: int, ratio: float) -> int:

@@ -27,7 +27,7 @@ from flashu.models.attention import Halves, KeyValue
 from flashu.models.diffusion_head import ModulatedAttentionBlock, run_text
 from flashu.models.graphs import LARGEST_SHARE, CudaCapture, Graphs
 from flashu.models.layers import Rotary
-from flashu.models.qwen2 import DecoderLayer
+from flashu.models.qwen2 import DecoderLayer, Subnetwork, measured_layer
 from flashu.models.siglip import EncoderLayer
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ class Blocks:
     """Each takes a block, and what its `forward` takes."""
 
     llm_layer: Callable[..., tuple[Tensor, KeyValue]] = DecoderLayer.__call__
+    measured_layer: Callable[..., tuple[Tensor, KeyValue, Tensor]] = measured_layer
     vision_layer: Callable[..., Tensor] = EncoderLayer.__call__
     head_block: Callable[..., Tensor] = ModulatedAttentionBlock.__call__
     head_text_block: Callable[..., tuple[Tensor, KeyValue]] = run_text
@@ -55,8 +56,8 @@ class Blocks:
     uncaptured: Blocks | None = None  # there, what is captured
 
     def captured(self, graphs: Graphs) -> Blocks:
-        """The same, captured. Layers that only some rows run are not: those would be graphs of skip sets."""
-        return replace(self, llm_layer=graphs.streaming(self.llm_layer), graphs=graphs, uncaptured=self)
+        """The same, captured."""
+        return replace(self, graphs=graphs, uncaptured=self)
 
     def for_batch(self, model: nn.Module, positions: int) -> Blocks:
         """How to call the blocks of `model` for a batch of so many positions: captured where a GPU would be done with
@@ -67,6 +68,15 @@ class Blocks:
             return self.uncaptured
         self.graphs.watch(model)
         return self
+
+    def of_layers(self, subnetwork: Subnetwork) -> Blocks:
+        """How to call the layers of it. Where some of the rows run a layer and others do not, as images of a batch skip
+        others, they are not captured: there would be graphs of every number of rows."""
+        return self.uncaptured if self.uncaptured and subnetwork.parts_rows else self
+
+    def stream(self, function: Callable[..., T], *args: Any) -> T:
+        """As `run`, of layers whose stream, the first tensor, becomes what they return first."""
+        return self.graphs.stream(function, *args) if self.graphs else function(*args)
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """A call of what is more than a block, `function(*args)`. What it returns is good until the next one of its
@@ -105,6 +115,7 @@ class Blocks:
         """Blocks that are called as `compiler`, such as `torch.compile`, makes them."""
         return cls(
             llm_layer=compiler(DecoderLayer.forward),
+            measured_layer=compiler(measured_layer),
             vision_layer=compiler(EncoderLayer.forward),
             head_block=compiler(ModulatedAttentionBlock.forward),
             head_text_block=compiler(run_text),

@@ -82,12 +82,12 @@ class Graphs:
         """`function(*args)`, whose tensors lie in arguments, or in lists and tuples of them."""
         return self._run(function, args, streaming=False)
 
-    def streaming(self, function: Function) -> Function:
-        """`function` of a module and a stream, which takes the place of the stream that it returns, alone or first.
+    def stream(self, function: Function, *args: Any) -> Any:
+        """`function(*args)`, whose first tensor, a stream, becomes what it returns, or what it returns first.
 
         So all layers of a network run over one piece of memory, and a stream is good until the next one of its shape.
         """
-        return lambda *args: self._run(function, args, streaming=True)
+        return self._run(function, args, streaming=True)
 
     def _run(self, function: Function, args: tuple[Any, ...], streaming: bool) -> Any:
         tensors: list[Tensor] = []

@@ -6,8 +6,9 @@ nothing here runs a network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Prefix:
             llm_rotary=self.llm_rotary.select(some),
             head_rotary=self.head_rotary.select(some),
             mask=None if self.mask is None else self.mask[some],  # beside halves it is the first one's already
-            suffix=self.suffix and self.suffix.first(rows),
+            suffix=self.suffix and self.suffix.select(some),
         )
 
 
@@ -98,9 +99,8 @@ class Suffix(SuffixLayout):
     llm: list[KeyValue]  # of the prefix, for all rows alike
     prefix_similarity: Tensor  # (rows, layers): summed over the prefix, which no step changes
 
-    def first(self, rows: int) -> Suffix:
-        """Of the first `rows` only, as views."""
-        some = slice(rows)
+    def select(self, some: slice) -> Suffix:
+        """Of some rows only, as views."""
         return replace(
             self,
             embeds=self.embeds[some],
@@ -139,10 +139,27 @@ def _first(states: KeyValue | Halves, rows: slice) -> KeyValue:
     return states.first if isinstance(states, Halves) else states.select(rows)
 
 
-def cut_halves(states: KeyValue, end: int, second_end: int) -> Halves:
-    """Those of the two halves of the rows, up to the end of each one's longest prefix."""
-    first, second = states.halves()
-    return Halves(first.copied_upto(end), second.copied_upto(second_end))
+class KeptStates(NamedTuple):
+    """What is kept of the keys and values of a text."""
+
+    halves: tuple[int, int] | None  # see `TextLayout`
+    copied: bool  # into memory of its own, whatever made it: other layouts would be compiled apart
+    whole: bool  # also as it is, for measuring whole rows
+    made_by: Hashable  # tells apart what is kept at one time
+
+    def of(self, states: KeyValue, alike: Tensor | None) -> tuple[KeyValue | Halves, KeyValue | None]:
+        """What spans see of `states`, and the whole where it is wanted.
+
+        `alike` (rows,) is which of their rows each row is; None where they are the rows.
+        """
+        rows = states if alike is None else states.select(alike)
+        seen: KeyValue | Halves = rows
+        if self.halves:
+            parts = zip(rows.halves(), self.halves, strict=True)
+            seen = Halves(*(half.copied_upto(end) for half, end in parts))
+        elif self.copied:
+            seen = rows.copied_upto(rows.key.shape[2])
+        return seen, rows if self.whole else None
 
 
 def suffix_mask(prefix: Tensor, span: int, suffix: int) -> Tensor:

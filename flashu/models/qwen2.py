@@ -6,9 +6,9 @@ caller embeds the text, and puts the image's own embeddings into the span. A `Su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from flashu.models.attention import Halves, KeyValue, KeyValueCache
 from flashu.models.geometry import LlmGeometry
 from flashu.models.layers import Attention, GatedMlp, Rotary, Span, embedding
-
-Observer = Callable[[int, Tensor, Tensor], None]  # layer number, its input, its output: (rows, positions, hidden) each
 
 
 @dataclass(frozen=True, eq=False)  # as its tensors are not compared
@@ -35,25 +33,18 @@ class Subnetwork:
     def neurons_of(self, layer: int) -> Span | None:
         return self.neurons[layer] if self.neurons else None
 
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """What of it is decided before a batch is run."""
+        return self.neurons, self.kv_heads, self.running_rows is not None
+
+    @property
+    def parts_rows(self) -> bool:
+        """Whether some layer runs some of the rows, neither all nor none."""
+        return any(rows is not None and len(rows) > 0 for rows in self.running_rows or ())
+
 
 WHOLE = Subnetwork()
-
-
-class SimilaritySum:
-    """An observer that adds up each layer's cosine similarity of input and output, over the positions that count."""
-
-    def __init__(self, valid: Tensor):
-        """`valid` (rows, positions): which positions count."""
-        self.valid = valid
-        self._layers: list[Tensor] = []
-
-    def __call__(self, layer: int, before: Tensor, after: Tensor) -> None:
-        similarity = F.cosine_similarity(before.float(), after.float(), dim=-1)
-        self._layers.append(similarity.masked_fill(~self.valid, 0).sum(dim=1))
-
-    def total(self) -> Tensor:
-        """(rows, layers), float32."""
-        return torch.stack(self._layers, dim=1)
 
 
 class DecoderLayer(nn.Module):
@@ -82,6 +73,18 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x), neurons), own
 
 
+def measured_layer(layer: DecoderLayer, x: Tensor, valid: Tensor, *others: Any) -> tuple[Tensor, KeyValue, Tensor]:
+    """A layer's call, and the `summed_similarity` of its input and output, (rows,)."""
+    out, own = layer(x, *others)
+    return out, own, summed_similarity(x, out, valid)
+
+
+def summed_similarity(before: Tensor, after: Tensor, valid: Tensor) -> Tensor:
+    """Cosine similarity, summed over the positions that are `valid` (rows, positions); float32, (rows,)."""
+    similarity = F.cosine_similarity(before.float(), after.float(), dim=-1)
+    return similarity.masked_fill(~valid, 0).sum(dim=1)
+
+
 class Qwen2Model(nn.Module):
     layers: Sequence[DecoderLayer]
 
@@ -98,37 +101,97 @@ class Qwen2Model(nn.Module):
         rotary: Rotary,
         prefix: Sequence[KeyValue | Halves | KeyValueCache | None] | None = None,
         mask: Tensor | None = None,
-        tail: Tensor | None = None,
         subnetwork: Subnetwork = WHOLE,
-        observe: Observer | None = None,
         layers: range | None = None,
-        run_layer: Callable[..., tuple[Tensor, KeyValue]] = DecoderLayer.__call__,
-    ) -> tuple[Tensor, list[KeyValue | None]]:
+        run_layer: Callable[..., tuple[Tensor, Any]] = DecoderLayer.__call__,
+    ) -> tuple[Tensor, list[Any]]:
         """Run embeddings (rows, positions, hidden) through the layers and the final norm.
 
-        See `layers.Attention.forward` for `prefix` (one entry a layer, made by the same subnetwork), `mask` and `tail`,
-        which needs all rows. `observe` is shown every layer that all rows run; the last one's output as the final norm
-        leaves it. `layers` runs those only; the final norm follows the last of all. `run_layer` is how a layer is
-        called: compiled, for instance.
-        Returns the normed output and each layer's keys and values, of the rows that ran it.
+        See `layers.Attention.forward` for `prefix` (one entry a layer, made by the same subnetwork) and `mask`.
+        `layers` runs those only; the final norm follows the last of all. `run_layer` is how a layer is called:
+        compiled, for instance; it may write its output over its input.
+        Returns the normed output and each layer's keys and values, of the rows that ran it, or what else `run_layer`
+        returns in their place; None where none did.
         """
-        seen: list[KeyValue | None] = []
-        for index in range(len(self.layers)) if layers is None else layers:
-            layer, before, rows, own = self.layers[index], x, subnetwork.rows_through(index), None
-            past = prefix[index] if prefix else None
-            part = (subnetwork.kv_heads, subnetwork.neurons_of(index))
-            if rows is None:
-                x, own = run_layer(layer, x, rotary, past, mask, tail, *part)
-            elif len(rows):
-                masked = None if mask is None else mask[rows.chunk(len(x) // len(mask))[0]]  # all rows, or half of them
-                some, own = run_layer(layer, x[rows], rotary.select(rows), past, masked, None, *part)
-                x = x.index_copy(0, rows, some)
+        layers = range(len(self.layers)) if layers is None else layers
+        stream, seen = _Stream(x, rotary, mask), list[Any]()
+        for index in layers:
+            rows, own = subnetwork.rows_through(index), None
+            if rows is None or len(rows):
+                past = prefix[index] if prefix else None
+                x, rotary, mask = stream.of(rows)
+                part = (subnetwork.kv_heads, subnetwork.neurons_of(index))
+                x, own = run_layer(self.layers[index], x, rotary, past, mask, None, *part)
+                stream.go_on(x)
             seen.append(own)
+        x, _, _ = stream.of(None)
+        return (self.norm(x) if len(self.layers) - 1 in layers else x), seen
+
+    def measure(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        valid: Tensor,
+        prefix: Sequence[KeyValue] | None = None,
+        mask: Tensor | None = None,
+        tail: Tensor | None = None,
+        subnetwork: Subnetwork = WHOLE,
+        run_layer: Callable[..., tuple[Tensor, Any, Tensor]] = measured_layer,
+    ) -> tuple[Tensor, list[Any], Tensor]:
+        """`forward` where all rows run every layer, and each layer's `summed_similarity`, (rows, layers).
+
+        The last one's output is what the final norm leaves. See `layers.Attention.forward` for `tail`.
+        """
+        seen, similarities = list[Any](), list[Tensor]()
+        before = x
+        for index, layer in enumerate(self.layers):
+            past = prefix[index] if prefix else None
             if index == len(self.layers) - 1:
-                x = self.norm(x)
-            if observe and rows is None:
-                observe(index, before, x)
-        return x, seen
+                before = x.clone()
+            part = (subnetwork.kv_heads, subnetwork.neurons_of(index))
+            x, own, similarity = run_layer(layer, x, valid, rotary, past, mask, tail, *part)
+            seen.append(own)
+            similarities.append(similarity)
+        x = self.norm(x)
+        similarities[-1] = summed_similarity(before, x, valid)  # here, as another call would be compiled apart
+        return x, seen, torch.stack(similarities, dim=1)
+
+
+class _Stream:
+    """What passes through the layers: all rows or, where layers run some of them only, those apart.
+
+    They are taken out where such layers begin and put back where those of other rows do; never into what was given.
+    """
+
+    def __init__(self, x: Tensor, rotary: Rotary, mask: Tensor | None):
+        self._given = self._all = self._x = x
+        self._rows: Tensor | None = None  # which ones `_x` are; None for all
+        self._seen_by = {id(None): (rotary, mask)}  # by which rows
+
+    def of(self, rows: Tensor | None) -> tuple[Tensor, Rotary, Tensor | None]:
+        """What some rows, or all, have come to, with their rotation and mask. One set is always the same tensor."""
+        if rows is not self._rows:
+            self._put_back()
+            self._x, self._rows = self._all if rows is None else self._all[rows], rows
+        if id(rows) not in self._seen_by:
+            assert rows is not None
+            rotary, mask = self._seen_by[id(None)]
+            if mask is not None:  # of all rows, or of half of them
+                mask = mask[rows.chunk(len(self._all) // len(mask))[0]]
+            self._seen_by[id(rows)] = rotary.select(rows), mask
+        return self._x, *self._seen_by[id(rows)]
+
+    def go_on(self, x: Tensor) -> None:
+        """What a layer made of the rows that it was given last."""
+        self._x = x
+
+    def _put_back(self) -> None:
+        if self._rows is None:
+            self._all = self._x
+        elif self._all is self._given:
+            self._all = self._all.index_copy(0, self._rows, self._x)
+        else:
+            self._all.index_copy_(0, self._rows, self._x)
 
 
 class Qwen2ForCausalLM(nn.Module):

@@ -17,7 +17,9 @@ Parameter names and shapes are those of the released checkpoints. No sampling, n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,18 +38,22 @@ from flashu.models.joined import Joined
 from flashu.models.layers import Rotary, embedding, rotary_frequencies, rotary_table
 from flashu.models.patches import PatchEmbed, unpatchify
 from flashu.models.prefix import (
+    KeptStates,
     Prefix,
     Suffix,
     SuffixLayout,
     TextLayout,
-    cut_halves,
     halves_of,
     prefix_mask,
     suffix_mask,
 )
-from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
+from flashu.models.qwen2 import WHOLE, DecoderLayer, Qwen2ForCausalLM, Subnetwork
 from flashu.models.siglip import SiglipEncoder
 from flashu.models.times import Times, TimestepEmbedder
+
+# So few rows, up to half as long again as their span, are measured at once: the VAE's peak is beyond theirs by far.
+MEASURED_AT_ONCE = 4
+HARDLY_LONGER = 1.5
 
 
 class Showo2(nn.Module):
@@ -213,50 +219,55 @@ class Showo2(nn.Module):
         if blocks.compiled:
             for module in self._joined():
                 module.join_again_if_moved()
-        llm, head, similarity = self._run_text(text, subnetwork, measured, blocks)
-        suffix = None
+        # Rows that are alike run once, where they run through the same layers.
+        ids, valid, alike = text.ids, text.valid, text.alike
+        if alike is not None and subnetwork.running_rows is not None:
+            ids, valid, alike = ids[alike], valid[alike], None
+        keeps = KeptStates(text.halves, copied=blocks.compiled, whole=measured, made_by=subnetwork.kind)
+        run_layer = blocks.measured_layer if measured else blocks.llm_layer
+        layers, suffix = blocks.of_layers(subnetwork), None
+
+        def run(layer: DecoderLayer, x: Tensor, *others: Any) -> Any:
+            return layers.stream(_text_layer, run_layer, layer, x, keeps, alike, *others)
+
+        x = self.showo.model.embed_tokens(ids)
+        blocks.mark_dynamic((0, 1), x)
         if measured:
-            place = cast("SuffixLayout", text.suffix)  # steps that measure run every layer
-            suffix = Suffix(
-                **vars(place), llm=cast("list[KeyValue]", llm), prefix_similarity=cast("Tensor", similarity)
+            blocks.mark_dynamic((0, 1), valid)
+            x, llm, similarity = self.showo.model.measure(
+                x, text.llm_rotary, valid, subnetwork=subnetwork, run_layer=run
             )
-        seen_llm, seen_head = _as_seen_by_span(llm, head, text, blocks.compiled)
-        blocks.mark_dynamic((0, 2), *seen_llm, *seen_head)
-        return Prefix(
+            suffix = Suffix(
+                **vars(cast("SuffixLayout", text.suffix)),
+                llm=[whole for _, whole in llm],
+                prefix_similarity=similarity if alike is None else similarity[alike],
+            )
+        else:
+            x, llm = self.showo.model(x, text.llm_rotary, subnetwork=subnetwork, run_layer=run)
+        prefix = Prefix(
             rows=len(text.lengths),
             grid=text.grid,
             subnetwork=subnetwork,
-            llm=seen_llm,
-            head=seen_head,
+            llm=[states and states[0] for states in llm],
+            head=blocks.run(Showo2._read_head, self, x, text.head_rotary, keeps, alike, blocks),
             llm_rotary=text.span_llm_rotary,
             head_rotary=text.span_head_rotary,
             mask=text.mask,
             semantic_positions=text.semantic_positions,
             suffix=suffix,
         )
+        blocks.mark_dynamic((0, 2), *prefix.llm, *prefix.head)
+        return prefix
 
-    def _run_text(
-        self, text: TextLayout, subnetwork: Subnetwork, measure: bool, blocks: Blocks
-    ) -> tuple[Sequence[KeyValue | None], Sequence[KeyValue], Tensor | None]:
-        """Each layer's and head block's keys and values of the text; and with `measure` the layers' similarities,
-        summed over each row (rows, layers). Rows that are alike run once, where they run through the same layers."""
-        alike, ids, valid = text.alike, text.ids, text.valid
-        if alike is not None and subnetwork.running_rows:
-            ids, valid, alike = ids[alike], valid[alike], None
-        similarity = SimilaritySum(valid) if measure else None
-        embeds = self.showo.model.embed_tokens(ids)
-        blocks.mark_dynamic((0, 1), embeds)
-        x, llm = self.showo.model(
-            embeds, text.llm_rotary, subnetwork=subnetwork, observe=similarity, run_layer=blocks.llm_layer
-        )
+    def _read_head(
+        self, x: Tensor, rotary: Rotary, keeps: KeptStates, alike: Tensor | None, blocks: Blocks
+    ) -> list[KeyValue | Halves]:
+        """What spans see of the text in the head's blocks, of the LLM's output over it."""
         x = self.diff_proj(x)
         blocks.mark_dynamic((0, 1), x)
-        head = self.diffusion_head_a.encode_prefix(x, text.head_rotary, blocks.head_text_block)
-        summed = similarity.total() if similarity else None
-        if alike is not None:
-            llm, head = [seen and seen.select(alike) for seen in llm], [seen.select(alike) for seen in head]
-            summed = summed if summed is None else summed[alike]
-        return llm, head, summed
+        return [
+            keeps.of(own, alike)[0] for own in self.diffusion_head_a.encode_prefix(x, rotary, blocks.head_text_block)
+        ]
 
     def semantic_positions(self, grid: tuple[int, int]) -> Tensor:
         """SigLIP's learned positions, resized (bicubic) from their own grid to `grid`: (tokens, hidden)."""
@@ -279,7 +290,8 @@ class Showo2(nn.Module):
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
         span = self._embed_span(latents, time, prefix, blocks)
         past = (prefix.llm_rotary, prefix.llm, prefix.mask)
-        hidden, _ = self.showo.model(span, *past, subnetwork=prefix.subnetwork, run_layer=blocks.llm_layer)
+        run_layer = partial(blocks.of_layers(prefix.subnetwork).stream, _span_layer, blocks.llm_layer)
+        hidden, _ = self.showo.model(span, *past, subnetwork=prefix.subnetwork, run_layer=run_layer)
         return hidden
 
     def measure_llm(
@@ -299,26 +311,32 @@ class Showo2(nn.Module):
         """The LLM over span embeddings (rows, span, hidden) and the suffixes after them.
 
         Returns its normed output over the span, and the layers' similarities summed over span and suffix, (rows,
-        layers). Rows are run a part at a time, so that their length does not take more memory than a step does.
+        layers). Many rows, or far longer ones, are run a part at a time, so that this takes no more memory than a step.
         """
-        suffix = prefix.suffix
-        assert suffix is not None, "a prefix that was made without suffixes cannot be measured"
-        length = span.shape[1] + suffix.embeds.shape[1]
+        whole = prefix.suffix
+        assert whole is not None, "a prefix that was made without suffixes cannot be measured"
+        count, length = len(span), span.shape[1]
+        longer = 1 + whole.embeds.shape[1] / length
+        parts = math.ceil(longer)
+        if longer <= HARDLY_LONGER:
+            parts = min(parts, max(1, count // MEASURED_AT_ONCE))
+        at_once = -(-count // parts)
+        run_layer = partial(blocks.stream, _span_layer, blocks.measured_layer)
         hidden, similarities = [], []
-        for rows in torch.arange(len(span), device=span.device).chunk(-(-length // span.shape[1])):
-            similarity = SimilaritySum(suffix.valid[rows])
-            embeds, rotary = torch.cat((span[rows], suffix.embeds[rows]), dim=1), suffix.rotary.select(rows)
-            past, tail = [layer.select(rows) for layer in suffix.llm], suffix.mask[rows]
-            mask = None if suffix.prefix_mask is None else suffix.prefix_mask[rows]
-            blocks.mark_dynamic((0, 1), embeds)
-            blocks.mark_dynamic((0, 2), rotary, *past)
-            blocks.mark_dynamic((0, 3), mask)
-            blocks.mark_dynamic((0, 2, 3), tail)
-            part, _ = self.showo.model(
-                embeds, rotary, past, mask, tail, prefix.subnetwork, similarity, run_layer=blocks.llm_layer
+        for first in range(0, count, at_once):
+            rows = slice(first, first + at_once)
+            suffix = whole.select(rows)
+            embeds = torch.cat((span[rows], suffix.embeds), dim=1)
+            blocks.mark_dynamic((0, 1), embeds, suffix.valid)
+            blocks.mark_dynamic((0, 2), suffix.rotary, *suffix.llm)
+            blocks.mark_dynamic((0, 3), suffix.prefix_mask)
+            blocks.mark_dynamic((0, 2, 3), suffix.mask)
+            seen = (suffix.llm, suffix.prefix_mask, suffix.mask)
+            part, _, similarity = self.showo.model.measure(
+                embeds, suffix.rotary, suffix.valid, *seen, prefix.subnetwork, run_layer
             )
-            hidden.append(part[:, : span.shape[1]])
-            similarities.append(similarity.total())
+            hidden.append(part[:, :length])
+            similarities.append(similarity)
         return torch.cat(hidden), torch.cat(similarities)
 
     def _embed_span(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks) -> Tensor:
@@ -367,15 +385,20 @@ class Showo2(nn.Module):
         return self.run_final(self.run_head(hidden, time, prefix, blocks), time.final, prefix.grid)
 
 
-def _as_seen_by_span(
-    llm: Sequence[KeyValue | None], head: Sequence[KeyValue], text: TextLayout, compiled: bool
-) -> tuple[Sequence[KeyValue | Halves | None], Sequence[KeyValue | Halves]]:
-    """The text's keys and values, in halves where the layout has them so."""
-    if text.halves:
-        return [seen and cut_halves(seen, *text.halves) for seen in llm], [
-            cut_halves(seen, *text.halves) for seen in head
-        ]
-    if compiled:  # in memory of their own, whatever made them: other layouts would be compiled apart
-        padded = text.ids.shape[1]
-        return [seen and seen.copied_upto(padded) for seen in llm], [seen.copied_upto(padded) for seen in head]
-    return llm, head
+def _text_layer(
+    run_layer: Callable[..., Any],
+    layer: DecoderLayer,
+    x: Tensor,
+    keeps: KeptStates,
+    alike: Tensor | None,
+    *others: Any,
+) -> tuple[Any, ...]:
+    """A layer's call over text: its stream, what is kept of its keys and values, and whatever else it makes."""
+    x, own, *more = run_layer(layer, x, *others)
+    return x, keeps.of(own, alike), *more
+
+
+def _span_layer(run_layer: Callable[..., Any], layer: DecoderLayer, x: Tensor, *others: Any) -> tuple[Any, ...]:
+    """Over a span, whose own keys and values nothing else sees."""
+    x, _, *more = run_layer(layer, x, *others)
+    return x, None, *more

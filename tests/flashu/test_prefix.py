@@ -1,7 +1,10 @@
 """What a prefix leaves out: masks where lengths allow it, and rows that are alike. The numbers stay the same."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashu.models import Showo2Qwen2_5
@@ -109,6 +112,51 @@ def test_layers_that_only_some_images_run_keep_to_the_halves(model):
     )
     assert isinstance(halved.llm[2], Halves)
     assert relative_error(velocity(model, halved, range(3)), velocity(model, whole, range(3))) < EVALUATION
+
+
+class CountedOps(TorchDispatchMode):
+    """How often each of PyTorch's operations ran within."""
+
+    def __enter__(self):
+        self.counts = Counter()
+        return super().__enter__()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.counts[op.overloadpacket.__name__] += 1
+        return op(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("sets", "taken", "copied", "put"),
+    [
+        ("*aa.a*bab*", 10, 0, 4),  # a twice and b twice, and once for each the rotation's two tables and the mask
+        ("aaabbbb.b.", 8, 1, 1),  # the first goes into a copy of what was given
+        ("*bb**aaa..", 8, 0, 2),
+        ("abababab..", 14, 1, 7),
+        ("**..*.*...", 0, 0, 0),  # as where there is one image
+    ],
+)
+def test_rows_are_taken_out_and_put_back_where_other_rows_run_only(model, sets, taken, copied, put):
+    """Layers that all rows run, those of two sets of them, or none; numbers are those of each row alone."""
+    rows = [text(9), text(5), text(7), text(2)]
+    nobody = torch.tensor([], dtype=torch.long)
+    running = {"*": None, "a": torch.tensor([0, 2]), "b": torch.tensor([1, 2, 3]), ".": nobody}
+    llm, subnetwork = model.showo.model, Subnetwork(running_rows=tuple(running[name] for name in sets))
+    prefix = model.encode_prefix(rows, GRID, subnetwork)
+    span = torch.randn(4, 13, model.config.llm.hidden_size, generator=torch.Generator().manual_seed(0))
+    given = span.clone()
+    with CountedOps() as ops:
+        together, _ = llm(span, prefix.llm_rotary, prefix.llm, prefix.mask, subnetwork)
+    assert torch.equal(span, given)
+    assert [ops.counts[name] for name in ("index", "index_copy", "index_copy_")] == [taken, copied, put]
+    alone = []
+    for number, row in enumerate(rows):
+        ran_by = tuple(None if ran is None or number in ran else nobody for ran in subnetwork.running_rows)
+        own = Subnetwork(running_rows=ran_by)
+        prefix = model.encode_prefix([row], GRID, own)
+        alone.append(llm(span[number : number + 1], prefix.llm_rotary, prefix.llm, prefix.mask, own)[0])
+    assert relative_error(together, torch.cat(alone)) < EVALUATION
 
 
 @torch.no_grad()
