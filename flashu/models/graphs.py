@@ -53,7 +53,9 @@ class Graphs:
         self._weights: tuple[Any, ...] = ()
         self._forget()
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many calls are captured."""
         return len(self._calls)
 
     def watch(self, model: nn.Module) -> None:

@@ -2,12 +2,19 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from flashu import FlashUConfig, TextToImagePipeline, apply_flashu_patch, remove_flashu_patch, sampler
+from flashu.acceleration.plan import make_plan
+from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.graphs import Graphs
+from tests.bounds import LEVEL, TRAJECTORY
+from tests.conftest import GOLDEN
 from tests.recorded import record
+from tests.reference import GoldenModel, relative_error
 
 
 class Pair(NamedTuple):
@@ -40,7 +47,7 @@ def test_a_captured_call_is_the_call(graphs):
             assert made[2] is None
             assert made[0].equal(expected[0])
             assert made[1].equal(expected[1])
-    assert len(graphs) == graphs.captures == 2
+    assert graphs.count == graphs.captures == 2
 
 
 @torch.no_grad()
@@ -75,7 +82,7 @@ def test_one_tensor_in_two_places_may_be_two_later(graphs):
     for _ in range(3):
         assert graphs(add, x, x).equal(3 * x)
     assert graphs(add, x, y).equal(x + 2 * y)
-    assert len(graphs) == 1
+    assert graphs.count == 1
 
 
 @torch.no_grad()
@@ -93,7 +100,7 @@ def test_layers_that_stream_run_in_place_and_may_be_left_out(graphs):
         assert stream.equal(expected)
         assert all(one.equal(other) for one, other in own), "each layer's own are kept apart"
         assert x.equal(given(seed)[0]), "and the caller's tensor is not written to"
-    assert len(graphs) == 5
+    assert graphs.count == 5
 
 
 @torch.no_grad()
@@ -134,7 +141,7 @@ def test_where_capturing_fails_calls_are_made_as_they_are(graphs, caplog):
         assert graphs(reads, x).equal(reads(x))
     assert caplog.text.count("capturing failed") == 1
     assert "is not permitted while a call is captured" in caplog.text
-    assert len(graphs) == 0
+    assert graphs.count == 0
 
 
 @torch.no_grad()
@@ -147,3 +154,67 @@ def test_out_of_memory_is_the_callers(graphs):
     with pytest.raises(torch.OutOfMemoryError):
         graphs(torch.neg, torch.ones(2))
     assert graphs(torch.neg, torch.ones(2)).equal(-torch.ones(2)), "it was forgotten that it was seen"
+
+
+SKIPS = FlashUConfig(r_p=0.4, r_LS=0.34, T_LS=4, T_cache=2, tau=3, schedule=((7, 5.0), (5, 7.5)))
+PHASES = FlashUConfig(r_p=0.4, r_LS=0.34, T_LS=3, T_cache=2, tau=2, schedule=((4, 5.0), (3, 1.0), (3, 7.5)))
+SECOND_ORDER = FlashUConfig(
+    r_p=0, r_LS=0, T_LS=None, T_cache=None, tau=0, schedule=None, solver_order=2, num_inference_steps=6
+)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batches", [[[0], [1], [0], [1]], [[0, 1], [1, 0], [1], [0, 1]]], ids=["ones", "pairs"])
+@pytest.mark.parametrize("settings", [None, SKIPS, PHASES, SECOND_ORDER], ids=["off", "skips", "phases", "order 2"])
+def test_captured_runs_are_runs(settings, batches):
+    """Of prompts of two lengths: all steps' states, though each call writes over what the one before it made."""
+    golden = GoldenModel(GOLDEN / "tiny")
+    plan = make_plan(None, 5, 5.0)
+    if settings:
+        apply_flashu_patch(golden.model, settings, scores=golden.scores())
+        plan = golden.model.acceleration.plan(settings.total_steps, 5.0)
+    graphs = Graphs(lambda: record, 2**30)
+    captured = Blocks.through(lambda block: block).captured(graphs)
+    points, counts = sampler.time_grid(plan.num_inference_steps), []
+    for number, prompts in enumerate(batches):
+        noise, rows = torch.randn(len(prompts), *golden.expected["noise"].shape[1:]), golden.prompt_tokens(prompts)
+        expected = list(sampler.trajectory(golden.model, noise, rows, points, plan))
+        states = list(sampler.trajectory(golden.model, noise, rows, points, plan, captured))
+        for state, plain in zip(states, expected, strict=True):
+            assert relative_error(state, plain) < TRAJECTORY, number
+        counts.append(graphs.captures)
+    assert 10 < counts[-1] < 200
+    assert counts[-1] == counts[-2], "what came twice is not captured again"
+
+
+@torch.no_grad()
+def test_pictures_of_a_pipeline_whose_settings_change_in_between():
+    pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
+    settings = FlashUConfig(r_p=0.3, r_LS=0.3, T_LS=3, T_cache=2, tau=2, schedule=None, num_inference_steps=7)
+
+    def pictures(blocks):
+        pipe.blocks = blocks
+        made = []
+        for patch in (False, True, False, True):
+            (apply_flashu_patch if patch else remove_flashu_patch)(pipe.model, *([settings] if patch else []))
+            for prompts in (["a red circle"], ["a blue square above a green star", "a red circle"]):
+                made += pipe(prompts, seeds=3, num_inference_steps=7, batch_size=2)
+        remove_flashu_patch(pipe.model)
+        return np.stack([np.asarray(picture).astype(int) for picture in made])
+
+    plain = Blocks.through(lambda block: block)
+    graphs = Graphs(lambda: record, 2**30)
+    assert np.abs(pictures(plain.captured(graphs)) - pictures(AS_THEY_ARE)).max() <= LEVEL
+    assert graphs.captures > 50
+
+
+def test_large_batches_are_not_captured(monkeypatch):
+    pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
+    graphs = Graphs(lambda: record, 2**30)
+    pipe.blocks = Blocks.through(lambda block: block).captured(graphs)
+    height, width = pipe.model.config.native_grid
+    monkeypatch.setattr("flashu.models.blocks.MOST_POSITIONS", 2 * 2 * (1 + height * width))
+    pipe(["a red circle"] * 3, num_inference_steps=3, batch_size=3)
+    assert graphs.captures == 0
+    pipe(["a red circle"] * 2, num_inference_steps=3, batch_size=2)
+    assert graphs.captures > 10
