@@ -144,7 +144,9 @@ def trajectory(
             if not step.guided:
                 features = features[:images]
             earlier = velocity if step.order == 2 else None
-            following = blocks.run(advance, model, features, time.final, numbers[index], state, earlier, text.grid)
+            blocks.mark_dynamic((0,), features, state, earlier)
+            values = features, time.final, numbers[index], state, earlier
+            following = blocks.run(blocks.made(advance), model, *values, text.grid)
         state, velocity = blocks.kept(following[0]), following[1]
         yield state
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +51,17 @@ class Blocks:
     vision_layer: Callable[..., Tensor] = EncoderLayer.__call__
     head_block: Callable[..., Tensor] = ModulatedAttentionBlock.__call__
     head_text_block: Callable[..., tuple[Tensor, KeyValue]] = run_text
-    compiled: bool = False
+    compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None  # where they are compiled
     graphs: Graphs | None = None  # where calls are captured
     uncaptured: Blocks | None = None  # there, what is captured
+
+    @property
+    def compiled(self) -> bool:
+        return self.compiler is not None
+
+    def made(self, function: Callable[..., T]) -> Callable[..., T]:
+        """A function that is no block, compiled where blocks are."""
+        return _made(self.compiler, function) if self.compiler else function
 
     def captured(self, graphs: Graphs) -> Blocks:
         """The same, captured."""
@@ -119,7 +127,7 @@ class Blocks:
             vision_layer=compiler(EncoderLayer.forward),
             head_block=compiler(ModulatedAttentionBlock.forward),
             head_text_block=compiler(run_text),
-            compiled=True,
+            compiler=compiler,
         )
 
     @contextmanager
@@ -177,6 +185,11 @@ def compile_blocks(mode: str, device: torch.device) -> Blocks:
         most_bytes = LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
         return _through(how).captured(Graphs(partial(CudaCapture, device), most_bytes))
     return _through(how)
+
+
+@cache
+def _made(compiler: Callable[..., Any], function: Callable[..., T]) -> Callable[..., T]:
+    return cast("Callable[..., T]", compiler(function))
 
 
 @cache

@@ -284,7 +284,9 @@ class Showo2(nn.Module):
         semantic = self.image_embedder_und(latents) + semantic_positions
         blocks.mark_dynamic((0,), semantic)
         semantic = self.und_trans(semantic, blocks.vision_layer)
-        return self.fusion_proj(torch.cat((semantic, self.image_embedder_gen(latents)), dim=-1))
+        generative = self.image_embedder_gen(latents)
+        blocks.mark_dynamic((0,), semantic, generative)
+        return blocks.made(_fused)(self.fusion_proj, semantic, generative)
 
     def run_llm(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
@@ -383,6 +385,11 @@ class Showo2(nn.Module):
         """
         hidden = self.run_llm(latents, time, prefix, blocks)
         return self.run_final(self.run_head(hidden, time, prefix, blocks), time.final, prefix.grid)
+
+
+def _fused(projection: nn.Module, semantic: Tensor, generative: Tensor) -> Tensor:
+    """Both embeddings of images, (images, tokens, …), as the LLM gets them."""
+    return cast("Tensor", projection(torch.cat((semantic, generative), dim=-1)))
 
 
 def _text_layer(
