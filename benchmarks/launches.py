@@ -4,8 +4,9 @@
     python benchmarks/launches.py --preset show-o2-7b --images 8 --json result.json
 
 A batch of one is bound by the host, and there this is what one can take off. The real sampler and VAE run on PyTorch's
-`meta` device, with projections joined as on a GPU: no weights, no GPU. Once uncompiled, and once as if what `Blocks`
-calls were compiled: each such call is then one, and what is dispatched around them counts as before.
+`meta` device, with projections joined as on a GPU: no weights, no GPU. Once uncompiled; once as if what `Blocks` calls
+were compiled: each such call is then one, and what is dispatched around them counts as before; and once as if calls
+were captured as CUDA graphs, each replay of which is one.
 
 An operator is what PyTorch dispatches to the device below its composite functions, in inference. Left out are views
 (whose schema says that the result shares its argument's memory), what only sets memory aside, what makes nothing (a
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -53,6 +55,7 @@ from flashu.config import GUIDANCE_SCALE, flashu_preset
 from flashu.flops import REPEATED_BLOCKS, any_text
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.geometry import PATCH_SIZE, Showo2Config, VaeGeometry
+from flashu.models.graphs import Graphs
 from flashu.models.presets import PRESETS, preset
 from flashu.models.showo2 import Showo2
 from flashu.models.wan_vae import WanVae
@@ -84,6 +87,8 @@ NO_LAUNCH = {
 }  # fmt: skip
 PACKAGE = str(Path(flashu.__file__).parent)
 
+UNCOMPILED, COMPILED, CAPTURED = WAYS = "uncompiled", "compiled", "captured"
+CALLS = [field.name for field in fields(Blocks) if field.name not in ("compiler", "graphs", "uncaptured")]
 OPERATOR, WAIT, CALL = "operator", "wait", "call"
 
 
@@ -145,15 +150,25 @@ class Launches:
         finally:
             self._quiet = around
 
-    def blocks(self, compiled: bool) -> Blocks:
-        """Blocks that count: as they are, or with each call as one event.
+    def blocks(self, way: str) -> Blocks:
+        """Blocks that count, called in one of `WAYS`: as they are, with each compiled call as one event, or with each
+        replay of a graph as one.
 
         Calls that dispatch the same are dispatched once, and counted as often as they come.
         """
-        blocks = Blocks.through(lambda function: function) if compiled else AS_THEY_ARE
-        calls = {field.name: getattr(blocks, field.name) for field in fields(blocks)}
-        watched = {name: self._watched(name, call, compiled) for name, call in calls.items() if callable(call)}
-        return replace(blocks, **watched)
+        blocks = Blocks.through(lambda function: function) if way != UNCOMPILED else AS_THEY_ARE
+        calls = {name: self._watched(name, getattr(blocks, name), way != UNCOMPILED) for name in CALLS}
+        if way != UNCOMPILED:
+            calls["compiler"] = lambda function: self._watched(function.__name__.strip("_"), function, True)
+        blocks = replace(blocks, **calls)
+        return blocks.captured(Graphs(lambda: self._capture, math.inf)) if way == CAPTURED else blocks
+
+    def _capture(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None], int]:
+        around, self._quiet = self._quiet, True
+        try:
+            return work(), lambda: self.note(CALL, "graph"), 0
+        finally:
+            self._quiet = around
 
     def _watched(self, name: str, call: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
         def once(*args: Any, **kwargs: Any) -> Any:
@@ -218,7 +233,8 @@ class _Operators(TorchDispatchMode):
         kwargs = kwargs or {}
         result = operator(*args, **kwargs)
         kind = operator.overloadpacket
-        if not any(map(_on_device, tree_leaves(result))) or operator.is_view or kind in NO_LAUNCH:
+        made = tree_leaves(result) if result is not None else tree_leaves(args)  # or written, where nothing is returned
+        if not any(map(_on_device, made)) or operator.is_view or kind in NO_LAUNCH:
             return result
         name = kind.__name__
         self.launches.note(OPERATOR, name)
@@ -260,9 +276,9 @@ def _alike(value: Any) -> Any:
 
 @torch.no_grad()
 def count_launches(
-    config: Showo2Config, vae: VaeGeometry, plan: Plan, images: int = 1, compiled: bool = False
+    config: Showo2Config, vae: VaeGeometry, plan: Plan, images: int = 1, way: str = UNCOMPILED
 ) -> Launches:
-    """What one batch dispatches, from noise to pixels."""
+    """What one batch dispatches, from noise to pixels: where calls are captured, one after those that captured them."""
     grid = config.native_grid
     with torch.device("meta"):
         model, decoder = Showo2(config).bfloat16(), WanVae(vae).bfloat16()
@@ -273,13 +289,17 @@ def count_launches(
     points = sampler.time_grid(plan.num_inference_steps)
     launches = Launches()
     calls = [*((model, method, part) for method, part in PARTS.items()), (decoder, "decode_pixels", VAE)]
+    blocks = launches.blocks(way)
     with labelled(calls, launches.within), launches:
-        states = sampler.trajectory(model, noise, text, points, plan, launches.blocks(compiled))
-        latents = next(states)
-        for step in plan.steps:
+        for _ in range(3 if way == CAPTURED else 1):
+            launches.events.clear()
+            launches.step = 0
+            states = sampler.trajectory(model, noise, text, points, plan, blocks)
             latents = next(states)
-            launches.step = step.number
-        decoder.decode_pixels(latents)
+            for step in plan.steps:
+                latents = next(states)
+                launches.step = step.number
+            decoder.decode_pixels(latents)
     return launches
 
 
@@ -306,7 +326,7 @@ def _where(event: Event) -> str:
 
 
 def count_settings(name: str, flashu_name: str, images: int) -> dict[str, Any]:
-    """Both ways of one setting, as the JSON has them."""
+    """All ways of one setting, as the JSON has them."""
     config, vae = preset(name)
     settings = flashu_preset(flashu_name)
     plan = Acceleration.of(settings, config.llm).plan(settings.total_steps, GUIDANCE_SCALE)
@@ -314,8 +334,7 @@ def count_settings(name: str, flashu_name: str, images: int) -> dict[str, Any]:
     return {
         "flashu": flashu_name,
         "evaluations": len(plan.steps),
-        "uncompiled": summary(count_launches(config, vae, plan, images), plan),
-        "compiled": summary(count_launches(config, vae, plan, images, compiled=True), plan),
+        **{way: summary(count_launches(config, vae, plan, images, way), plan) for way in WAYS},
         "waits_after_measuring": {
             _told(choice.co_filename, choice.co_firstlineno): sum(step.measure for step in plan.steps)
         },
@@ -353,14 +372,14 @@ def print_counts(counts: Sequence[dict[str, Any]]) -> None:
         for waits_of, after in zip(waits, measured, strict=True)
     ]
     print_table("", {"evaluations": [each["evaluations"] for each in counts], "waits": together})
-    for way in ("uncompiled", "compiled"):
+    for way in WAYS:
         ways = [each[way] for each in counts]
         rows = {f"calls of {name}": numbers for name, numbers in side_by_side([each["calls"] for each in ways]).items()}
         rows |= {part: [each["operators"].get(part, 0) for each in ways] for part in ORDER}
         rows["together"] = [each["together"] for each in ways]
         rows["in a step, the median"] = [statistics.median_low(each["per_step"]) for each in ways]
         print_table(f"operators, {way}", rows)
-    for way in ("uncompiled", "compiled"):
+    for way in WAYS:
         print_table(f"operators by place, {way}", side_by_side([each[way]["operators_by_place"] for each in counts]))
     print_table("waits in the first step", side_by_side([each["first_step"] for each in waits]))
     print_table("waits later", side_by_side([each["later"] for each in waits]))

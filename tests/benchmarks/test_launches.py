@@ -6,7 +6,18 @@ from dataclasses import fields
 import pytest
 import torch
 import torch.nn.functional as F
-from launches import CALL, OPERATOR, WAIT, Launches, count_launches
+from launches import (
+    CALL,
+    CAPTURED,
+    COMPILED,
+    OPERATOR,
+    UNCOMPILED,
+    WAIT,
+    WAYS,
+    Launches,
+    count_launches,
+)
+from time_split import OTHER
 from torch import nn
 
 from flashu.acceleration.applied import Acceleration
@@ -101,32 +112,42 @@ def test_reading_the_device_cannot_be_missed():
             names(lambda read=read: read(on_device(3)))
 
 
-def counted(settings, compiled=False):
+def counted(settings, way=UNCOMPILED):
     config, vae = preset("embedded")
     plan = Acceleration.of(settings, config.llm).plan(settings.total_steps, 5.0)
-    return count_launches(config, vae, plan, compiled=compiled)
+    return count_launches(config, vae, plan, way=way)
 
 
 def test_blocks_that_are_dispatched_once_count_as_if_each_time(monkeypatch):
     """With settings that skip layers, measure them, and run a part of their neurons."""
     settings = FlashUConfig(r_p=0.3, r_LS=0.3, T_LS=3, T_cache=2, tau=2, schedule=[(2, 3.0), (2, 1.0), (4, 6.0)])
     remembered = counted(settings)
-    monkeypatch.setattr(Launches, "blocks", lambda self, compiled: AS_THEY_ARE)
+    monkeypatch.setattr(Launches, "blocks", lambda self, way: AS_THEY_ARE)
     assert counted(settings).events == remembered.events
 
 
 def test_every_call_of_a_block_is_one_where_blocks_are_compiled():
     """13 steps of the built-in model: 3 vision layers, 10 of the LLM, 3 head blocks. Both rows of its text are run
     through at once, the head's last block for its keys and values only."""
-    launches = counted(FLASHU_PRESETS["few-steps"], compiled=True)
+    launches = counted(FLASHU_PRESETS["few-steps"], COMPILED)
     assert launches.by(lambda event: event.name, CALL) == {
-        "llm_layer": 13 * 10 + 10, "vision_layer": 13 * 3, "head_block": 13 * 3, "head_text_block": 2
+        "llm_layer": 13 * 10 + 10, "vision_layer": 13 * 3, "head_block": 13 * 3, "head_text_block": 2,
+        "fused": 13, "advance": 13,
     }  # fmt: skip
-    assert set(launches.by(lambda event: event.part, CALL)) == {"LLM", "image path", "head", "prefix"}
-    blocks = Launches().blocks(compiled=True)
+    parts = {"LLM", "image path", "head", "prefix", OTHER}
+    assert set(launches.by(lambda event: event.part, CALL)) == parts
+    blocks = Launches().blocks(COMPILED)
     calls = {field.name: getattr(blocks, field.name) for field in fields(blocks)}
     plain = [name for name, call in calls.items() if callable(call) and call == getattr(AS_THEY_ARE, name)]
     assert plain == []
+
+
+def test_a_captured_image_is_graphs_and_what_they_are_given():
+    """Each step of these alike: the image path, 10 layers, the head, and its end."""
+    launches = counted(FLASHU_PRESETS["few-steps"], CAPTURED)
+    assert launches.by(lambda event: event.name, CALL) == {"graph": 13 * 13 + 10 + 1}
+    per_step = launches.by(lambda event: event.step, OPERATOR, CALL)
+    assert per_step[5] == per_step[6] < 25
 
 
 def test_the_script_counts_three_settings(tmp_path):
@@ -138,9 +159,11 @@ def test_the_script_counts_three_settings(tmp_path):
     assert result["command"].startswith("python benchmarks/launches.py --preset embedded --images 2 --json ")
     assert [each["evaluations"] for each in result["counts"]] == [49, 34, 13]
     for each in result["counts"]:
-        uncompiled, compiled = each["uncompiled"], each["compiled"]
+        uncompiled, compiled, captured = (each[way] for way in WAYS)
         assert 0 < compiled["together"] < uncompiled["together"] / 3
-        for way in (uncompiled, compiled):
+        assert 0 < captured["together"] < compiled["together"]
+        assert captured["calls"].keys() == {"graph"}
+        for way in (uncompiled, compiled, captured):
             operators = sum(way["operators"].values())
             assert operators == sum(way["operators_by_name"].values()) == sum(way["operators_by_place"].values())
             assert way["together"] == operators + sum(way["calls"].values())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from launches import OPERATOR, WAIT, count_launches
+from launches import OPERATOR, WAIT, WAYS, count_launches
 
 from flashu import FlashUConfig, sampler
 from flashu.acceleration.applied import Acceleration
@@ -26,16 +26,16 @@ def plan_of(settings, config):
     )
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["as they are", "compiled"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_nothing_between_noise_and_pixels_waits(settings, images, compiled):
+def test_nothing_between_noise_and_pixels_waits(settings, images, way):
     """Seen on `meta`: no tensor is made on the device of Python's numbers, and no copy from the host is waited for.
 
     A measurement of layers is read by the host on a real device; that is one wait, and all it decides is sent at once.
     """
     config, vae = preset("embedded")
-    launches = count_launches(config, vae, plan_of(settings, config), images, compiled)
+    launches = count_launches(config, vae, plan_of(settings, config), images, way)
     assert launches.by(lambda event: (event.place, event.name), WAIT) == {}
     assert len(launches.by(lambda event: event.part, OPERATOR)) > 4, "and it saw what was dispatched"
 
