@@ -1,6 +1,7 @@
 """What a prefix leaves out: masks where lengths allow it, and rows that are alike. The numbers stay the same."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flashu.models import Showo2Qwen2_5
 from flashu.models.attention import AttentionChoice, Halves, choice, choosing
 from flashu.models.blocks import AS_THEY_ARE, Blocks
-from flashu.models.qwen2 import Subnetwork
+from flashu.models.qwen2 import Subnetwork, measured_layer
 from tests.bounds import EVALUATION
 from tests.reference import relative_error
 
@@ -112,6 +113,31 @@ def test_layers_that_only_some_images_run_keep_to_the_halves(model):
     )
     assert isinstance(halved.llm[2], Halves)
     assert relative_error(velocity(model, halved, range(3)), velocity(model, whole, range(3))) < EVALUATION
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("rows", "suffix", "parts"), [(2, 6, 1), (6, 6, 1), (8, 6, 2), (2, 8, 2), (8, 8, 2), (8, 27, 4)], ids=str
+)
+def test_few_rows_are_measured_at_once_and_many_or_long_ones_by_parts(model, rows, suffix, parts):
+    """Spans here are of 13 positions. Numbers are those of each row alone."""
+    texts, suffixes = [text(9, seed) for seed in range(rows)], [text(suffix, seed) for seed in range(rows)]
+    calls = []
+
+    def counted(layer, *others):
+        calls.append(layer)
+        return measured_layer(layer, *others)
+
+    prefix = model.encode_prefix(texts, GRID, suffixes=suffixes)
+    span = torch.randn(rows, 13, model.config.llm.hidden_size, generator=torch.Generator().manual_seed(0))
+    together = model.run_rows(span, prefix, replace(AS_THEY_ARE, measured_layer=counted))
+    assert len(calls) == parts * len(model.showo.model.layers)
+    alone = [
+        model.run_rows(span[row : row + 1], model.encode_prefix([texts[row]], GRID, suffixes=[suffixes[row]]))
+        for row in range(rows)
+    ]
+    for mine, theirs in zip(together, zip(*alone, strict=True), strict=True):
+        assert relative_error(mine, torch.cat(theirs)) < EVALUATION
 
 
 class CountedOps(TorchDispatchMode):
