@@ -37,6 +37,7 @@ from flashu.models import Showo2Qwen2_5
 from flashu.models.attention import AttentionChoice, choosing
 from flashu.models.float8 import ffn_owners, to_float8
 from flashu.models.geometry import PATCH_SIZE
+from flashu.models.graphs import Graphs
 from flashu.models.wan_vae import to_pixels
 from flashu.patch import apply_flashu_patch
 from flashu.pending import PendingPictures
@@ -87,7 +88,9 @@ class Ours:
         self._next_prompts = itertools.cycle(self.natural)
         self.vae = bench.vae
         self.evaluations = (settings.total_steps if settings else NUM_INFERENCE_STEPS) - 1
-        self.warm_up_share = 1.0 if settings else WARM_UP / self.evaluations
+        # The first batch has calls made as they are, and the second captures those that come once in a batch.
+        self._warm_ups = 2 if compile_mode == "graphs" else 1
+        self.warm_up_share = self._warm_ups * (1.0 if settings else WARM_UP / self.evaluations)
 
     def __enter__(self) -> Ours:
         model = self.bench.model
@@ -106,6 +109,8 @@ class Ours:
             said = [str(warning.message) for warning in caught]
             self.why_uncompiled = next((text for text in said if "uncompiled" in text), None)
             self.compiled = self.pipe.blocks.compiled
+            if self.graphs:
+                stack.callback(self.graphs.drop)
             self._entered = stack.pop_all()
         return self
 
@@ -140,13 +145,19 @@ class Ours:
         }
 
     def warm_up(self, count: int) -> None:
-        self._generate(self.bench.prompts(count), None if self.settings else WARM_UP)
+        for _ in range(self._warm_ups):
+            self._generate(self.bench.prompts(count), None if self.settings else WARM_UP)
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """Where calls are captured; known once it is entered."""
+        return self.pipe.blocks.graphs
 
     def calls(self) -> list[Call]:
         """Which methods are which part of the network."""
         model = self.bench.model
         return [
-            (model, "embed_images", "image path"),
+            (model, "_embed_span", "image path"),  # which may be one captured call
             (model, "run_llm", "LLM"),
             (model, "measure_llm", "LLM"),
             (model, "run_head", "head"),
@@ -214,7 +225,7 @@ def ffns_in_float8(model: Showo2Qwen2_5) -> Iterator[None]:
 class Release:
     """The release's way, see `release_shaped.py`."""
 
-    compile_mode, compiled, why_uncompiled = "off", False, None
+    compile_mode, compiled, why_uncompiled, graphs = "off", False, None, None
 
     def __init__(self, bench: Bench, settings: FlashUConfig | None):
         self.bench, self.settings = bench, settings
@@ -307,6 +318,7 @@ class Arm:
 
 
 AUTO = {"compile_mode": "auto"}  # as in a run: on CUDA
+GRAPHS = {"compile_mode": "graphs"}
 ARMS = {
     "release": Arm(Release),
     "release-flashu": Arm(Release, accelerated=True),
@@ -315,6 +327,12 @@ ARMS = {
     "ours-few-steps": Arm(Ours, True, AUTO, preset="few-steps", compiled_with="ours"),
     "ours-flashu-uncompiled": Arm(Ours, True, by_default=("cuda",)),
     "ours-flashu-natural": Arm(Ours, True, {"natural": True, **AUTO}, compiled_with="ours-flashu", aside=True),
+    "ours-graphs": Arm(Ours, options=GRAPHS, by_default=("cuda",), compiled_with="ours"),
+    "ours-flashu-graphs": Arm(Ours, True, GRAPHS, by_default=("cuda",), compiled_with="ours-flashu"),
+    "ours-few-steps-graphs": Arm(Ours, True, GRAPHS, ("cuda",), preset="few-steps", compiled_with="ours"),
+    "ours-flashu-natural-graphs": Arm(
+        Ours, True, {"natural": True, **GRAPHS}, by_default=("cuda",), compiled_with="ours-flashu", aside=True
+    ),
     # These are compiled once more wherever they are entered. On a CPU the first would be the one before.
     "ours-flashu-natural-no-cudnn": Arm(
         Ours, True, {"natural": True, "under": without_cudnn_attention, **AUTO}, by_default=("cuda",), aside=True
@@ -336,6 +354,9 @@ SAME_PICTURES = {
     "ours-flashu": "release-flashu",
     "ours-flashu-uncompiled": "ours-flashu",
     "ours-flashu-max": "ours-flashu",
+    "ours-graphs": "ours",
+    "ours-flashu-graphs": "ours-flashu",
+    "ours-few-steps-graphs": "ours-few-steps",
     "ours-flashu-native-groups": "ours-flashu",
     "ours-flashu-one-call": "ours-flashu",
 }  # but for rounding

@@ -21,6 +21,8 @@ class Cell:
     compiled: bool = False  # whether blocks really were
     graphs: int = 0  # that were compiled to warm up
     graphs_while_timed: int = 0  # that were compiled when all should have been
+    captured: int = 0  # calls, as CUDA graphs
+    captured_gib: float = 0.0  # that these take
 
     @property
     def several(self) -> bool:

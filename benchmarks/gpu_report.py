@@ -94,6 +94,11 @@ def text(result: dict[str, Any]) -> str:
         lines += [_split_line(split) for split in result["splits"]]
     lines += ["", "cold start: " + ", ".join(f"{name} {_number(value)}" for name, value in result["cold"].items())]
     for run in result["runs"]:
+        if run["calls_captured"]:
+            lines.append(
+                f"{run['arm']} at batch {run['batch_size']}: {run['calls_captured']} calls are CUDA graphs, "
+                f"{run['captured_gib']:.2f} GiB"
+            )
         if run["graphs_compiled_while_timed"]:
             lines.append(f"too slow, as it compiled while it was timed: {run['arm']} at batch {run['batch_size']}")
     for entry in result["left_out"]:
@@ -132,6 +137,8 @@ def _run(series: Series, cell: Cell, ceilings: dict[str, float]) -> dict[str, An
         "seconds_of_runs": [timing.seconds for timing in cell.timings],
         "graphs_compiled": cell.graphs,
         "graphs_compiled_while_timed": cell.graphs_while_timed,
+        "calls_captured": cell.captured,
+        "captured_gib": cell.captured_gib,
     }
 
 

@@ -177,6 +177,8 @@ class Series:
                 if (enough and len(cell.timings) >= batches) or timing.seconds > budget.left_s():
                     break
             cell.graphs_while_timed += graphs_compiled() - graphs
+            if way.graphs:
+                cell.captured, cell.captured_gib = way.graphs.count, way.graphs.bytes / 2**30
             self.forecast.note_first(cell.arm, cell.several, warm_up_s, way.warm_up_share * cell.seconds)
 
     def _split(self, cell: Cell, evaluations: int | None, scale: float) -> None:

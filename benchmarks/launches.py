@@ -65,7 +65,7 @@ aten = torch.ops.aten
 SETTINGS = ("off", "paper-1.5b", "few-steps")
 PREFIX_TOKENS = 62  # of a prompt with bos and boi
 PARTS = {
-    "embed_images": "image path",
+    "_embed_span": "image path",
     "run_llm": "LLM",
     "measure_llm": "LLM",
     "run_head": "head",

@@ -25,8 +25,8 @@ def ways():
         for dtype in (torch.float32, torch.bfloat16):
             name = f"{folder}-cuda-{str(dtype).removeprefix('torch.')}"
             yield pytest.param(GOLDEN / folder, "cuda", dtype, "off", id=name, marks=CUDA)
-            if folder == "tiny":
-                yield pytest.param(GOLDEN / folder, "cuda", dtype, "auto", id=f"{name}-compiled", marks=CUDA)
+            for mode in ("auto", "graphs") if folder == "tiny" else ():
+                yield pytest.param(GOLDEN / folder, "cuda", dtype, mode, id=f"{name}-{mode}", marks=CUDA)
 
 
 WAYS = list(ways())
@@ -47,6 +47,15 @@ def blocks_for(device, mode):
     return blocks
 
 
+def trajectory(*run, blocks):
+    """All states of a run: where calls are captured, of one that replays what those before it captured."""
+    if blocks.graphs:
+        for _ in range(2):
+            list(sampler.trajectory(*run, blocks))
+        assert blocks.graphs.count > 10
+    return list(sampler.trajectory(*run, blocks))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("folder", "device", "dtype", "mode"), WAYS)
 def test_one_evaluation_and_a_guided_trajectory(folder, device, dtype, mode):
@@ -62,7 +71,7 @@ def test_one_evaluation_and_a_guided_trajectory(folder, device, dtype, mode):
     plan = make_plan(None, golden.meta["num_inference_steps"], golden.meta["guidance_scale"])
     points = sampler.time_grid(plan.num_inference_steps, golden.meta["time_shifting_factor"])
     rows = golden.prompt_tokens(range(len(golden.rows)))
-    states = list(sampler.trajectory(model, expected["noise"], rows, points, plan, blocks))
+    states = trajectory(model, expected["noise"], rows, points, plan, blocks=blocks)
     for state, reference in zip(states, expected["sample_base_trajectory"], strict=True):
         assert relative_error(state, reference) < OF_TRAJECTORY[dtype]
 
@@ -75,7 +84,7 @@ def test_flashu_is_that_of_the_cpu_in_float32(folder, device, dtype, mode):
         apply_flashu_patch(golden.model, config, scores=scores)
         plan = golden.model.acceleration.plan(config.total_steps, golden.meta["guidance_scale"])
         rows, points = golden.prompt_tokens(range(len(golden.rows))), sampler.time_grid(config.total_steps)
-        *_, state = sampler.trajectory(golden.model, golden.expected["noise"], rows, points, plan, blocks)
+        *_, state = trajectory(golden.model, golden.expected["noise"], rows, points, plan, blocks=blocks)
         return state.cpu()
 
     scores = GoldenModel(folder).scores()
