@@ -32,7 +32,7 @@ from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
 from flashu.models.layers import Halves, KeyValue, Rotary, embedding, rotary_frequencies, rotary_table
-from flashu.models.patches import PatchEmbed, unpatchify
+from flashu.models.patches import PatchEmbed, patchify, unpatchify
 from flashu.models.prefix import Prefix, Suffix, TextLayout, cut_halves, prefix_mask, suffix_mask
 from flashu.models.qwen2 import WHOLE, Qwen2ForCausalLM, SimilaritySum, Subnetwork
 from flashu.models.siglip import SiglipEncoder
@@ -231,10 +231,11 @@ class Showo2(nn.Module):
 
     def embed_images(self, latents: Tensor, semantic_positions: Tensor, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """Latents (images, channels, height, width) to LLM embeddings (images, tokens, hidden)."""
-        semantic = self.image_embedder_und(latents) + semantic_positions
+        patches = patchify(latents)
+        semantic = self.image_embedder_und(patches) + semantic_positions
         blocks.mark_dynamic((0,), semantic)
         semantic = self.und_trans(semantic, blocks.vision_layer)
-        return self.fusion_proj(torch.cat((semantic, self.image_embedder_gen(latents)), dim=-1))
+        return self.fusion_proj(torch.cat((semantic, self.image_embedder_gen(patches)), dim=-1))
 
     def run_llm(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
