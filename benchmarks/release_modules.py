@@ -1,4 +1,4 @@
-"""What `release_shaped.py` assembles beside transformers' models: a batch's rows, the diffusion head, and the configs.
+"""What `release_shaped.py` assembles beside transformers' models: a batch's rows, embedders, the head, and the configs.
 
 The head's attention is Qwen3's, which has the same norms of queries and keys, with Llama 3's positions. Its modulations
 are laid out over whole rows, as the release does.
@@ -15,7 +15,7 @@ from transformers import Qwen2Config, Qwen3Config, SiglipVisionConfig
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm
 
-from flashu.models.geometry import HeadGeometry, Showo2Config, VisionGeometry
+from flashu.models.geometry import PATCH_SIZE, HeadGeometry, Showo2Config, VisionGeometry
 from flashu.sampler import PromptTokens
 
 
@@ -46,6 +46,17 @@ class Batch:
             mask=torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min),
             grid=rows.grid,
         )
+
+
+class PatchEmbed(nn.Module):
+    """A convolution, whose channels stay first in memory."""
+
+    def __init__(self, channels: int, hidden_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, hidden_size, PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.proj(latents).flatten(2).transpose(1, 2)
 
 
 class HeadBlock(nn.Module):

@@ -7,8 +7,8 @@ weights; layers are skipped by one measurement for the whole batch; a step that 
 that comes before the head's blocks. And the places of the images are known on the device only, so that the host waits
 for it whenever it cuts one out of its row.
 
-Beyond geometry and the rules of which step does what, only the patch and time embedders are `flashu`'s, so what the
-library gains does not speed up its baseline. Parameter names are those of the released checkpoints.
+Beyond geometry and the rules of which step does what, only the time embedder is `flashu`'s, so what the library
+gains does not speed up its baseline. Parameter names are those of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from release_modules import Batch, FinalLayer, HeadBlock, head_config, llm_config, vision_config
+from release_modules import Batch, FinalLayer, HeadBlock, PatchEmbed, head_config, llm_config, vision_config
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm, Qwen2RotaryEmbedding
@@ -31,7 +31,7 @@ from flashu.acceleration.plan import Llm, PlannedStep
 from flashu.config import FlashUConfig
 from flashu.models import Showo2Qwen2_5
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
-from flashu.models.patches import PatchEmbed, unpatchify
+from flashu.models.patches import unpatchify
 from flashu.models.times import TimestepEmbedder
 from flashu.sampler import PromptTokens
 

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from flashu.models.geometry import PATCH_SIZE
 
 
+def patchify(latents: Tensor) -> Tensor:
+    """(images, channels, height, width) to (images, tokens, channels · patch · patch), tokens row-major."""
+    return rearrange(
+        latents,
+        "images channels (height down) (width across) -> images (height width) (channels down across)",
+        down=PATCH_SIZE,
+        across=PATCH_SIZE,
+    )
+
+
+class PatchProduct(nn.Conv2d):
+    """A convolution of patches that do not overlap, with each patch given as one vector.
+
+    A convolution's result has channels first in memory, and so has what residual layers add to it, in every one.
+    """
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
 class PatchEmbed(nn.Module):
-    """(images, channels, height, width) latents to (images, tokens, hidden), tokens row-major."""
+    """What `patchify` makes, to (images, tokens, hidden)."""
 
     def __init__(self, channels: int, hidden_size: int):
         super().__init__()
-        self.proj = nn.Conv2d(channels, hidden_size, PATCH_SIZE, stride=PATCH_SIZE)
+        self.proj = PatchProduct(channels, hidden_size, PATCH_SIZE, stride=PATCH_SIZE)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return rearrange(self.proj(latents), "images hidden height width -> images (height width) hidden")
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.proj(patches)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -36,7 +36,7 @@ from flashu.models.diffusion_head import DiffusionHead, FinalLayer
 from flashu.models.geometry import PATCH_SIZE, Showo2Config
 from flashu.models.joined import Joined
 from flashu.models.layers import Rotary, embedding, rotary_frequencies, rotary_table
-from flashu.models.patches import PatchEmbed, unpatchify
+from flashu.models.patches import PatchEmbed, patchify, unpatchify
 from flashu.models.prefix import (
     KeptStates,
     Prefix,
@@ -281,10 +281,11 @@ class Showo2(nn.Module):
 
     def embed_images(self, latents: Tensor, semantic_positions: Tensor, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """Latents (images, channels, height, width) to LLM embeddings (images, tokens, hidden)."""
-        semantic = self.image_embedder_und(latents) + semantic_positions
+        patches = patchify(latents)
+        semantic = self.image_embedder_und(patches) + semantic_positions
         blocks.mark_dynamic((0,), semantic)
         semantic = self.und_trans(semantic, blocks.vision_layer)
-        generative = self.image_embedder_gen(latents)
+        generative = self.image_embedder_gen(patches)
         blocks.mark_dynamic((0,), semantic, generative)
         return blocks.made(_fused)(self.fusion_proj, semantic, generative)
 

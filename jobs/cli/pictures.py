@@ -52,7 +52,7 @@ ScoresOption = Annotated[
 ]
 BatchSizeOption = Annotated[int, typer.Option(help="Images made at once.")]
 CompileOption = Annotated[
-    str, typer.Option("--compile", help="off, auto (on CUDA) or max: worth its minute for many images.")
+    str, typer.Option("--compile", help="off, auto (on CUDA), max or graphs: worth its minute for many images.")
 ]
 
 

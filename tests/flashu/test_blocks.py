@@ -52,7 +52,7 @@ def test_compiled_by_inductor_a_trajectory_is_the_same_to_rounding():
 def test_modes():
     cpu = torch.device("cpu")
     assert compile_blocks("auto", cpu) is compile_blocks("off", cpu) is AS_THEY_ARE
-    with pytest.raises(InputError, match="compile is 'fast'; choose one of: auto, off, max"):
+    with pytest.raises(InputError, match="compile is 'fast'; choose one of: auto, off, max, graphs"):
         compile_blocks("fast", cpu)
 
 

@@ -14,6 +14,7 @@ from flashu.acceleration import layer_skipping
 from flashu.acceleration.plan import make_plan
 from flashu.acceleration.wanda import ActivationNorms
 from flashu.calibration import watch_token_row
+from flashu.models.patches import patchify
 from flashu.tokenizer import EncodedQuestion
 from tests.bounds import EVALUATION, TRAJECTORY
 from tests.conftest import golden_folders
@@ -49,10 +50,11 @@ def test_rows_are_laid_out_as_the_reference_has_them(golden):
 @torch.no_grad()
 def test_image_path(golden):
     model, noise, expected = golden.model, golden.expected["noise"], golden.expected
-    semantic = model.image_embedder_und(noise)
+    patches = patchify(noise)
+    semantic = model.image_embedder_und(patches)
     positions = model.semantic_positions(golden.grid)
     assert relative_error(semantic, expected["image_embed_und_patch"]) < EVALUATION
-    assert relative_error(model.image_embedder_gen(noise), expected["image_embed_gen_patch"]) < EVALUATION
+    assert relative_error(model.image_embedder_gen(patches), expected["image_embed_gen_patch"]) < EVALUATION
     assert relative_error(model.und_trans(semantic + positions), expected["und_trans_out"]) < EVALUATION
     assert relative_error(model.embed_images(noise, positions), expected["image_embeds"]) < EVALUATION
 

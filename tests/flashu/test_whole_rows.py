@@ -65,8 +65,12 @@ def whole_rows(model, rows, latents, t, grid, length):
     side = config.vision.grid
     positions = model.position_embedding.weight.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     positions = F.interpolate(positions, size=grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
-    semantic = model.und_trans(model.image_embedder_und(latents) + positions.reshape(1, tokens, -1))
-    image = model.fusion_proj(torch.cat((semantic, model.image_embedder_gen(latents)), dim=-1))
+    und, gen = (
+        F.conv2d(latents, embedder.proj.weight, embedder.proj.bias, stride=2).flatten(2).mT
+        for embedder in (model.image_embedder_und, model.image_embedder_gen)
+    )
+    semantic = model.und_trans(und + positions.reshape(1, tokens, -1))
+    image = model.fusion_proj(torch.cat((semantic, gen), dim=-1))
     image = image.repeat(len(rows) // len(latents), 1, 1)
 
     x = model.showo.model.embed_tokens(torch.tensor([row + [3] * (length - len(row)) for row in rows]))

@@ -46,7 +46,7 @@ def refused(tmp_path):
         ("flashu.preset=fastest", "no FlashU preset 'fastest'; there are: paper-1.5b"),
         ("flashu.r_p=0.5", "flashu.preset is off, so r_p would do nothing"),
         ("model.dtype=fp8", "model.dtype fp8 is not supported; choose one of: bfloat16, float32, float8"),
-        ("model.compile=fast", "model.compile is 'fast'; choose one of: auto, off, max"),
+        ("model.compile=fast", "model.compile is 'fast'; choose one of: auto, off, max, graphs"),
         ("sampling.size=100", "next to 100 are 96 and 112"),
         ("sampling.size=big", "sampling.size big: give pixels per side (432), or WIDTHxHEIGHT (512x384)"),
         ("sampling.batch_size=many", "sampling.batch_size is 'many'; it must be a whole number, at least 1, or auto"),
