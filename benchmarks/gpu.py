@@ -14,7 +14,7 @@ Weights are random. It needs torch, transformers, einops, pillow and what these 
               shape, with cuDNN's attention and without it
     split     time by part of the network, and time in which the GPU had nothing to do, of all four at the smallest
               batch size, and of ours at its best
-    speed     ours with FlashU, several batches back to back; ours on few steps, and uncompiled
+    speed     ours with FlashU, several batches back to back; ours on few steps, uncompiled, and as CUDA graphs
     load      the checkpoint written to disk, and loaded from files that the system has just seen
     speed     ours in float8, which a GPU might not survive, as it might not the matrix product in float8
     split     of the arms that came after the first four
@@ -176,7 +176,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--flashu", default="paper-1.5b", choices=euler, help="of the arms with flashu; few-steps is an arm of its own"
     )
-    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all but ours-flashu-max, on CUDA")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=ARMS,
+        help="default: on CUDA all but ours-flashu-max and those that switch one thing of ours-flashu",
+    )
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--batch-size", type=int, nargs="+", help="default: 1 4 8 16 32 64")
     parser.add_argument("--repeats", type=int, default=3, help="measured runs of each arm and batch size (default 3)")

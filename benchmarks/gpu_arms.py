@@ -12,8 +12,8 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,6 +21,14 @@ from typing import Any
 import torch
 from generate import Stopwatch
 from gpu_bench import Bench
+from gpu_switches import (
+    attending,
+    convolved_patches,
+    ffns_in_float8,
+    measured_by_parts,
+    rest_uncompiled,
+    without_cudnn_attention,
+)
 from PIL import Image
 from release_modules import Batch
 from release_shaped import layers_to_skip
@@ -33,9 +41,6 @@ from flashu.acceleration.applied import Acceleration, remove_flashu_patch
 from flashu.acceleration.plan import PlannedStep, make_plan, release_plan
 from flashu.config import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, FlashUConfig, flashu_preset
 from flashu.flops import count_image, count_release
-from flashu.models import Showo2Qwen2_5
-from flashu.models.attention import AttentionChoice, choosing
-from flashu.models.float8 import ffn_owners, to_float8
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.graphs import Graphs
 from flashu.models.wan_vae import to_pixels
@@ -181,47 +186,6 @@ class Ours:
         return Flop(cost.total - vae, vae)
 
 
-@contextmanager
-def compiled_anew() -> Iterator[None]:
-    """Blocks compiled before know how they attend, so they are compiled anew, and afterwards once more."""
-    torch.compiler.reset()
-    try:
-        yield
-    finally:
-        torch.compiler.reset()
-
-
-@contextmanager
-def without_cudnn_attention() -> Iterator[None]:
-    enabled = torch.backends.cuda.cudnn_sdp_enabled()
-    with compiled_anew():
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        try:
-            yield
-        finally:
-            torch.backends.cuda.enable_cudnn_sdp(enabled)
-
-
-@contextmanager
-def attending(**choice: Any) -> Iterator[None]:
-    """With another `AttentionChoice`."""
-    with compiled_anew(), choosing(AttentionChoice(**choice)):
-        yield
-
-
-@contextmanager
-def ffns_in_float8(model: Showo2Qwen2_5) -> Iterator[None]:
-    """FFNs made in float8 for a while, beside the whole ones, which are back afterwards."""
-    whole = [(owner, owner.mlp) for owner in ffn_owners(model)]
-    try:
-        to_float8(model)
-        yield
-    finally:
-        for owner, mlp in whole:
-            owner.mlp = mlp
-        model.original_fingerprint = None
-
-
 class Release:
     """The release's way, see `release_shaped.py`."""
 
@@ -319,6 +283,13 @@ class Arm:
 
 AUTO = {"compile_mode": "auto"}  # as in a run: on CUDA
 GRAPHS = {"compile_mode": "graphs"}
+
+
+def switched(under: Callable[[], AbstractContextManager[None]]) -> Arm:
+    """Our leader with one thing switched, measured where it is named."""
+    return Arm(Ours, True, {"under": under, **AUTO}, by_default=(), aside=True)
+
+
 ARMS = {
     "release": Arm(Release),
     "release-flashu": Arm(Release, accelerated=True),
@@ -337,12 +308,11 @@ ARMS = {
     "ours-flashu-natural-no-cudnn": Arm(
         Ours, True, {"natural": True, "under": without_cudnn_attention, **AUTO}, by_default=("cuda",), aside=True
     ),
-    "ours-flashu-native-groups": Arm(
-        Ours, True, {"under": partial(attending, native_groups=True), **AUTO}, by_default=("cuda",), aside=True
-    ),
-    "ours-flashu-one-call": Arm(
-        Ours, True, {"under": partial(attending, joint_rows=sys.maxsize), **AUTO}, by_default=("cuda",), aside=True
-    ),
+    "ours-flashu-native-groups": switched(partial(attending, native_groups=True)),
+    "ours-flashu-one-call": switched(partial(attending, joint_rows=sys.maxsize)),
+    "ours-flashu-convolved-patches": switched(convolved_patches),
+    "ours-flashu-measured-by-parts": switched(measured_by_parts),
+    "ours-flashu-rest-uncompiled": switched(rest_uncompiled),
     "ours-flashu-max": Arm(Ours, True, {"compile_mode": "max"}, by_default=(), hazardous=True),
     "ours-flashu-float8": Arm(Ours, True, {"float8": True, **AUTO}, by_default=("cuda",), hazardous=True),
 }
@@ -357,8 +327,7 @@ SAME_PICTURES = {
     "ours-graphs": "ours",
     "ours-flashu-graphs": "ours-flashu",
     "ours-few-steps-graphs": "ours-few-steps",
-    "ours-flashu-native-groups": "ours-flashu",
-    "ours-flashu-one-call": "ours-flashu",
+    **{name: LEADER for name, arm in ARMS.items() if "under" in arm.options and "natural" not in arm.options},
 }  # but for rounding
 
 

@@ -12,18 +12,23 @@ import numpy as np
 import pytest
 import torch
 from gpu import main
-from gpu_arms import ARMS, Arm, Ours
+from gpu_arms import ARMS, SAME_PICTURES, Arm, Ours
 from gpu_attempts import Attempts, Budget, OutOfTime, one_line, time_limit
 from gpu_bench import Bench
 from gpu_cold import empty_compile_caches
-from gpu_report import compiling
+from gpu_report import compiling, mean_difference
 from gpu_series import Series
 
 from flashu.calibration import calibrate
 from flashu.config import flashu_preset
+from flashu.models import showo2
 from flashu.models.attention import choice
+from flashu.models.blocks import AS_THEY_ARE, Blocks
+from flashu.models.graphs import Graphs
+from flashu.models.patches import PatchProduct
 from flashu.models.presets import PRESETS, VAE_PRESETS
 from tests.bounds import LEVEL
+from tests.recorded import record
 
 TRY_OUT = ("--device", "cpu", "--preset", "embedded")
 
@@ -152,15 +157,32 @@ def test_an_arm_without_cudnn_attention_leaves_the_switch_as_it_was(bench):
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
-@pytest.mark.parametrize("arm", ["ours-flashu-native-groups", "ours-flashu-one-call"])
-def test_an_arm_that_attends_otherwise_makes_the_same_picture_and_puts_the_choice_back(bench, arm):
-    default, pictures = choice(), []
+@pytest.mark.parametrize("arm", [name for name, of in SAME_PICTURES.items() if "under" in ARMS[name].options])
+def test_an_arm_that_switches_something_makes_the_same_picture_and_switches_it_back(bench, arm):
+    switches = lambda: (choice(), PatchProduct.forward, Blocks.made, showo2.HARDLY_LONGER)  # noqa: E731
+    default, pictures = switches(), []
     for name in ("ours-flashu", arm):
         with ARMS[name].on(bench) as way:
-            assert (choice() == default) == (name == "ours-flashu")
+            assert sum(now is not then for now, then in zip(switches(), default, strict=True)) == (name == arm)
             pictures.append(np.asarray(way.generate(1)[0], np.int16))
-        assert choice() is default
+        assert switches() == default
     assert abs(pictures[0] - pictures[1]).max() <= LEVEL
+
+
+def test_an_arm_that_captures_makes_the_same_picture_and_gives_its_memory_back(bench, monkeypatch):
+    """By a stand-in for CUDA's graphs."""
+    graphs = Graphs(lambda: record, 2**40)
+    captured = Blocks.through(lambda block: block).captured(graphs)
+    monkeypatch.setattr(
+        "flashu.models.blocks.compile_blocks", lambda mode, device: captured if mode == "graphs" else AS_THEY_ARE
+    )
+    series = series_of(bench, "ours-flashu", "ours-flashu-graphs")
+    plain, cell = series.measure("ours-flashu", 1), series.measure("ours-flashu-graphs", 1)
+    assert series.attempts.left_out == {}
+    assert cell.captured > 50 > plain.captured == 0
+    assert 0 < cell.captured_gib < 1
+    assert graphs.count == graphs.bytes == 0
+    assert mean_difference(series.pictures["ours-flashu"], series.pictures["ours-flashu-graphs"]) <= LEVEL
 
 
 class Breaking(Ours):
