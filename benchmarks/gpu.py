@@ -14,9 +14,10 @@ Weights are random. It needs torch, transformers, einops, pillow and what these 
               shape, with cuDNN's attention and without it
     split     time by part of the network, and time in which the GPU had nothing to do, of all four at the smallest
               batch size, and of ours at its best
-    speed     ours with FlashU, several batches back to back; ours on few steps, uncompiled, and as CUDA graphs
+    speed     ours with FlashU, several batches back to back; ours on few steps, and uncompiled
     load      the checkpoint written to disk, and loaded from files that the system has just seen
-    speed     ours in float8, which a GPU might not survive, as it might not the matrix product in float8
+    speed     ours as CUDA graphs and in float8, which a GPU might not survive, as it might not the matrix product in
+              float8
     split     of the arms that came after the first four
     speed     each one's best batch size; repeats of the first four; until time or memory is out, the other batch sizes
               and their repeats
@@ -118,9 +119,9 @@ def measure(series: Series, parts: list[str], cold: dict[str, Any], ceilings: di
     if "ceilings" in parts:
         attempts.attempt("ceilings", lambda: ceilings.update(measure_ceilings(device, series.bench.dtype)))
     main_arms = [arm for arm in MAIN if arm in series.ways]
-    aside = [arm for arm in series.ways if ARMS[arm].aside]
-    others = [arm for arm in series.ways if arm not in main_arms + aside and not ARMS[arm].hazardous]
     hazardous = [arm for arm in series.ways if ARMS[arm].hazardous]
+    aside = [arm for arm in series.ways if ARMS[arm].aside and arm not in hazardous]
+    others = [arm for arm in series.ways if arm not in main_arms + aside + hazardous]
     speed, split = "speed" in parts, "split" in parts
     for arm in main_arms:
         series.measure(arm, series.batches[0])
@@ -141,7 +142,7 @@ def measure(series: Series, parts: list[str], cold: dict[str, Any], ceilings: di
     if split:
         split_arms(series, others + hazardous)
     if speed:
-        arms = [arm for arm in series.ways if arm not in aside]
+        arms = [arm for arm in series.ways if not ARMS[arm].aside]
         for arm in arms:
             series.find_best(arm)
         series.repeat(main_arms)

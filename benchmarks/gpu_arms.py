@@ -298,11 +298,11 @@ ARMS = {
     "ours-few-steps": Arm(Ours, True, AUTO, preset="few-steps", compiled_with="ours"),
     "ours-flashu-uncompiled": Arm(Ours, True, by_default=("cuda",)),
     "ours-flashu-natural": Arm(Ours, True, {"natural": True, **AUTO}, compiled_with="ours-flashu", aside=True),
-    "ours-graphs": Arm(Ours, options=GRAPHS, by_default=("cuda",), compiled_with="ours"),
-    "ours-flashu-graphs": Arm(Ours, True, GRAPHS, by_default=("cuda",), compiled_with="ours-flashu"),
-    "ours-few-steps-graphs": Arm(Ours, True, GRAPHS, ("cuda",), preset="few-steps", compiled_with="ours"),
+    "ours-graphs": Arm(Ours, False, GRAPHS, ("cuda",), compiled_with="ours", hazardous=True),
+    "ours-flashu-graphs": Arm(Ours, True, GRAPHS, ("cuda",), compiled_with="ours-flashu", hazardous=True),
+    "ours-few-steps-graphs": Arm(Ours, True, GRAPHS, ("cuda",), "few-steps", compiled_with="ours", hazardous=True),
     "ours-flashu-natural-graphs": Arm(
-        Ours, True, {"natural": True, **GRAPHS}, by_default=("cuda",), compiled_with="ours-flashu", aside=True
+        Ours, True, {"natural": True, **GRAPHS}, ("cuda",), compiled_with="ours-flashu", hazardous=True, aside=True
     ),
     # These are compiled once more wherever they are entered. On a CPU the first would be the one before.
     "ours-flashu-natural-no-cudnn": Arm(
