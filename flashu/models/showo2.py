@@ -293,7 +293,7 @@ class Showo2(nn.Module):
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""
         span = self._embed_span(latents, time, prefix, blocks)
         past = (prefix.llm_rotary, prefix.llm, prefix.mask)
-        run_layer = partial(blocks.of_layers(prefix.subnetwork).stream, _span_layer, blocks.llm_layer)
+        run_layer = _over_span(blocks.of_layers(prefix.subnetwork), blocks.llm_layer)
         hidden, _ = self.showo.model(span, *past, subnetwork=prefix.subnetwork, run_layer=run_layer)
         return hidden
 
@@ -324,7 +324,7 @@ class Showo2(nn.Module):
         if longer <= HARDLY_LONGER:
             parts = min(parts, max(1, count // MEASURED_AT_ONCE))
         at_once = -(-count // parts)
-        run_layer = partial(blocks.stream, _span_layer, blocks.measured_layer)
+        run_layer = _over_span(blocks, blocks.measured_layer)
         hidden, similarities = [], []
         for first in range(0, count, at_once):
             rows = slice(first, first + at_once)
@@ -406,7 +406,11 @@ def _text_layer(
     return x, keeps.of(own, alike), *more
 
 
-def _span_layer(run_layer: Callable[..., Any], layer: DecoderLayer, x: Tensor, *others: Any) -> tuple[Any, ...]:
-    """Over a span, whose own keys and values nothing else sees."""
+def _over_span(blocks: Blocks, run_layer: Callable[..., Any]) -> Callable[..., Any]:
+    """How a layer is called over a span, whose own keys and values nothing else sees; a graph would keep them."""
+    return partial(blocks.stream, _without_states, run_layer) if blocks.graphs else run_layer
+
+
+def _without_states(run_layer: Callable[..., Any], layer: DecoderLayer, x: Tensor, *others: Any) -> tuple[Any, ...]:
     x, _, *more = run_layer(layer, x, *others)
     return x, None, *more

@@ -152,6 +152,8 @@ def test_compiling_counts_what_prompts_compile_after_a_workers_warm_up(tmp_path,
         ("flops.py", "--count-lengths", "prompts.txt"),
         ("generate.py", "--size", 7),
         ("generate.py", "--flashu", "fast", "--steps", 50),
+        ("paired.py", "nowhere"),
+        ("paired.py", Path(__file__).parents[2], "--preset", "small"),
     ],
 )
 def test_settings_that_cannot_be_are_told_in_a_line(arguments):
@@ -160,3 +162,17 @@ def test_settings_that_cannot_be_are_told_in_a_line(arguments):
     usage, _, told = refused.err.partition(f"{arguments[0]}: error: ")
     assert usage.startswith("usage: ")
     assert told.count("\n") == 1
+
+
+def test_two_checkouts_are_timed_in_turns_and_make_the_same(tmp_path):
+    """Here this one and itself."""
+    file = tmp_path / "result.json"
+    lines = run("paired.py", Path(__file__).parents[2], "--preset", "embedded", "--pairs", 2, "--json", file)
+    result = json.loads(file.read_text())
+    assert [(each["arm"], each["batch_size"]) for each in result["runs"]] == [
+        ("stock", 1), ("flashu", 1), ("stock", 8), ("flashu", 8)
+    ]  # fmt: skip
+    for each in result["runs"]:
+        assert each["sum_of_latents"]["before"] == each["sum_of_latents"]["after"] != 0
+        assert 0.2 < each["speed_up"] < 5
+        assert f"{each['speed_up']:.3f}x" in lines
