@@ -153,7 +153,7 @@ def test_compiling_counts_what_prompts_compile_after_a_workers_warm_up(tmp_path,
         ("generate.py", "--size", 7),
         ("generate.py", "--flashu", "fast", "--steps", 50),
         ("paired.py", "nowhere"),
-        ("paired.py", Path(__file__).parents[2], "--preset", "small"),
+        ("paired.py", BENCHMARKS.parent, "--preset", "small"),
     ],
 )
 def test_settings_that_cannot_be_are_told_in_a_line(arguments):
@@ -167,7 +167,7 @@ def test_settings_that_cannot_be_are_told_in_a_line(arguments):
 def test_two_checkouts_are_timed_in_turns_and_make_the_same(tmp_path):
     """Here this one and itself."""
     file = tmp_path / "result.json"
-    lines = run("paired.py", Path(__file__).parents[2], "--preset", "embedded", "--pairs", 2, "--json", file)
+    lines = run("paired.py", BENCHMARKS.parent, "--preset", "embedded", "--pairs", 2, "--json", file)
     result = json.loads(file.read_text())
     assert [(each["arm"], each["batch_size"]) for each in result["runs"]] == [
         ("stock", 1), ("flashu", 1), ("stock", 8), ("flashu", 8)
