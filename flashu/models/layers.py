@@ -24,7 +24,7 @@ class Rotary(NamedTuple):
     """Cosines and sines of the positions being run, each (rows or 1, 1, positions, head_dim)."""
 
     cos: Tensor
-    sin: Tensor
+    sin: Tensor  # negated in the first half
 
     def select(self, index: Tensor | slice) -> Rotary:
         """The table of some rows only; one that all rows share stays as it is."""
@@ -33,7 +33,7 @@ class Rotary(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate (rows, heads, positions, head_dim), halves paired as in Qwen2 and Llama."""
         low, high = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((-high, low), dim=-1) * self.sin
+        return torch.addcmul(x * self.cos, torch.cat((high, low), dim=-1), self.sin)
 
 
 def rotary_frequencies(head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
@@ -57,8 +57,8 @@ def llama3_scaled(
 def rotary_table(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> Rotary:
     """The rotation for `positions` (rows or 1, positions); angles in float32, table in `dtype`."""
     angles = positions[:, None, :, None].float() * frequencies
-    angles = torch.cat((angles, angles), dim=-1)
-    return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return Rotary(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
 
 
 def embedding(count: int, hidden_size: int) -> nn.Embedding:
