@@ -139,6 +139,30 @@ def test_speeds_on_a_cpu_are_the_committed_ones(name):
     assert rows(PERFORMANCE, "## Measured on a CPU")[name] == told
 
 
+@pytest.mark.parametrize("name", ["ours", "ours-flashu", "ours-few-steps"])
+def test_a_gpu_that_is_never_idle_is_as_fast_as_it_was_busy(name):
+    splits = {(each["arm"], each["batch_size"]): each for each in result("2026-11-27-gpu-nvidia-h200")["splits"]}
+    measured, busy_s = splits[name, 1]["seconds"], splits[name, 1]["gpu_busy_s"]
+    (label,) = (label for label, arm in ARMS.items() if arm == name)
+    told = rows(PERFORMANCE, "## Forecast")[f"{label}, one at a time"]
+    assert told == [f"{1 / measured:.2f}", f"{1 / busy_s:.2f}"]
+
+
+@pytest.mark.parametrize("name", ["uncompiled", "compiled", "captured (`model.compile: graphs`)", "waits"])
+@pytest.mark.parametrize("suffix", ["", ", before"])
+def test_launches_are_the_committed_ones(name, suffix):
+    counted = result(f"2026-11-28-launches{suffix.replace(', ', '-')}")["counts"]
+    if name == "waits":
+        of = lambda each: [*each["compiled"]["waits"].values(), each["waits_after_measuring"]]  # noqa: E731
+        told = [sum(sum(places.values()) for places in of(each)) for each in counted]
+    elif (way := name.split()[0]) in counted[0]:
+        told = [each[way]["together"] for each in counted]
+    else:
+        pytest.skip("there was no such way")
+    table = rows(PERFORMANCE, "## What an image costs, counted")
+    assert table[f"{name}{suffix}"] == [f"{number:,}" for number in told]
+
+
 @pytest.mark.parametrize("name", ARMS)
 def test_readme_shows_them_side_by_side(name):
     arm = ARMS[name]
