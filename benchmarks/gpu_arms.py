@@ -166,7 +166,6 @@ class Ours:
             (model, "run_llm", "LLM"),
             (model, "measure_llm", "LLM"),
             (model, "run_head", "head"),
-            (model, "run_final", "head"),
             (model, "lay_out_text", ONCE),
             (model, "read_text", ONCE),
             (model, "embed_times", ONCE),

@@ -161,14 +161,7 @@ class Launches:
         if way != UNCOMPILED:
             calls["compiler"] = lambda function: self._watched(function.__name__.strip("_"), function, True)
         blocks = replace(blocks, **calls)
-        return blocks.captured(Graphs(lambda: self._capture, math.inf)) if way == CAPTURED else blocks
-
-    def _capture(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None], int]:
-        around, self._quiet = self._quiet, True
-        try:
-            return work(), lambda: self.note(CALL, "graph"), 0
-        finally:
-            self._quiet = around
+        return blocks.captured(Graphs(_Replays(self), math.inf)) if way == CAPTURED else blocks
 
     def _watched(self, name: str, call: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
         def once(*args: Any, **kwargs: Any) -> Any:
@@ -188,6 +181,21 @@ class Launches:
                 return once(*args, **kwargs)
 
         return as_one if compiled else once
+
+
+class _Replays:
+    """Captures calls, each replay of which is one event; see `flashu.models.graphs.Capture`."""
+
+    def __init__(self, launches: Launches):
+        self.launches = launches
+
+    def __call__(self, work: Callable[[], object]) -> tuple[Callable[[], None], int]:
+        with self.launches.as_one(CALL, "capture"):
+            work()
+        return lambda: self.launches.note(CALL, "graph"), 0
+
+    def renew(self) -> None:
+        pass
 
 
 class _Functions(TorchFunctionMode):

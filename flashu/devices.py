@@ -61,6 +61,8 @@ def send(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None)
 def send_numbers(device: torch.device, *values: Any) -> list[Tensor]:
     """Whole numbers, each of `values` in a list or a list of lists, as int64 tensors on `device`: in one copy."""
     tensors = [torch.tensor(value, dtype=torch.int64, device="cpu") for value in values]
+    if not tensors:
+        return []
     sent = send(torch.cat([tensor.flatten() for tensor in tensors]), device)
     parts = sent.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

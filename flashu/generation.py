@@ -77,8 +77,13 @@ class ImageGenerator:
         mode "graphs" without CUDA, and in modes "max" and "graphs" when there is nothing to compile with; "auto" then
         warns.
         """
+        self._drop_graphs()
         self.blocks = blocks.compile_blocks(mode, self.model.device)
         return self
+
+    def _drop_graphs(self) -> None:
+        if self.blocks.graphs:
+            self.blocks.graphs.drop()
 
     def __call__(self, prompts: str | Sequence[str], **options: Any) -> list[Image.Image]:
         """All pictures of `prompts` as a list; see `stream` for the options and for what each picture carries."""
@@ -224,8 +229,7 @@ class ImageGenerator:
             if not is_out_of_memory(error):
                 raise
         # Outside the handler, whose traceback would hold on to the batch's tensors.
-        if self.blocks.graphs:
-            self.blocks.graphs.drop()
+        self._drop_graphs()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         raise OutOfMemoryError(_out_of_memory_advice(len(batch), order.token_grid, self.model.device))

@@ -88,11 +88,11 @@ def advance(
     """From the head's output to the next state: the velocity, guided, and a step of the solver, in float32.
 
     features: (rows, tokens, head hidden), with unconditional rows where the step is guided. modulation: of the final
-    layer, at the step's time. numbers: the step's (3,), see `_numbers`. state, and earlier, the velocity of the step
+    layer, at the step's time. numbers: the step's (4,), see `_numbers`. state, and earlier, the velocity of the step
     before where the solver leans on it: (images, channels, height, width).
     Returns the state and the velocity.
     """
-    scale, interval, share = numbers
+    scale, interval, share, _ = numbers
     velocity = guide(model.run_final(features, modulation, grid), scale, len(state))
     mean = velocity if earlier is None else multistep.continued(velocity, earlier, share)
     return state + interval * mean, velocity
@@ -152,12 +152,12 @@ def trajectory(
 
 
 def _numbers(plan: Plan, time_points: Tensor) -> Tensor:
-    """What each step calculates with, (steps, 3) float32: its guidance scale, the interval of time, and, for order 2,
-    the share of the way from the velocity before to this one by which to go on."""
+    """What each step calculates with, (steps, 4) float32: its guidance scale, the interval of time, and, for order 2,
+    the share of the way from the velocity before to this one by which to go on; and 0, to fill 16 bytes."""
     intervals = time_points.diff().tolist()
     shares = [0.0, *(multistep.share(now, before) for before, now in itertools.pairwise(intervals))]
-    rows = zip((step.guidance for step in plan.steps), intervals, shares, strict=True)
-    return torch.tensor(list(rows), dtype=torch.float32, device="cpu")
+    rows = [(step.guidance, *both, 0.0) for step, *both in zip(plan.steps, intervals, shares, strict=True)]
+    return torch.tensor(rows, dtype=torch.float32, device="cpu")
 
 
 class _Kind(NamedTuple):
@@ -182,21 +182,16 @@ class _Prefixes:
         self.model, self.images, self.plan, self.blocks = model, images, plan, blocks
         if isinstance(text, Prefix) and len({_kind_of(step) for step in plan.steps}) > 1:
             raise ValueError("one prefix serves a plan whose steps all run alike; give the text's tokens")
-        self.given = text if isinstance(text, Prefix) else None
-        self.texts: dict[bool, TextLayout] = {}  # by whether with the unconditional rows
-        if isinstance(text, PromptTokens):
-            for guided in {step.guided for step in plan.steps}:
-                rows = slice(None if guided else images)
-                suffixes = text.suffixes[rows] if any(step.measure for step in plan.steps) else None
-                self.texts[guided] = model.lay_out_text(text.prefixes[rows], text.grid, suffixes, guided, blocks)
+        self.text = text
+        self.layouts: dict[bool, TextLayout] = {}  # by whether with the unconditional rows
         self.skipped: SkipSets | None = None
         self.made: dict[_Kind, Prefix] = {}
         self.measures_left = sum(step.measure for step in plan.steps)
 
     def of(self, index: int) -> Prefix:
         """The prefix that the plan's step at `index` runs on."""
-        if self.given:
-            return self.given
+        if isinstance(self.text, Prefix):
+            return self.text
         kind = _kind_of(self.plan.steps[index])
         if kind not in self.made:
             later = self._kinds_from(index)
@@ -221,7 +216,17 @@ class _Prefixes:
 
     def _encode(self, kind: _Kind) -> Prefix:
         measured = self.measures_left > 0 and not kind.skip
-        return self.model.read_text(self.texts[kind.guided], self._subnetwork(kind), measured, self.blocks)
+        return self.model.read_text(self._layout(kind.guided), self._subnetwork(kind), measured, self.blocks)
+
+    def _layout(self, guided: bool) -> TextLayout:
+        if guided not in self.layouts:
+            assert isinstance(self.text, PromptTokens)
+            rows = slice(None if guided else self.images)
+            suffixes = self.text.suffixes[rows] if any(step.measure for step in self.plan.steps) else None
+            self.layouts[guided] = self.model.lay_out_text(
+                self.text.prefixes[rows], self.text.grid, suffixes, guided, self.blocks
+            )
+        return self.layouts[guided]
 
     def skip_least_important(self, similarity: Tensor) -> None:
         """Choose anew which layers each image skips, from a measurement (rows, layers)."""

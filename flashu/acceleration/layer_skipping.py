@@ -11,6 +11,8 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from flashu.devices import send_numbers
+
 SkipSets = tuple[tuple[int, ...], ...]  # per image, the numbers of the layers it leaves out, ascending
 
 
@@ -45,8 +47,7 @@ def rows_that_run(
         running += running[-1:] * (least - len(running))
         rows_by_layer.append(tuple(row * images + image for row in range(rows_per_image) for image in running))
     distinct = [rows for rows in dict.fromkeys(rows_by_layer) if rows is not None]
-    flat = torch.tensor([row for rows in distinct for row in rows], dtype=torch.long, device=device)
-    on_device = dict(zip(distinct, flat.split([len(rows) for rows in distinct]), strict=True))
+    on_device = dict(zip(distinct, send_numbers(device, *distinct), strict=True))
     return tuple(rows if rows is None else on_device[rows] for rows in rows_by_layer)
 
 

@@ -82,9 +82,9 @@ class Blocks:
         others, they are not captured: there would be graphs of every number of rows."""
         return self.uncaptured if self.uncaptured and subnetwork.parts_rows else self
 
-    def stream(self, function: Callable[..., T], *args: Any) -> T:
-        """As `run`, of layers whose stream, the first tensor, becomes what they return first."""
-        return self.graphs.stream(function, *args) if self.graphs else function(*args)
+    def run_in_place(self, function: Callable[..., T], *args: Any) -> T:
+        """As `run`, of layers: the first tensor becomes what they return first."""
+        return self.graphs.in_place(function, *args) if self.graphs else function(*args)
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """A call of what is more than a block, `function(*args)`. What it returns is good until the next one of its
@@ -183,7 +183,7 @@ def compile_blocks(mode: str, device: torch.device) -> Blocks:
         return AS_THEY_ARE
     if mode == "graphs":
         most_bytes = LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
-        return _through(how).captured(Graphs(partial(CudaCapture, device), most_bytes))
+        return _through(how).captured(Graphs(CudaCapture(device), most_bytes))
     return _through(how)
 
 

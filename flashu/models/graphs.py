@@ -22,12 +22,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flashu.devices import is_out_of_memory
+from flashu.models import attention
 
 LARGEST_SHARE = 1 / 8  # of a GPU's memory that graphs may take
 MOST_DROPS = 3  # for want of memory, after which nothing is captured any more
@@ -35,22 +36,28 @@ MOST_DROPS = 3  # for want of memory, after which nothing is captured any more
 log = logging.getLogger(__name__)
 
 Function = Callable[..., Any]
-Capture = Callable[[Callable[[], Any]], "tuple[Any, Callable[[], object], int]"]
-"""Takes a call's work, and gives what the work returned, how to do it again over the same memory, and the bytes that
-doing it takes."""
+
+
+class Capture(Protocol):
+    """How a device captures."""
+
+    def __call__(self, work: Callable[[], object]) -> tuple[Callable[[], object], int]:
+        """Do some work once as it is, and capture it. How to do it again over the same memory, and the bytes that this
+        takes."""
+
+    def renew(self) -> None:
+        """After all that was captured was dropped."""
 
 
 class Graphs:
     """The captured calls of one pipeline."""
 
-    def __init__(self, new_capture: Callable[[], Capture], most_bytes: float):
-        """`new_capture` makes what captures on a device (`CudaCapture`), again when all graphs were dropped.
-        `most_bytes` of memory are taken at most, roughly."""
-        self._new_capture, self.most_bytes = new_capture, most_bytes
-        self.bytes = 0  # that graphs and what they read and write take
+    def __init__(self, capture: Capture, most_bytes: float):
+        """`most_bytes` of memory are taken at most, roughly."""
+        self._capture, self.most_bytes = capture, most_bytes
         self.captures = 0  # so far, dropped ones too
         self._drops = 0
-        self._weights: tuple[Any, ...] = ()
+        self._identity: tuple[Any, ...] = ()
         self._forget()
 
     @property
@@ -59,47 +66,50 @@ class Graphs:
         return len(self._calls)
 
     def watch(self, model: nn.Module) -> None:
-        """Drop all graphs unless they are of this model, whose weights lie where they lay."""
+        """Drop all graphs unless they are of this model, whose weights lie where they lay, attending as it does now."""
         tensors = (*model.parameters(), *model.buffers())
-        weights = (id(model), *((tensor.data_ptr(), tensor.dtype) for tensor in tensors))
-        if weights != self._weights:
+        identity = (id(model), attention.choice(), *((tensor.data_ptr(), tensor.dtype) for tensor in tensors))
+        if identity != self._identity:
             self.drop()
-            self._weights = weights
+            self._identity = identity
 
     def drop(self) -> None:
         """Give their memory back. Calls are captured anew as they come."""
-        if self._calls and torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # as they may be under way
+        for call in [*self._calls.values()][:1]:
+            device = call.inputs[0].tensor.device
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # as they may be under way
         self._forget()
-        self.bytes = 0
+        self._capture.renew()
 
     def _forget(self) -> None:
-        self._capture = self._new_capture()
+        self.bytes = 0  # that graphs, and what they read and write, take
         self._calls: dict[Any, _Call] = {}
         self._seen: set[Any] = set()
         self._inputs: dict[int, _Input] = {}  # by the tensor that they hold
-        self._streams: dict[Any, Tensor] = {}  # by shape and number format
+        self._in_place: dict[Any, Tensor] = {}  # by shape and number format
 
     def __call__(self, function: Function, *args: Any) -> Any:
         """`function(*args)`, whose tensors lie in arguments, or in lists and tuples of them."""
-        return self._run(function, args, streaming=False)
+        return self._run(function, args, in_place=False)
 
-    def stream(self, function: Function, *args: Any) -> Any:
-        """`function(*args)`, whose first tensor, a stream, becomes what it returns, or what it returns first.
+    def in_place(self, function: Function, *args: Any) -> Any:
+        """`function(*args)`, of which the first tensor becomes what it returns, or what it returns first.
 
-        So all layers of a network run over one piece of memory, and a stream is good until the next one of its shape.
+        So all layers of a network run over one piece of memory, and what passes through them is good until the next
+        call in place of its shape.
         """
-        return self._run(function, args, streaming=True)
+        return self._run(function, args, in_place=True)
 
-    def _run(self, function: Function, args: tuple[Any, ...], streaming: bool) -> Any:
+    def _run(self, function: Function, args: tuple[Any, ...], in_place: bool) -> Any:
         tensors: list[Tensor] = []
         key = (function, _parts(args, tensors))
         call = self._calls.get(key)
-        if call is None:
-            if key not in self._seen:
+        if call is None or torch.is_inference_mode_enabled():  # where no tensor tells that it changed
+            if key not in self._seen or torch.is_inference_mode_enabled():
                 self._seen.add(key)
                 return function(*args)
-            call = self._captured(function, args, tensors, streaming) if self._drops < MOST_DROPS else None
+            call = self._captured(function, args, tensors, in_place) if self._drops < MOST_DROPS else None
             if call is None:
                 return function(*args)
             self._calls[key] = call
@@ -109,58 +119,73 @@ class Graphs:
         return call.returns
 
     def _captured(
-        self, function: Function, args: tuple[Any, ...], tensors: list[Tensor], streaming: bool
+        self, function: Function, args: tuple[Any, ...], tensors: list[Tensor], in_place: bool
     ) -> _Call | None:
-        if self.bytes > self.most_bytes:
-            self.drop()
-            self._drops += 1
-            if self._drops == MOST_DROPS:
-                log.warning(
-                    "no more CUDA graphs: they take more than %.1f GiB, their share of the memory; calls run as they "
-                    "are, as with compile=auto",
-                    self.most_bytes / 2**30,
-                )
-                return None
-        inputs, before = self._inputs_for(tensors, streaming), self.bytes
-        stream = inputs[0].tensor if streaming else None
-        before_it = tensors[0].clone()  # as it may be the stream itself
-        for one, tensor in zip(inputs, tensors, strict=True):
-            one.tensor.copy_(tensor)
-        own_args = _rebuilt(args, iter([one.tensor for one in inputs]))
-
-        def work() -> Any:
-            made = function(*own_args)
-            if stream is None:
-                return made
-            stream.copy_(made if isinstance(made, Tensor) else made[0])
-            return stream if isinstance(made, Tensor) else (stream, *made[1:])
-
+        """A call as a graph; None where it is to be made as it is."""
+        if self.bytes > self.most_bytes and not self._may_begin_anew():
+            return None
         try:
-            returns, replay, taken = self._capture(work)
+            inputs = self._inputs_for(tensors, in_place)
+            given = tensors[0].clone() if in_place else None  # as it may lie where the call writes
+            for one, tensor in zip(inputs, tensors, strict=True):
+                one.tensor.copy_(tensor)
+            own_args = _rebuilt(args, iter([one.tensor for one in inputs]))
+            # What is returned lies outside of the memory that graphs share: there, one that was captured earlier may
+            # write where a later one's results are.
+            written = [inputs[0].tensor] if in_place else []
+            returns: Any = None
+
+            def work() -> None:
+                nonlocal returns
+                made: list[Tensor] = []
+                _parts(returned := function(*own_args), made)
+                if returns is None:
+                    written.extend(self._memory_like(tensor) for tensor in made[len(written) :])
+                    returns = _rebuilt(returned, iter(written))
+                for there, tensor in zip(written, made, strict=True):
+                    there.copy_(tensor)
+
+            replay, taken = self._capture(work)
+            if given is not None:
+                inputs[0].tensor.copy_(given)
         except Exception as error:
             self.drop()
-            if is_out_of_memory(error):
-                raise
-            self._drops = MOST_DROPS
-            log.warning("no CUDA graphs: capturing failed; calls run as they are", exc_info=error)
-            return None
-        self.bytes = before + taken
-        self.captures += 1
-        if stream is not None:
-            stream.copy_(before_it)
-        written: list[Tensor] = []
-        _parts(returns, written)
-        return _Call(inputs, replay, returns, written)
+            if not is_out_of_memory(error):
+                self._drops = MOST_DROPS
+                log.warning("no CUDA graphs: capturing failed; calls run as they are", exc_info=error)
+                return None
+        else:
+            self.bytes += taken
+            self.captures += 1
+            return _Call(inputs, replay, returns, written)
+        # Outside the handler, whose traceback would hold on to what was made.
+        self._may_begin_anew()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # which an allocation within a capture cannot ask for
+        return None
 
-    def _inputs_for(self, tensors: list[Tensor], streaming: bool) -> list[_Input]:
+    def _may_begin_anew(self) -> bool:
+        """Drop all graphs for want of memory; the last time, for good."""
+        self.drop()
+        self._drops += 1
+        if self._drops < MOST_DROPS:
+            return True
+        log.warning(
+            "no more CUDA graphs: they need more than their share of the memory, %.1f GiB; calls run as they are, as "
+            "with compile=auto",
+            self.most_bytes / 2**30,
+        )
+        return False
+
+    def _inputs_for(self, tensors: list[Tensor], in_place: bool) -> list[_Input]:
         """Where to read from: of what an earlier call was given too, the memory that holds it already."""
         inputs: list[_Input] = []
         for index, tensor in enumerate(tensors):
-            if streaming and index == 0:
+            if in_place and index == 0:
                 shape = (tensor.shape, tensor.dtype)
-                if shape not in self._streams:
-                    self._streams[shape] = self._memory_like(tensor)
-                inputs.append(_Stream(self._streams[shape]))
+                if shape not in self._in_place:
+                    self._in_place[shape] = self._memory_like(tensor)
+                inputs.append(_InPlace(self._in_place[shape]))
                 continue
             known = self._inputs.get(id(tensor))
             if known is None or not known.holds(tensor) or known in inputs:
@@ -190,8 +215,8 @@ class _Input:
         return self._source is not None and self._source() is tensor and self._version == tensor._version
 
 
-class _Stream(_Input):
-    """Memory that graphs read a stream from, and write it to: it holds that of the last call alone."""
+class _InPlace(_Input):
+    """Memory that graphs read from and write to: it holds what the last of them wrote, and nothing else."""
 
     def note(self, source: Tensor) -> None:
         pass
@@ -223,10 +248,13 @@ class CudaCapture:
     """Captures on a CUDA device, all into one pool of memory, which ends with its last graph."""
 
     def __init__(self, device: torch.device):
-        self.device = device
-        self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.renew()
 
-    def __call__(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], object], int]:
+    def renew(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], object]) -> tuple[Callable[[], object], int]:
         around, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
         self.stream.wait_stream(around)
         with torch.cuda.stream(self.stream):
@@ -237,12 +265,12 @@ class CudaCapture:
                 # Other threads go on meanwhile: they wait for pictures, and have memory pinned.
                 graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
                 try:
-                    returns = work()
+                    work()
                 finally:
                     graph.capture_end()
             taken = torch.cuda.memory_reserved(self.device) - reserved
         around.wait_stream(self.stream)
-        return returns, graph.replay, taken
+        return graph.replay, max(0, taken)
 
 
 @contextmanager

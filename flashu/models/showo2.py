@@ -188,7 +188,7 @@ class Showo2(nn.Module):
             span_head_rotary=self._head_rotary(starts + span),
             halves=halves,
             mask=prefix_mask(lengths[first], valid[first, : halves and halves[0]], len(span), blocks.always_padded),
-            semantic_positions=self.semantic_positions(grid),
+            semantic_positions=blocks.kept(self.semantic_positions(grid)),  # a weight, which may be changed in place
             suffix=suffix,
         )
         blocks.mark_dynamic((2,), text.llm_rotary, text.head_rotary)
@@ -228,7 +228,7 @@ class Showo2(nn.Module):
         layers, suffix = blocks.of_layers(subnetwork), None
 
         def run(layer: DecoderLayer, x: Tensor, *others: Any) -> Any:
-            return layers.stream(_text_layer, run_layer, layer, x, keeps, alike, *others)
+            return layers.run_in_place(_text_layer, run_layer, layer, x, keeps, alike, *others)
 
         x = self.showo.model.embed_tokens(ids)
         blocks.mark_dynamic((0, 1), x)
@@ -371,7 +371,8 @@ class Showo2(nn.Module):
     ) -> Tensor:
         x = self.diff_proj(hidden)
         blocks.mark_dynamic((0,), x)
-        return self.diffusion_head_a(x, rotary, modulation, past, mask, blocks.head_block)[:, 1:]
+        features = self.diffusion_head_a(x, rotary, modulation, past, mask, blocks.head_block)[:, 1:]
+        return features.contiguous() if blocks.graphs else features  # as the next call is given it, captured or not
 
     def run_final(self, hidden: Tensor, modulation: Tensor, grid: tuple[int, int]) -> Tensor:
         """Head output (rows, tokens, head hidden) to velocity (rows, channels, height, width), at the time of
@@ -408,7 +409,7 @@ def _text_layer(
 
 def _over_span(blocks: Blocks, run_layer: Callable[..., Any]) -> Callable[..., Any]:
     """How a layer is called over a span, whose own keys and values nothing else sees; a graph would keep them."""
-    return partial(blocks.stream, _without_states, run_layer) if blocks.graphs else run_layer
+    return partial(blocks.run_in_place, _without_states, run_layer) if blocks.graphs else run_layer
 
 
 def _without_states(run_layer: Callable[..., Any], layer: DecoderLayer, x: Tensor, *others: Any) -> tuple[Any, ...]:

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from flashu.models.geometry import DEFAULT_VOCAB_SIZE
+from tests.bounds import SUM
 from tests.command import BENCHMARKS, benchmark
 
 
@@ -95,6 +97,29 @@ def test_generate_times_both_arms_in_one_run(tmp_path):
     assert result["torch"]
 
 
+def test_every_layout_of_an_ffn_makes_the_same_numbers_and_is_timed(tmp_path):
+    file = tmp_path / "result.json"
+    arguments = ("--preset", "embedded", "--dtype", "float32", "--backend", "eager", "--repeats", 2, "--device", "cpu")
+    threads = torch.get_num_threads()
+    try:
+        run("ffn_layout.py", *arguments, "--json", file)
+    finally:
+        torch.set_num_threads(threads)
+    entries = json.loads(file.read_text())["runs"]
+    kept, whole = sorted({entry["run"] for entry in entries})
+    assert kept < whole
+    assert [(entry["run"], entry["compiled"], entry["way"]) for entry in entries] == [
+        (neurons, compiled, way)
+        for neurons in (kept, whole)
+        for compiled in (False, True)
+        for way in ("two", "one", "interleaved")
+    ]
+    for entry in entries:
+        assert entry["seconds"] > 0
+        assert entry["relative_difference"] < SUM
+        assert entry["share"] == 1 or entry["way"] != "two"
+
+
 def test_answering_is_far_faster_with_the_image_read_once(tmp_path):
     file = tmp_path / "result.json"
     run(
@@ -150,6 +175,7 @@ def test_compiling_counts_what_prompts_compile_after_a_workers_warm_up(tmp_path,
         ("flops.py", "--lengths", "nowhere.json"),
         ("flops.py", "--count-lengths", __file__, "--tokenizer", "embedded"),
         ("flops.py", "--count-lengths", "prompts.txt"),
+        ("ffn_layout.py", "--repeats", 1),
         ("generate.py", "--size", 7),
         ("generate.py", "--flashu", "fast", "--steps", 50),
         ("paired.py", "nowhere"),

@@ -28,7 +28,7 @@ from flashu.models.graphs import Graphs
 from flashu.models.patches import PatchProduct
 from flashu.models.presets import PRESETS, VAE_PRESETS
 from tests.bounds import LEVEL
-from tests.recorded import record
+from tests.recorded import Recording
 
 TRY_OUT = ("--device", "cpu", "--preset", "embedded")
 
@@ -171,7 +171,7 @@ def test_an_arm_that_switches_something_makes_the_same_picture_and_switches_it_b
 
 def test_an_arm_that_captures_makes_the_same_picture_and_gives_its_memory_back(bench, monkeypatch):
     """By a stand-in for CUDA's graphs."""
-    graphs = Graphs(lambda: record, 2**40)
+    graphs = Graphs(Recording(), 2**40)
     captured = Blocks.through(lambda block: block).captured(graphs)
     monkeypatch.setattr(
         "flashu.models.blocks.compile_blocks", lambda mode, device: captured if mode == "graphs" else AS_THEY_ARE

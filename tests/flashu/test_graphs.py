@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from flashu import FlashUConfig, TextToImagePipeline, apply_flashu_patch, remove_flashu_patch, sampler
+from flashu.acceleration import layer_skipping
 from flashu.acceleration.plan import make_plan
 from flashu.models.blocks import AS_THEY_ARE, Blocks
 from flashu.models.graphs import Graphs
-from tests.bounds import LEVEL, TRAJECTORY
+from flashu.models.qwen2 import Subnetwork
+from tests.bounds import EVALUATION, LEVEL, TRAJECTORY
 from tests.conftest import GOLDEN
-from tests.recorded import record
+from tests.recorded import Recording
 from tests.reference import GoldenModel, relative_error
 
 
@@ -24,7 +26,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture
 def graphs():
-    return Graphs(lambda: record, most_bytes=2**30)
+    return Graphs(Recording(), most_bytes=2**30)
 
 
 def layer(linear, x, pair, scale, extra=None):
@@ -86,7 +88,7 @@ def test_one_tensor_in_two_places_may_be_two_later(graphs):
 
 
 @torch.no_grad()
-def test_layers_that_stream_run_in_place_and_may_be_left_out(graphs):
+def test_layers_run_in_place_and_may_be_left_out(graphs):
     layers = [nn.Linear(4, 4) for _ in range(5)]
     for seed, left_out in enumerate([(), (), (1, 3), (0, 4), (2,), ()]):
         x, pair = given(seed)
@@ -94,7 +96,7 @@ def test_layers_that_stream_run_in_place_and_may_be_left_out(graphs):
         for number, linear in enumerate(layers):
             if number in left_out:
                 continue
-            stream, more, _ = graphs.stream(layer, linear, stream, pair, 0.5)
+            stream, more, _ = graphs.in_place(layer, linear, stream, pair, 0.5)
             expected, right, _ = layer(linear, expected, pair, 0.5)
             own.append((more, right))
         assert stream.equal(expected)
@@ -118,7 +120,7 @@ def test_weights_that_lie_elsewhere_are_seen(graphs):
 
 @torch.no_grad()
 def test_memory_is_bounded(graphs, caplog):
-    graphs, linear, (x, pair) = Graphs(lambda: record, most_bytes=10_000), nn.Linear(4, 4), given(0)
+    graphs, linear, (x, pair) = Graphs(Recording(), most_bytes=10_000), nn.Linear(4, 4), given(0)
     sizes = []
     for scale in range(200):
         for _ in range(3):
@@ -145,15 +147,23 @@ def test_where_capturing_fails_calls_are_made_as_they_are(graphs, caplog):
 
 
 @torch.no_grad()
-def test_out_of_memory_is_the_callers(graphs):
-    def capture(work):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def test_without_memory_for_graphs_calls_are_made_as_they_are(caplog):
+    class Full(Recording):
+        def __call__(self, work):
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-    graphs = Graphs(lambda: capture, 2**30)
-    graphs(torch.neg, torch.ones(2))
-    with pytest.raises(torch.OutOfMemoryError):
-        graphs(torch.neg, torch.ones(2))
-    assert graphs(torch.neg, torch.ones(2)).equal(-torch.ones(2)), "it was forgotten that it was seen"
+    graphs = Graphs(Full(), 2**30)
+    for _ in range(10):
+        assert graphs(torch.neg, torch.ones(2)).equal(-torch.ones(2))
+    assert graphs.count == graphs.bytes == 0
+    assert caplog.text.count("no more CUDA graphs") == 1
+
+
+def test_in_inference_mode_calls_are_made_as_they_are(graphs):
+    with torch.inference_mode():
+        for value in range(4):
+            assert graphs(torch.neg, torch.full((2,), float(value))).tolist() == [-value, -value]
+    assert graphs.count == 0
 
 
 SKIPS = FlashUConfig(r_p=0.4, r_LS=0.34, T_LS=4, T_cache=2, tau=3, schedule=((7, 5.0), (5, 7.5)))
@@ -173,7 +183,7 @@ def test_captured_runs_are_runs(settings, batches):
     if settings:
         apply_flashu_patch(golden.model, settings, scores=golden.scores())
         plan = golden.model.acceleration.plan(settings.total_steps, 5.0)
-    graphs = Graphs(lambda: record, 2**30)
+    graphs = Graphs(Recording(), 2**30)
     captured = Blocks.through(lambda block: block).captured(graphs)
     points, counts = sampler.time_grid(plan.num_inference_steps), []
     for number, prompts in enumerate(batches):
@@ -185,6 +195,67 @@ def test_captured_runs_are_runs(settings, batches):
         counts.append(graphs.captures)
     assert 10 < counts[-1] < 200
     assert counts[-1] == counts[-2], "what came twice is not captured again"
+
+
+@torch.no_grad()
+def test_images_that_skip_different_layers_do_so_beside_graphs(monkeypatch):
+    """Each of two images runs a layer that the other leaves out, alone and as often as both would."""
+    golden = GoldenModel(GOLDEN / "tiny")
+    apply_flashu_patch(golden.model, SKIPS, scores=golden.scores())
+    monkeypatch.setattr(layer_skipping, "least_important", lambda importances, count: ((1,), (2,))[: len(importances)])
+    plan = golden.model.acceleration.plan(SKIPS.total_steps, 5.0)
+    noise, rows, points = golden.expected["noise"], golden.prompt_tokens([0, 1]), sampler.time_grid(SKIPS.total_steps)
+    captured = Blocks.through(lambda block: block).captured(Graphs(Recording(), 2**30))
+    *_, expected = sampler.trajectory(golden.model, noise[:2], rows, points, plan)
+    for _ in range(3):
+        *_, state = sampler.trajectory(golden.model, noise[:2], rows, points, plan, captured)
+        assert relative_error(state, expected) < TRAJECTORY
+
+
+@torch.no_grad()
+def test_prefixes_of_two_subnetworks_are_kept_side_by_side():
+    golden = GoldenModel(GOLDEN / "tiny")
+    model, layers = golden.model, len(golden.model.showo.model.layers)
+    nobody = torch.empty(0, dtype=torch.long)
+    some = Subnetwork(running_rows=(None, nobody, *[None] * (layers - 2)))
+    captured = Blocks.through(lambda block: block).captured(Graphs(Recording(), 2**30))
+    text = model.lay_out_text([golden.rows[0], golden.null_rows[0]], golden.grid, guided=True, blocks=captured)
+    expected = model.read_text(text).llm[-1]
+    for _ in range(3):
+        prefix = model.read_text(text, blocks=captured)
+        model.read_text(text, some, blocks=captured)
+        for half, other in zip(prefix.llm[-1], expected, strict=True):
+            assert relative_error(half.key, other.key) < EVALUATION
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("most_bytes", [2**16, 2**18, 2**20])
+def test_graphs_that_are_dropped_in_the_middle_of_a_run_leave_it_as_it_is(most_bytes):
+    golden = GoldenModel(GOLDEN / "tiny")
+    apply_flashu_patch(golden.model, SKIPS, scores=golden.scores())
+    plan = golden.model.acceleration.plan(SKIPS.total_steps, 5.0)
+    noise, rows, points = golden.expected["noise"][:1], golden.prompt_tokens([0]), sampler.time_grid(SKIPS.total_steps)
+    graphs = Graphs(Recording(), most_bytes)
+    captured = Blocks.through(lambda block: block).captured(graphs)
+    *_, expected = sampler.trajectory(golden.model, noise, rows, points, plan)
+    for _ in range(3):
+        *_, state = sampler.trajectory(golden.model, noise, rows, points, plan, captured)
+        assert relative_error(state, expected) < TRAJECTORY
+    assert graphs.captures > graphs.count
+
+
+@torch.no_grad()
+def test_weights_that_are_changed_in_place_are_those_that_run():
+    golden = GoldenModel(GOLDEN / "tiny")
+    noise, rows, points = golden.expected["noise"][:1], golden.prompt_tokens([0]), sampler.time_grid(4)
+    plan, model = make_plan(None, 4, 5.0), golden.model
+    captured = Blocks.through(lambda block: block).captured(Graphs(Recording(), 2**30))
+    for _ in range(3):
+        for weight in (model.position_embedding.weight, model.showo.model.norm.weight, model.diff_proj[0].weight):
+            weight.data.mul_(1.1)
+            *_, expected = sampler.trajectory(model, noise, rows, points, plan)
+            *_, state = sampler.trajectory(model, noise, rows, points, plan, captured)
+            assert relative_error(state, expected) < TRAJECTORY
 
 
 @torch.no_grad()
@@ -203,18 +274,20 @@ def test_pictures_of_a_pipeline_whose_settings_change_in_between():
         return np.stack([np.asarray(picture).astype(int) for picture in made])
 
     plain = Blocks.through(lambda block: block)
-    graphs = Graphs(lambda: record, 2**30)
+    graphs = Graphs(Recording(), 2**30)
     assert np.abs(pictures(plain.captured(graphs)) - pictures(AS_THEY_ARE)).max() <= LEVEL
     assert graphs.captures > 50
 
 
 def test_large_batches_are_not_captured(monkeypatch):
     pipe = TextToImagePipeline.from_pretrained("embedded", device="cpu")
-    graphs = Graphs(lambda: record, 2**30)
+    graphs = Graphs(Recording(), 2**30)
     pipe.blocks = Blocks.through(lambda block: block).captured(graphs)
     height, width = pipe.model.config.native_grid
     monkeypatch.setattr("flashu.models.blocks.MOST_POSITIONS", 2 * 2 * (1 + height * width))
     pipe(["a red circle"] * 3, num_inference_steps=3, batch_size=3)
     assert graphs.captures == 0
     pipe(["a red circle"] * 2, num_inference_steps=3, batch_size=2)
-    assert graphs.captures > 10
+    assert graphs.count > 10
+    pipe.compile("off")
+    assert graphs.count == 0, "and their memory is given back where they are switched off"
