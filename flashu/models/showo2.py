@@ -51,7 +51,8 @@ from flashu.models.qwen2 import WHOLE, DecoderLayer, Qwen2ForCausalLM, Subnetwor
 from flashu.models.siglip import SiglipEncoder
 from flashu.models.times import Times, TimestepEmbedder
 
-# So few rows, up to half as long again as their span, are measured at once: the VAE's peak is beyond theirs by far.
+# Rows up to half as long again as their span are measured at once, unless there are parts of so many: the VAE's peak is
+# beyond theirs by far.
 MEASURED_AT_ONCE = 4
 HARDLY_LONGER = 1.5
 

@@ -113,6 +113,8 @@ def _warm_up(
         pipe.compile("off")
         warm_up.warm_up(maker.make, kinds, 1)  # which raises what has another reason
         log.warning("running uncompiled, as blocks do not compile here", exc_info=error)
+    if graphs := pipe.blocks.graphs:
+        log.info("%d calls are CUDA graphs, which take %.2f GiB", graphs.count, graphs.bytes / 2**30)
 
 
 def _batch_setting(

@@ -139,6 +139,18 @@ def test_speeds_on_a_cpu_are_the_committed_ones(name):
     assert rows(PERFORMANCE, "## Measured on a CPU")[name] == told
 
 
+@pytest.mark.parametrize(
+    "run", result("2026-11-28-paired-mid-cpu")["runs"], ids=lambda run: f"{run['arm']}-{run['batch_size']}"
+)
+def test_two_checkouts_are_told_as_they_were_timed(run):
+    told = [f"{run['seconds'][when]:.2f}" for when in ("before", "after")]
+    told += [f"{run['speed_up']:.2f}x", *(f"{run['peak_memory_gib'][when]:.2f}" for when in ("before", "after"))]
+    what = {"stock": "two unaccelerated evaluations", "flashu": "seven steps of FlashU, of every kind"}[run["arm"]]
+    assert rows(PERFORMANCE, "## Measured on a CPU")[f"{what}, batch {run['batch_size']}"] == told
+    sums = run["sum_of_latents"]
+    assert sums["before"] == pytest.approx(sums["after"], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["ours", "ours-flashu", "ours-few-steps"])
 def test_a_gpu_that_is_never_idle_is_as_fast_as_it_was_busy(name):
     splits = {(each["arm"], each["batch_size"]): each for each in result("2026-11-27-gpu-nvidia-h200")["splits"]}
