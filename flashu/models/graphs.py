@@ -102,11 +102,13 @@ class Graphs:
         return self._run(function, args, in_place=True)
 
     def _run(self, function: Function, args: tuple[Any, ...], in_place: bool) -> Any:
+        if torch.is_inference_mode_enabled():  # in which no tensor tells that it changed
+            return function(*args)
         tensors: list[Tensor] = []
         key = (function, _parts(args, tensors))
         call = self._calls.get(key)
-        if call is None or torch.is_inference_mode_enabled():  # where no tensor tells that it changed
-            if key not in self._seen or torch.is_inference_mode_enabled():
+        if call is None:
+            if key not in self._seen:
                 self._seen.add(key)
                 return function(*args)
             call = self._captured(function, args, tensors, in_place) if self._drops < MOST_DROPS else None
@@ -124,6 +126,7 @@ class Graphs:
         """A call as a graph; None where it is to be made as it is."""
         if self.bytes > self.most_bytes and not self._may_begin_anew():
             return None
+        inputs, given = list[_Input](), None
         try:
             inputs = self._inputs_for(tensors, in_place)
             given = tensors[0].clone() if in_place else None  # as it may lie where the call writes
@@ -146,8 +149,6 @@ class Graphs:
                     there.copy_(tensor)
 
             replay, taken = self._capture(work)
-            if given is not None:
-                inputs[0].tensor.copy_(given)
         except Exception as error:
             self.drop()
             if not is_out_of_memory(error):
@@ -158,6 +159,9 @@ class Graphs:
             self.bytes += taken
             self.captures += 1
             return _Call(inputs, replay, returns, written)
+        finally:
+            if given is not None:
+                inputs[0].tensor.copy_(given)
         # Outside the handler, whose traceback would hold on to what was made.
         self._may_begin_anew()
         if torch.cuda.is_initialized():

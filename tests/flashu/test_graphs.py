@@ -147,6 +147,29 @@ def test_where_capturing_fails_calls_are_made_as_they_are(graphs, caplog):
 
 
 @torch.no_grad()
+def test_a_layer_that_cannot_be_captured_runs_on_what_the_one_before_it_made():
+    class Second(Recording):
+        def __call__(self, work):
+            captured = super().__call__(work)
+            self.count += 1
+            if self.count == 2:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            return captured
+
+        count = 0
+
+    graphs, layers = Graphs(Second(), 2**30), [nn.Linear(4, 4) for _ in range(3)]
+    for seed in range(4):
+        x, pair = given(seed)
+        made = expected = x
+        for linear in layers:
+            made = graphs.in_place(layer, linear, made, pair, 0.5)[0]
+            expected = layer(linear, expected, pair, 0.5)[0]
+        assert made.equal(expected)
+    assert graphs.count == 0
+
+
+@torch.no_grad()
 def test_without_memory_for_graphs_calls_are_made_as_they_are(caplog):
     class Full(Recording):
         def __call__(self, work):
