@@ -176,13 +176,13 @@ def test_an_arm_that_captures_makes_the_same_picture_and_gives_its_memory_back(b
     monkeypatch.setattr(
         "flashu.models.blocks.compile_blocks", lambda mode, device: captured if mode == "graphs" else AS_THEY_ARE
     )
-    series = series_of(bench, "ours-flashu", "ours-flashu-graphs")
-    plain, cell = series.measure("ours-flashu", 1), series.measure("ours-flashu-graphs", 1)
+    series = series_of(bench, "ours-few-steps", "ours-few-steps-graphs")
+    plain, cell = series.measure("ours-few-steps", 1), series.measure("ours-few-steps-graphs", 1)
     assert series.attempts.left_out == {}
-    assert cell.captured > 50 > plain.captured == 0
+    assert cell.captured > 20 > plain.captured == 0
     assert 0 < cell.captured_gib < 1
     assert graphs.count == graphs.bytes == 0
-    assert mean_difference(series.pictures["ours-flashu"], series.pictures["ours-flashu-graphs"]) <= LEVEL
+    assert mean_difference(*series.pictures.values()) <= LEVEL
 
 
 class Breaking(Ours):
