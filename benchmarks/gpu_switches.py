@@ -93,7 +93,7 @@ def measured_by_parts() -> AbstractContextManager[None]:
 def rest_uncompiled() -> AbstractContextManager[None]:
     """What is no block is dispatched operator by operator."""
 
-    def made(self: Blocks, function: Callable[..., Any]) -> Callable[..., Any]:
+    def as_it_is(self: Blocks, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
-    return attribute(Blocks, "made", made)
+    return attribute(Blocks, "compile", as_it_is)

@@ -88,7 +88,7 @@ NO_LAUNCH = {
 PACKAGE = str(Path(flashu.__file__).parent)
 
 UNCOMPILED, COMPILED, CAPTURED = WAYS = "uncompiled", "compiled", "captured"
-CALLS = [field.name for field in fields(Blocks) if field.name not in ("compiler", "graphs", "uncaptured")]
+CALLS = [field.name for field in fields(Blocks) if field.name not in ("compiler", "graphs")]
 OPERATOR, WAIT, CALL = "operator", "wait", "call"
 
 

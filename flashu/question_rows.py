@@ -18,6 +18,7 @@ from torch import Tensor
 from flashu.devices import send_numbers
 from flashu.models.geometry import PATCH_SIZE
 from flashu.models.layers import Rotary, rotary_frequencies, rotary_table
+from flashu.models.prefix import padded_rows
 from flashu.models.showo2 import Showo2
 from flashu.tokenizer import EncodedQuestion
 
@@ -38,8 +39,8 @@ def lay_out(model: Showo2, latents: Tensor, questions: Sequence[EncodedQuestion]
     """
     image = embed_image(model, latents, questions[0])
     longest = max(len(question.after) for question in questions)
-    after = [[*question.after, *[0] * (longest - len(question.after))] for question in questions]
-    embeds = torch.cat((image, embed_tokens(model, after)), dim=1)
+    after = embed_tokens(model, padded_rows((question.after for question in questions), longest))
+    embeds = torch.cat((image, after), dim=1)
     length = image.shape[1] + longest
     return QuestionRows(
         embeds,

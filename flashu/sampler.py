@@ -135,9 +135,10 @@ def trajectory(
                     prefixes.skip_least_important(similarity)
                 else:
                     hidden = model.run_llm(state, time, prefix, blocks)
-            reuses = step.head is Head.REUSE
-            features = cast("Tensor", stored) if reuses else model.run_head(hidden, time, prefix, blocks)
-            if step.head is not Head.REUSE:
+            if step.head is Head.REUSE:
+                features = cast("Tensor", stored)
+            else:
+                features = model.run_head(hidden, time, prefix, blocks)
                 stored = blocks.kept(features) if step.head is Head.STORE else None
             if on_head:
                 on_head(step.number, features)
@@ -146,7 +147,7 @@ def trajectory(
             earlier = velocity if step.order == 2 else None
             blocks.mark_dynamic((0,), features, state, earlier)
             values = features, time.final, numbers[index], state, earlier
-            following = blocks.run(blocks.made(advance), model, *values, text.grid)
+            following = blocks.run(blocks.compile(advance), model, *values, text.grid)
         state, velocity = blocks.kept(following[0]), following[1]
         yield state
 

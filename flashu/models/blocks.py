@@ -53,34 +53,32 @@ class Blocks:
     head_text_block: Callable[..., tuple[Tensor, KeyValue]] = run_text
     compiler: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None  # where they are compiled
     graphs: Graphs | None = None  # where calls are captured
-    uncaptured: Blocks | None = None  # there, what is captured
 
     @property
     def compiled(self) -> bool:
         return self.compiler is not None
 
-    def made(self, function: Callable[..., T]) -> Callable[..., T]:
+    def compile(self, function: Callable[..., T]) -> Callable[..., T]:
         """A function that is no block, compiled where blocks are."""
-        return _made(self.compiler, function) if self.compiler else function
+        return _compiled(self.compiler, function) if self.compiler else function
 
-    def captured(self, graphs: Graphs) -> Blocks:
-        """The same, captured."""
-        return replace(self, graphs=graphs, uncaptured=self)
+    def captured(self, graphs: Graphs | None) -> Blocks:
+        """The same, captured; with None, not captured."""
+        return replace(self, graphs=graphs)
 
     def for_batch(self, model: nn.Module, positions: int) -> Blocks:
         """How to call the blocks of `model` for a batch of so many positions: captured where a GPU would be done with
         kernels before the next are launched."""
-        if self.graphs is None or self.uncaptured is None:
-            return self
         if positions > MOST_POSITIONS:
-            return self.uncaptured
-        self.graphs.watch(model)
+            return self.captured(None)
+        if self.graphs:
+            self.graphs.watch(model)
         return self
 
     def of_layers(self, subnetwork: Subnetwork) -> Blocks:
         """How to call the layers of it. Where some of the rows run a layer and others do not, as images of a batch skip
         others, they are not captured: there would be graphs of every number of rows."""
-        return self.uncaptured if self.uncaptured and subnetwork.parts_rows else self
+        return self.captured(None) if subnetwork.parts_rows else self
 
     def run_in_place(self, function: Callable[..., T], *args: Any) -> T:
         """As `run`, of layers: the first tensor becomes what they return first."""
@@ -188,7 +186,7 @@ def compile_blocks(mode: str, device: torch.device) -> Blocks:
 
 
 @cache
-def _made(compiler: Callable[..., Any], function: Callable[..., T]) -> Callable[..., T]:
+def _compiled(compiler: Callable[..., Any], function: Callable[..., T]) -> Callable[..., T]:
     return cast("Callable[..., T]", compiler(function))
 
 

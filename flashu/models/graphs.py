@@ -46,7 +46,7 @@ class Capture(Protocol):
         takes."""
 
     def renew(self) -> None:
-        """After all that was captured was dropped."""
+        """Wait for all that was captured, as it is to be dropped, and begin anew."""
 
 
 class Graphs:
@@ -75,12 +75,8 @@ class Graphs:
 
     def drop(self) -> None:
         """Give their memory back. Calls are captured anew as they come."""
-        for call in [*self._calls.values()][:1]:
-            device = call.inputs[0].tensor.device
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)  # as they may be under way
-        self._forget()
         self._capture.renew()
+        self._forget()
 
     def _forget(self) -> None:
         self.bytes = 0  # that graphs, and what they read and write, take
@@ -124,8 +120,10 @@ class Graphs:
         self, function: Function, args: tuple[Any, ...], tensors: list[Tensor], in_place: bool
     ) -> _Call | None:
         """A call as a graph; None where it is to be made as it is."""
-        if self.bytes > self.most_bytes and not self._may_begin_anew():
-            return None
+        if self.bytes > self.most_bytes:
+            self._drop_for_want_of_memory()
+            if self._drops >= MOST_DROPS:
+                return None
         inputs, given = list[_Input](), None
         try:
             inputs = self._inputs_for(tensors, in_place)
@@ -163,23 +161,21 @@ class Graphs:
             if given is not None:
                 inputs[0].tensor.copy_(given)
         # Outside the handler, whose traceback would hold on to what was made.
-        self._may_begin_anew()
+        self._drop_for_want_of_memory()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # which an allocation within a capture cannot ask for
         return None
 
-    def _may_begin_anew(self) -> bool:
-        """Drop all graphs for want of memory; the last time, for good."""
+    def _drop_for_want_of_memory(self) -> None:
+        """For good, after some times."""
         self.drop()
         self._drops += 1
-        if self._drops < MOST_DROPS:
-            return True
-        log.warning(
-            "no more CUDA graphs: they need more than their share of the memory, %.1f GiB; calls run as they are, as "
-            "with compile=auto",
-            self.most_bytes / 2**30,
-        )
-        return False
+        if self._drops == MOST_DROPS:
+            log.warning(
+                "no more CUDA graphs: they need more than their share of the memory, %.1f GiB; calls run as they are, "
+                "as with compile=auto",
+                self.most_bytes / 2**30,
+            )
 
     def _inputs_for(self, tensors: list[Tensor], in_place: bool) -> list[_Input]:
         """Where to read from: of what an earlier call was given too, the memory that holds it already."""
@@ -253,9 +249,10 @@ class CudaCapture:
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
-        self.renew()
+        self.pool = torch.cuda.graph_pool_handle()
 
     def renew(self) -> None:
+        torch.cuda.synchronize(self.device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], object]) -> tuple[Callable[[], object], int]:

@@ -6,7 +6,7 @@ nothing here runs a network.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -111,6 +111,11 @@ class Suffix(SuffixLayout):
             valid=self.valid[some],
             prefix_similarity=self.prefix_similarity[some],
         )
+
+
+def padded_rows(rows: Iterable[Sequence[int]], length: int) -> list[list[int]]:
+    """Token ids, each row filled up to one length; what pads it is run, and never seen."""
+    return [[*row, *[0] * (length - len(row))] for row in rows]
 
 
 def prefix_mask(lengths: Sequence[int], valid: Tensor, span: int, always: bool = False) -> Tensor | None:

@@ -44,6 +44,7 @@ from flashu.models.prefix import (
     SuffixLayout,
     TextLayout,
     halves_of,
+    padded_rows,
     prefix_mask,
     suffix_mask,
 )
@@ -154,7 +155,7 @@ class Showo2(nn.Module):
         numbers = {row: number for number, row in enumerate(dict.fromkeys(map(tuple, rows)))}
         ids, ends, starts, alike, suffix_ids, suffix_ends = send_numbers(
             self.device,
-            [[*row, *[0] * (padded - len(row))] for row in numbers],  # what pads a shorter row is run, and never seen
+            padded_rows(numbers, padded),
             [[len(row)] for row in numbers],
             [[length] for length in lengths],
             [numbers[tuple(row)] for row in rows],
@@ -203,7 +204,7 @@ class Showo2(nn.Module):
         """Ids and lengths of suffixes, padded to one length, after so many positions."""
         longest = max(map(len, suffixes), default=0)
         longest += -(before + longest) % blocks.key_multiple  # of the tail's mask, always there
-        return [[*row, *[0] * (longest - len(row))] for row in suffixes], [[len(row)] for row in suffixes]
+        return padded_rows(suffixes, longest), [[len(row)] for row in suffixes]
 
     def _llm_rotary(self, positions: Tensor) -> Rotary:
         config = self.config.llm
@@ -288,7 +289,7 @@ class Showo2(nn.Module):
         semantic = self.und_trans(semantic, blocks.vision_layer)
         generative = self.image_embedder_gen(patches)
         blocks.mark_dynamic((0,), semantic, generative)
-        return blocks.made(_fused)(self.fusion_proj, semantic, generative)
+        return blocks.compile(_fused)(self.fusion_proj, semantic, generative)
 
     def run_llm(self, latents: Tensor, time: Times, prefix: Prefix, blocks: Blocks = AS_THEY_ARE) -> Tensor:
         """The LLM's normed output over the image span: (rows, 1 + tokens, hidden), the time token first."""

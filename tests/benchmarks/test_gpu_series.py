@@ -159,7 +159,7 @@ def test_an_arm_without_cudnn_attention_leaves_the_switch_as_it_was(bench):
 
 @pytest.mark.parametrize("arm", [name for name, of in SAME_PICTURES.items() if "under" in ARMS[name].options])
 def test_an_arm_that_switches_something_makes_the_same_picture_and_switches_it_back(bench, arm):
-    switches = lambda: (choice(), PatchProduct.forward, Blocks.made, showo2.HARDLY_LONGER)  # noqa: E731
+    switches = lambda: (choice(), PatchProduct.forward, Blocks.compile, showo2.HARDLY_LONGER)  # noqa: E731
     default, pictures = switches(), []
     for name in ("ours-flashu", arm):
         with ARMS[name].on(bench) as way:
