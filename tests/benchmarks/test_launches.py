@@ -6,17 +6,8 @@ from dataclasses import fields
 import pytest
 import torch
 import torch.nn.functional as F
-from launches import (
-    CALL,
-    CAPTURED,
-    COMPILED,
-    OPERATOR,
-    UNCOMPILED,
-    WAIT,
-    WAYS,
-    Launches,
-    count_launches,
-)
+from dispatched import CALL, CAPTURED, COMPILED, OPERATOR, UNCOMPILED, WAIT, WAYS, Launches
+from launches import count_launches
 from time_split import OTHER
 from torch import nn
 

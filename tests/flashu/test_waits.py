@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from launches import OPERATOR, WAIT, WAYS, count_launches
+from dispatched import OPERATOR, WAIT, WAYS
+from launches import count_launches
 
 from flashu import FlashUConfig, sampler
 from flashu.acceleration import layer_skipping
